@@ -1,0 +1,53 @@
+# make mine   set up, mine the bundled sample, show its culture points
+# make test   set up what the tests need, run every notebook and test
+# make setup  everything a contributor needs (tests, notebooks, git hooks)
+# make docs   render the site (needs Quarto)
+# make bench  measure speed and memory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup mine test docs bench clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and f"cmining needs Python 3.10 or newer, this is {v}: run make PYTHON=/path/to/python3.10")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv failed: install the venv package of your Python (Debian: apt install python3-venv)"; exit 1; }
+
+# The base install: no torch, no notebooks.
+$(VENV)/.base: $(BIN)/python pyproject.toml
+	@echo "Installing cmining and what it needs into $(VENV) (once, about a minute)"
+	@$(PIP) install -e .
+	@touch $@
+
+# torch comes first and alone: once a CPU build is there nothing asks for the CUDA one.
+$(VENV)/.test: $(VENV)/.base constraints.txt
+	@echo "Installing what the tests and notebooks need into $(VENV) (once, a few minutes)"
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+setup: $(VENV)/.test
+	@$(BIN)/nbdev_install_hooks
+	@echo "Ready. Edit nbs/*.ipynb, then: $(BIN)/nbdev_export && $(BIN)/nbdev_clean && make test"
+
+mine: $(VENV)/.base
+	@$(BIN)/cmining mine data/sample --out runs/sample
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest
+
+docs: $(VENV)/.test
+	@command -v quarto >/dev/null || { echo "The site is rendered by Quarto, which is not installed: get it from https://quarto.org/docs/get-started/ and run make docs again"; exit 1; }
+	@$(BIN)/nbdev_docs
+
+bench: $(VENV)/.test
+	@$(BIN)/python tests/bench.py
+
+clean:
+	rm -rf runs _docs _proc
