@@ -10,13 +10,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mine test docs bench clean
+.PHONY: help setup mine test docs bench readme clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and f"cmining needs Python 3.10 or newer, this is {v}: run make PYTHON=/path/to/python3.10")'
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"cmining needs Python 3.11 or newer, this is {v}: run make PYTHON=/path/to/python3.11")'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv failed: install the venv package of your Python (Debian: apt install python3-venv)"; exit 1; }
 
 # The base install: no torch, no notebooks.
@@ -48,6 +48,10 @@ docs: $(VENV)/.test
 
 bench: $(VENV)/.test
 	@$(BIN)/python tests/bench.py
+
+# README.md is the text of nbs/index.ipynb.
+readme: $(VENV)/.test
+	@$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir . --output README nbs/index.ipynb
 
 clean:
 	rm -rf runs _docs _proc

@@ -45,3 +45,11 @@ def test_library_equals_notebooks(checkout):
 def test_notebooks_are_clean(checkout):
     nbdev("nbdev_clean", checkout)
     assert not changed(NBS, checkout / "nbs", "*.ipynb"), "run nbdev_clean"
+
+
+def test_readme_equals_index():
+    "README.md is the text of index.ipynb; white space may differ, since Quarto wraps lines its own way."
+    import json
+    cells = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    assert (ROOT / "README.md").read_text(encoding="utf-8").split() == text.split(), "run make readme"

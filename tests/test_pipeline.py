@@ -1,0 +1,185 @@
+"""What mining promises: the same bytes, resumption, every entry accounted for, and no traceback for a user's mistake."""
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cmining.pipeline import Params, RunError, mine, read_record, read_run
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "data" / "sample"
+COMMAND = str(Path(sys.executable).parent / "cmining")
+
+
+def cmining(*args, **kwargs):
+    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def points_of(run):
+    return (Path(run) / "culture_points.parquet").read_bytes()
+
+
+def write(path: Path, rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows]
+    data = ("\n".join(lines) + "\n").encode()
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    mine(SAMPLE, run, jobs=1)
+    return run
+
+
+# ---- the same bytes
+
+def test_two_workers(reference, tmp_path):
+    mine(SAMPLE, tmp_path, jobs=2)
+    assert points_of(tmp_path) == points_of(reference)
+
+
+def test_renamed_files_and_shuffled_rows(reference, tmp_path):
+    for file in SAMPLE.glob("*.jsonl"):
+        rows = file.read_text(encoding="utf-8").splitlines()
+        random.Random(1).shuffle(rows)
+        half = len(rows) // 2
+        write(tmp_path / "corpus" / file.stem / "b.jsonl", rows[:half])
+        write(tmp_path / "corpus" / file.stem / "a.jsonl.gz", rows[half:])
+    mine(tmp_path / "corpus", tmp_path / "run", jobs=1)
+    assert points_of(tmp_path / "run") == points_of(reference)
+
+
+@pytest.mark.parametrize("step", ["entries", "vectors", "entropy"])
+def test_killed_and_resumed(reference, tmp_path, step):
+    run = tmp_path / "run"
+    command = [COMMAND, "mine", str(SAMPLE), "--out", str(run), "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not (run / "work" / step).is_dir(): time.sleep(.0005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "culture_points.parquet").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert points_of(run) == points_of(reference)
+
+
+def test_second_run_computes_only_what_changed(reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "run")
+    mine(SAMPLE, tmp_path / "run", Params.of(theta=1), jobs=1)
+    resumed = {s["step"]: s["resumed"] == s["tasks"] for s in read_record(tmp_path / "run")["steps"]}
+    assert resumed.pop("discover") is False and all(resumed.values())
+    assert read_run(tmp_path / "run", "groups").equals(read_run(reference, "groups"))
+
+
+# ---- every entry is accounted for
+
+def test_every_entry_is_a_row(reference):
+    rows = {f.stem: f.read_text(encoding="utf-8").splitlines() for f in SAMPLE.glob("*.jsonl")}
+    entries = read_run(reference, "entries")
+    assert entries["lang"].value_counts().to_dict() == {lang: len(r) for lang, r in rows.items()}
+    assert set(entries["stage"]) <= {"pruned", "sparse", "incoherent", "small", "mixed", "culture_point"}
+    assert entries["reason"].notna().equals(entries["stage"] == "pruned")
+    assert entries[["lang", "id"]].equals(entries[["lang", "id"]].sort_values(["lang", "id"], ignore_index=True))
+
+
+def test_run_folder_holds_the_columns_of_the_contract(reference):
+    points, groups = read_run(reference, "culture_points"), read_run(reference, "groups")
+    assert list(points) == "id lang title lead group group_size dominance p_value q_value dispersion entropy centrality rank".split()
+    assert list(groups)[:6] == "group size lang dominance p_value q_value".split()
+    assert [c for c in groups if c.startswith("n_")] == [f"n_{x}" for x in sorted(groups["lang"].unique())] or len(groups.columns) > 6
+    assert groups.filter(like="n_").sum(axis=1).equals(groups["size"].astype("int64"))
+    assert points.equals(points.sort_values(["lang", "group", "rank"], ignore_index=True))
+    record = read_record(reference)
+    assert record["params"]["theta"] == 0.8 and record["peak_memory_bytes"] > 0 and record["steps"]
+
+
+def test_clean_removes_the_work(tmp_path):
+    mine(SAMPLE, tmp_path, jobs=1, clean=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["culture_points.parquet", "entries.parquet", "groups.parquet", "run.json"]
+
+
+# ---- bad input
+
+def test_small_languages_and_hostile_rows(tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(SAMPLE, corpus)
+    write(corpus / "it.jsonl", [])
+    write(corpus / "pt.jsonl", [{"title": f"Coisa {i}", "text": f"Texto sobre a coisa {i}."} for i in "abc"])
+    write(corpus / "nl.jsonl", [
+        {"title": "Leeg", "paragraphs": ["", "  "]},
+        {"title": "", "text": "zonder titel"},
+        {"title": "Nul\x00teken", "text": "een\x00 tekst"},
+        {"title": "Twee\nregels", "text": "tekst"},
+        {"title": "Dubbel", "text": "kort"},
+        {"title": "Dubbel", "text": "een langere tekst"},
+        {"title": "../../etc/passwd", "text": "<script>alert(1)</script>"},
+        "{broken",
+        "[1, 2]",
+    ])
+    assert cmining("mine", corpus, "--out", tmp_path / "run", "--jobs", 1).returncode == 0
+    entries = read_run(tmp_path / "run", "entries")
+    assert (entries["lang"] == "pt").sum() == 3 and (entries["lang"] == "it").sum() == 0
+    dutch = entries[entries["lang"] == "nl"].set_index("title")
+    assert len(dutch) == 7
+    assert dutch.loc["Leeg", "reason"] == "no text" and dutch.loc["", "reason"] == "no title"
+    assert sorted(dutch.loc["Dubbel", "reason"].fillna("kept")) == ["duplicate", "kept"]
+    assert not dutch.index.str.contains("[\x00\n]").any()
+    assert sum(read_record(tmp_path / "run")["skipped"].values()) >= 2
+
+
+def test_a_corpus_of_one_tiny_language_has_no_culture_points(tmp_path):
+    write(tmp_path / "corpus" / "en.jsonl", [{"title": "Only", "text": "One entry."}])
+    assert len(mine(tmp_path / "corpus", tmp_path / "run", jobs=1)) == 0
+
+
+def test_truncated_gzip_keeps_what_is_whole(tmp_path):
+    rows = (SAMPLE / "en.jsonl").read_text(encoding="utf-8").splitlines()
+    path = write(tmp_path / "corpus" / "en.jsonl.gz", rows)
+    path.write_bytes(path.read_bytes()[:-2000])
+    mine(tmp_path / "corpus", tmp_path / "run", jobs=1)
+    assert 0 < len(read_run(tmp_path / "run", "entries")) < len(rows)
+    assert read_record(tmp_path / "run")["skipped"]
+
+
+MISTAKES = {
+    "no such corpus": (["mine", "nowhere", "--out", "run"], "nowhere"),
+    "a file, not a folder": (["mine", "file.txt", "--out", "run"], "file.txt"),
+    "a folder that is no corpus": (["mine", "empty", "--out", "run"], "empty"),
+    "the output is a file": (["mine", "SAMPLE", "--out", "file.txt"], "file.txt"),
+    "the output cannot be made": (["mine", "SAMPLE", "--out", "file.txt/run"], "file.txt"),
+    "the output holds other files": (["mine", "SAMPLE", "--out", "documents"], "documents"),
+    "a parameter out of range": (["mine", "SAMPLE", "--out", "run", "--theta", "8"], "theta"),
+    "an unknown parameter": (["mine", "SAMPLE", "--out", "run", "--thetta", "1"], "thetta"),
+    "an unknown encoder": (["mine", "SAMPLE", "--out", "run", "--encoder", "no/such/model"], "no/such/model"),
+    "an unknown spaCy model": (["mine", "SAMPLE", "--out", "run", "--ner", "xx_no_model"], "xx_no_model"),
+    "explain without a run": (["explain", "empty", "Tea"], "empty"),
+    "ingest without a source": (["ingest", "nowhere.xml", "--out", "corpus"], "nowhere.xml"),
+}
+
+
+@pytest.mark.parametrize("args, named", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_end_in_one_clear_line(tmp_path, args, named):
+    (tmp_path / "file.txt").write_text("no corpus")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "documents" / "thesis.tex", ["mine"])
+    args = [str(SAMPLE) if a == "SAMPLE" else a for a in args]
+    done = cmining(*args, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 2
+    assert named in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "documents" / "thesis.tex").exists()
+
+
+def test_run_of_another_shape_is_refused():
+    with pytest.raises(RunError, match="unknown parameter"): Params.of(n_group=3)
