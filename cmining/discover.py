@@ -12,15 +12,15 @@ from scipy.stats import false_discovery_control, hypergeom
 from .refine import kmeans
 
 # %% auto #0
-__all__ = ['default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of', 'centrality',
-           'rank_in_group']
+__all__ = ['default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of', 'jaccard', 'stability',
+           'centrality', 'rank_in_group']
 
-# %% ../nbs/04_discover.ipynb #7aed2ac9
+# %% ../nbs/04_discover.ipynb #c94863d0
 def default_n_groups(
     n: int,     # candidates of all languages
 ) -> int:
-    "One group for 12 candidates, at least 1 and at most 1000 (the authors' constant)."
-    return min(max(n // 12, 1), 1000)
+    "One group for 8 candidates, at least 1 and at most 1000 (the authors' constant)."
+    return min(max(n // 8, 1), 1000)
 
 # %% ../nbs/04_discover.ipynb #c273a4a9
 def find_groups(
@@ -82,6 +82,19 @@ def stage_of(
     guest = pd.Series(group).map(groups.set_index("group")["lang"]).to_numpy() != np.asarray(lang)
     stage[guest & (stage == "culture_point")] = "mixed"
     return stage
+
+# %% ../nbs/04_discover.ipynb #9b973b48
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    "Overlap of two selections, bool [n] each: size of the intersection over size of the union; 1 when both are empty."
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
+
+def stability(
+    selected: np.ndarray,               # what each repeat selects, bool [repeats, n]
+) -> tuple[np.ndarray, int]:            # share of repeats, float32 [n], and the number of the most typical repeat
+    "How often each entry is selected, and which repeat agrees best with the majority; the first of equals."
+    share = selected.mean(0, dtype=np.float32)
+    return share, int(np.argmax([jaccard(s, share >= 0.5) for s in selected]))
 
 # %% ../nbs/04_discover.ipynb #ac3a19ed
 def centrality(
