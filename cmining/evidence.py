@@ -69,7 +69,7 @@ def neighbors(
         found[lang] = [(entries["title"][rows[lang][i]], round(float(cosine[i]), 3)) for i in nearest]
     return found
 
-# %% ../nbs/06_evidence.ipynb #17955fc2
+# %% ../nbs/06_evidence.ipynb #b932eade
 def explain(
     run: str | Path,            # a run folder
     title: str,
@@ -90,11 +90,11 @@ def explain(
         told["group_facts"] = groups[groups["group"] == entry["group"]].iloc[0].to_dict()
         members = entries[(entries["group"] == entry["group"])]
         told["group_members"] = [f"{m.title} ({m.lang})" for m in members.itertuples() if m.Index != row]
-        rank = points.loc[points["id"].eq(entry["id"]) & points["lang"].eq(entry["lang"]), ["rank", "centrality"]]
+        rank = points.loc[points["id"].eq(entry["id"]) & points["lang"].eq(entry["lang"]), ["rank", "centrality", "stability"]]
         if len(rank): told |= rank.iloc[0].to_dict()
     return told
 
-# %% ../nbs/06_evidence.ipynb #76aa754c
+# %% ../nbs/06_evidence.ipynb #d393cc20
 VERDICTS = {
     "pruned": "left out before encoding", "sparse": "stopped at density", "incoherent": "stopped at entropy",
     "small": "stopped at the size of its group", "mixed": "stopped at dominance", "culture_point": "a culture point",
@@ -113,7 +113,8 @@ def path_lines(told: dict[str, Any]) -> list[str]:
     langs = ", ".join(f"{v:.0f} {k[2:]}" for k, v in sorted(g.items(), key=lambda kv: str(kv[0])) if k.startswith("n_") and v)
     lines += [f"group       {g['group']}, {g['size']} entries ({langs}), must be at least {told['tau']}",
               f"dominance   {g['dominance']:.3f} of {g['lang']}, must be above {told['theta']:g} (p {g['p_value']:.1e}, q {g['q_value']:.1e})"]
-    if "rank" in told: lines.append(f"centrality  {told['centrality']:.3f}, rank {told['rank']:.0f} of the group")
+    if told["reason"] == "unstable": lines.append("majority    not selected by half of the repeats of Stage 2")
+    if "rank" in told: lines.append(f"centrality  {told['centrality']:.3f}, rank {told['rank']:.0f} of the group; selected by {told['stability']:.0%} of the repeats")
     return lines
 
 # %% ../nbs/06_evidence.ipynb #62934a73

@@ -14,7 +14,7 @@ notebooks = sorted(nbglob(NBS), key=str)
 
 @pytest.mark.parametrize("path", notebooks, ids=lambda p: str(Path(p).relative_to(NBS)))
 def test_runs(path):
-    passed, seconds = run_notebook(path, skip_flags=["notest", "slow"], basepath=ROOT)
+    passed, seconds = run_notebook(Path(path), skip_flags=["notest", "slow"], basepath=ROOT)
     assert passed, f"{path} failed: the traceback is above"
 
 
