@@ -113,8 +113,8 @@ def _one_thread() -> Iterator[None]:
         if before is None: del os.environ["TOKENIZERS_PARALLELISM"]
         else: os.environ["TOKENIZERS_PARALLELISM"] = before
 
-# %% ../nbs/02_encode.ipynb #562acd89
-def _runs(texts: Sequence[str], n_chars: int = 2_000_000) -> Iterator[list[str]]:
+# %% ../nbs/02_encode.ipynb #5504828a
+def _runs(texts: Sequence[str], n_chars: int = 500_000) -> Iterator[list[str]]:
     "Consecutive runs of `texts` of about `n_chars` characters, at least one text each."
     run, size = [], 0
     for text in texts:
@@ -132,7 +132,7 @@ def _token_ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     with _one_thread():
         return [e.ids for e in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
 
-# %% ../nbs/02_encode.ipynb #03e2e275
+# %% ../nbs/02_encode.ipynb #75c8fdf2
 class StaticEncoder:
     """A static encoder read from its folder (`tokenizer.json` and `model.safetensors` with int8 `embeddings` and float32 `weights`).
 
@@ -150,8 +150,11 @@ class StaticEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         "float32 [n, dim], unit rows; a zero row for a text without a known token. Beyond the result, memory is bounded."
-        out = [pool(_token_ids(self.tokenizer, run), self.table) for run in _runs(texts)]
-        return np.vstack(out) if out else np.zeros((0, self.dim), np.float32)
+        out, done = np.zeros((len(texts), self.dim), np.float32), 0
+        for run in _runs(texts):
+            out[done:done + len(run)] = pool(_token_ids(self.tokenizer, run), self.table)
+            done += len(run)
+        return out
 
 # %% ../nbs/02_encode.ipynb #89b5653c
 def load_static(folder: Path | str, name: str | None = None) -> StaticEncoder:

@@ -172,9 +172,9 @@ def file_digest(path: Path) -> str:
     "The content of a file in 16 hex digits."
     with open(path, "rb") as f: return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
-# %% ../nbs/05_pipeline.ipynb #95d1310e
+# %% ../nbs/05_pipeline.ipynb #26efd284
 RUN_CHARACTERS = 8_000_000     # text in one sorted run; Python needs a few times as many bytes to hold it
-SHARD_ENTRIES = 4096            # small enough to be redone, large enough to be worth a task
+SHARD_ENTRIES = 2048            # small enough to be redone, large enough to be worth a task
 
 ENTRY = pa.schema([("id", pa.string()), ("title", pa.string()), ("paragraphs", pa.list_(pa.string()))])
 
