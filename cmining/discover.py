@@ -42,7 +42,7 @@ def hdbscan_groups(vectors: np.ndarray, tau: int) -> np.ndarray:
     if len(vectors) <= tau: return np.full(len(vectors), -1, np.int32)
     return HDBSCAN(min_cluster_size=tau, core_dist_n_jobs=1).fit_predict(np.asarray(vectors, np.float64)).astype(np.int32)
 
-# %% ../nbs/04_discover.ipynb #e926185b
+# %% ../nbs/04_discover.ipynb #264ec1b9
 def describe_groups(
     group: np.ndarray,  # group of each candidate, int [n]; -1 (none) is left out
     lang: np.ndarray,   # language code of each candidate, str [n]
@@ -56,7 +56,7 @@ def describe_groups(
     table["dominance"] = best / table["size"]
     table["p_value"] = hypergeom.sf(best - 1, n, total.reindex(table["lang"]).to_numpy(), table["size"])
     table["q_value"] = false_discovery_control(table["p_value"]) if len(table) else table["p_value"]
-    return table.join(counts.add_prefix("n_")).reset_index()
+    return table.join(counts.add_prefix("n_")).rename_axis("group").reset_index()
 
 # %% ../nbs/04_discover.ipynb #ffb89bec
 def is_large(groups: pd.DataFrame, tau: int = 5) -> np.ndarray:
