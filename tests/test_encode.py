@@ -81,24 +81,6 @@ def test_sentence_transformers_reads_the_bundled_folder(encoder):
     assert np.abs(st.SentenceTransformer(str(BUNDLED), device="cpu").encode(TEXTS) - encoder.encode(TEXTS)).max() < 1e-5
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    "A random transformer with mean pooling, saved to disk."
-    st = pytest.importorskip("sentence_transformers")
-    import torch
-    from sentence_transformers.models import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-    folder = tmp_path_factory.mktemp("tiny")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)).save_pretrained(folder / "bert")
-    body = Transformer(str(folder / "bert"), max_seq_length=64)
-    st.SentenceTransformer(modules=[body, Pooling(16)], device="cpu").save(str(folder / "model"))
-    return folder / "model"
-
-
 def test_any_sentence_transformers_model(tiny):
     encoder = load_encoder(str(tiny))
     v = encoder.encode(["a cat", "", "b" * 300, "a cat", " "])

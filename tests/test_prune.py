@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import spacy
-from spacy.training import Example
 
 from cmining.corpus import list_title
 from cmining.prune import _by_model, _plain, functional_ruler, load_ner, prune_reasons
@@ -109,22 +108,6 @@ def test_real_titles():
 
 
 # A trained model
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    "A tiny statistical NER, taught by heart that two titles are dates, and saved."
-    nlp = spacy.blank("en")
-    ner = nlp.add_pipe("ner")
-    for label in ("DATE", "PERSON"): ner.add_label(label)
-    taught = [("Olden Days", [(0, 10, "DATE")]), ("Olden Days of Rome", [(0, 10, "DATE")]), ("Ada Lovelace", [(0, 12, "PERSON")]), ("Tea", [])]
-    examples = [Example.from_dict(nlp.make_doc(t), {"entities": e}) for t, e in taught]
-    spacy.util.fix_random_seed(0)
-    nlp.initialize(lambda: examples)
-    for _ in range(60): nlp.update(examples, drop=0.0)
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    nlp.to_disk(path)
-    return path
-
 
 def test_a_model_drops_what_it_covers_whole(trained):
     nlp = load_ner(str(trained))
