@@ -18,18 +18,20 @@ from .refine import domain_quantile
 # %% auto #0
 __all__ = ['VERDICTS', 'find_entry', 'thresholds', 'neighbors', 'explain', 'path_lines', 'explain_text']
 
-# %% ../nbs/06_evidence.ipynb #24a5e209
+# %% ../nbs/06_evidence.ipynb #293b9cf8
 def find_entry(
     entries: pd.DataFrame,      # entries.parquet of a run
-    title: str,
+    title: str,                 # a title, or an id
     lang: str | None = None,    # needed when several languages have the title
 ) -> int:                       # row number
     "The row of the entry with this title. A RunError names near or ambiguous titles."
     fold = entries["title"].str.casefold()
-    rows = np.flatnonzero((fold == title.casefold()) & ((entries["lang"] == lang) if lang else True))
+    rows = np.flatnonzero(((fold == title.casefold()) | (entries["id"] == title)) & ((entries["lang"] == lang) if lang else True))
     if len(rows) > 1: rows = rows[(entries["reason"].iloc[rows] != "duplicate").to_numpy()]
     if len(rows) == 1: return int(rows[0])
-    if len(rows): raise RunError(f"{title!r} is an entry in {', '.join(entries['lang'].iloc[rows])}: say which with --lang")
+    if len(rows):
+        which = ", ".join(f"{e.lang} (id {e.id})" for e in entries.iloc[rows].itertuples())
+        raise RunError(f"several entries are titled {title!r}: {which}; say which by --lang, or give the id as title")
     near = get_close_matches(title.casefold(), fold if lang is None else fold[entries["lang"] == lang], 3, 0.5)
     near = entries["title"][fold.isin(near)].drop_duplicates().head(3)
     raise RunError(f"no entry is titled {title!r}" + (f" in {lang}" if lang else "") + (f"; near are {', '.join(near)}" if len(near) else ""))

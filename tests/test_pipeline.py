@@ -17,6 +17,7 @@ from cmining.pipeline import Params, RunError, mine, read_record, read_run
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
+DUMPS = ROOT.parent / "shared" / "data" / "dumps"
 COMMAND = str(Path(sys.executable).parent / "cmining")
 
 
@@ -108,6 +109,40 @@ def test_run_folder_holds_the_columns_of_the_contract(reference):
 def test_clean_removes_the_work(tmp_path):
     mine(SAMPLE, tmp_path, jobs=1, clean=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["culture_points.parquet", "entries.parquet", "groups.parquet", "run.json"]
+
+
+# ---- other models than the default ones
+
+def test_a_sentence_transformers_model_and_a_spacy_model(tiny, trained, tmp_path):
+    rows = [{"title": f"{word} {i}th thing", "text": "a text of its own"} for i in range(10) for word in ("red", "blue")]
+    write(tmp_path / "corpus" / "en.jsonl", [*rows, {"title": "Olden Days", "text": "long ago"}])
+    mine(tmp_path / "corpus", tmp_path / "run", Params.of(encoder=str(tiny), ner=[str(trained)]), jobs=1)
+    record = read_record(tmp_path / "run")
+    assert record["encoder"]["dim"] == 16 and record["pruned"] == {"en": {"date": 1}}
+
+
+def test_two_spacy_models_for_one_language_are_refused(trained, tmp_path):
+    write(tmp_path / "corpus" / "en.jsonl", [{"title": "Only", "text": "One entry."}])
+    with pytest.raises(RunError, match="two spaCy models"):
+        mine(tmp_path / "corpus", tmp_path / "run", Params.of(ner=[str(trained), str(trained)]), jobs=1)
+
+
+def test_hdbscan_instead_of_kmeans(tmp_path):
+    mine(SAMPLE, tmp_path, Params.of(clusterer="hdbscan"), jobs=1)
+    assert (read_run(tmp_path, "groups")["size"] >= 5).all()
+
+
+# ---- from a dump to culture points
+
+@pytest.mark.skipif(not DUMPS.is_dir(), reason="real dumps are not beside the checkout (../shared/data/dumps)")
+def test_ingest_and_mine(tmp_path):
+    for lang, dump in {"de": "ids-dewiki-20170701-sample.xml.gz", "en": "gensim-enwiki-shortened.xml.bz2"}.items():
+        assert cmining("ingest", DUMPS / lang / dump, "--out", tmp_path / "corpus", "--lang", lang, "--sample", 15).returncode == 0
+    done = cmining("mine", tmp_path / "corpus", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert read_run(tmp_path / "run", "entries")["lang"].value_counts().to_dict() == {"de": 15, "en": 15}
+    title = read_run(tmp_path / "run", "entries")["title"].iloc[0]
+    assert title in cmining("explain", tmp_path / "run", title).stdout
 
 
 # ---- bad input
