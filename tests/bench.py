@@ -2,6 +2,8 @@
 
 With real articles in ../shared/data/wiki it measures on them, otherwise on the bundled sample.
 """
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -12,7 +14,7 @@ import numpy as np
 
 from cmining.corpus import corpus_files, read_entries
 from cmining.encode import entry_text, load_encoder
-from cmining.pipeline import mine, read_record
+from cmining.pipeline import read_record
 from cmining.prune import functional_ruler, prune_reasons
 from cmining.refine import dispersion, entropy
 
@@ -57,9 +59,9 @@ def main() -> None:
     encoder, rng = load_encoder(), np.random.default_rng(0)
 
     paragraphs = [p for e in entries for p in e["paragraphs"]][:8000]
-    tokens = sum(len(x) for x in encoder.tokenizer.encode_batch_fast(paragraphs, add_special_tokens=False)) if hasattr(encoder, "tokenizer") else sum(map(len, paragraphs))
-    t = seconds(encoder.encode, paragraphs)
-    row("encode paragraphs, one thread", tokens / t, "tokens/s", tokens / seconds(lambda: [encoder.encode([p]) for p in paragraphs], repeat=1), "one text at a time")
+    tokens = sum(len(encoder.tokenizer.encode(p).ids) for p in paragraphs)
+    one_by_one = seconds(lambda: [encoder.encode([p]) for p in paragraphs], repeat=1)
+    row("encode paragraphs, one thread", tokens / seconds(encoder.encode, paragraphs), "tokens/s", tokens / one_by_one, "one text at a time")
 
     titles = [e["title"] for e in entries]
     ruler = functional_ruler("en")
@@ -71,9 +73,10 @@ def main() -> None:
     row("dispersion, 1,500 in a domain", len(x) / seconds(dispersion, x, one), "entries/s", len(x) / seconds(naive_dispersion, x, repeat=1), "all distances at once")
     row("entropy, 20 paragraphs", 1 / seconds(entropy, x[:20]), "entries/s", 1 / seconds(naive_entropy, x[:20]), "term by term")
 
-    for jobs in (1, 2):
+    for jobs in (1, 2):     # as commands: a process of its own has a memory of its own
         with tempfile.TemporaryDirectory() as run:
-            mine(CORPUS, run, jobs=jobs)
+            command = [str(Path(sys.executable).parent / "cmining"), "mine", str(CORPUS), "--out", run, "--jobs", str(jobs)]
+            subprocess.run(command, check=True, capture_output=True)
             record = read_record(run)
             n = sum(sum(c.values()) for c in record["counts"].values())
             print(f"mine, {jobs} process{'es' if jobs > 1 else ''}: {n:,} entries in {record['seconds']:.1f} s, {record['peak_memory_bytes'] / 2**20:,.0f} MiB; " +
