@@ -46,6 +46,9 @@ def test_labels_and_entries_agree():
     assert set(labels["kind"]) == set(KINDS) and set(labels["split"]) == {"dev", "test"}
     assert labels[["q1", "q2", "q3", "q4", "q5"]].isin([0, 1]).all(axis=None)
     assert (labels["concept"].str.fullmatch("[a-z0-9_]+") & labels["gloss_en"].ne("")).all()
+    place = "[A-Z]{2}(-[A-Z0-9]{1,3})?"      # ISO 3166, country or subdivision
+    at_home = labels["kind"].isin(["culture", "foreign", "universalised"])
+    assert labels.loc[at_home, "home"].str.fullmatch(rf"{place}(\+{place})*").all()
 
 
 @pytest.mark.parametrize("lang", LANGS)
@@ -56,7 +59,6 @@ def test_counts(lang):
         assert n[kind] >= least, kind
     families = mine.loc[mine["kind"] == "culture", "theme"].value_counts()
     assert (families.drop("alone").between(6, 9)).sum() >= 7 and families["alone"] >= 8
-    assert mine.loc[mine["kind"] == "culture", "home"].ne("").all()
 
 
 def test_universal_concepts_are_in_all_languages():
