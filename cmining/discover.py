@@ -12,8 +12,8 @@ from scipy.stats import false_discovery_control, hypergeom
 from .refine import kmeans, nearest_center
 
 # %% auto #0
-__all__ = ['default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of', 'join_islands',
-           'jaccard', 'majority_groups', 'centrality', 'rank_in_group']
+__all__ = ['MAJORITY', 'default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of',
+           'join_islands', 'jaccard', 'majority_groups', 'centrality', 'rank_in_group']
 
 # %% ../nbs/04_discover.ipynb #c94863d0
 def default_n_groups(
@@ -83,12 +83,15 @@ def stage_of(
     stage[guest & (stage == "culture_point")] = "mixed"
     return stage
 
-# %% ../nbs/04_discover.ipynb #351475f4
+# %% ../nbs/04_discover.ipynb #c5149032
+MAJORITY = 0.5      # share of the repeats that makes a culture point
+
+# %% ../nbs/04_discover.ipynb #16e7c832
 def join_islands(
     vectors: np.ndarray,    # of the candidates, float16 or float32 [n, d]
-    group: np.ndarray,      # of the typical repeat, int [n]
+    group: np.ndarray,      # of one repeat, int [n]
     lang: np.ndarray,       # str [n]
-    on_island: np.ndarray,  # what the typical repeat selects, bool [n]
+    on_island: np.ndarray,  # what this repeat selects, bool [n]
     chosen: np.ndarray,     # what the majority selects, bool [n]
 ) -> np.ndarray:            # int [n]
     "The groups after each chosen entry that is on no island has joined the nearest one of its language."
@@ -106,7 +109,7 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     union = (a | b).sum()
     return float((a & b).sum() / union) if union else 1.0
 
-# %% ../nbs/04_discover.ipynb #5be05882
+# %% ../nbs/04_discover.ipynb #1b75dd81
 def majority_groups(
     vectors: np.ndarray,        # of the candidates, float16 or float32 [n, d]
     repeats: list[np.ndarray],  # group of each candidate in each repeat, int [n]
@@ -118,7 +121,7 @@ def majority_groups(
     def selects(group: np.ndarray) -> np.ndarray: return stage_of(group, lang, describe_groups(group, lang), tau, theta) == "culture_point"
     selected = np.array([selects(group) for group in repeats])
     stability = selected.mean(0, dtype=np.float32)
-    chosen = stability >= 0.5
+    chosen = stability >= MAJORITY
     joined = [join_islands(vectors, group, lang, own, chosen) for group, own in zip(repeats, selected)]
     fit = [((selects(group) & chosen).sum(), jaccard(own, chosen)) for group, own in zip(joined, selected)]
     return joined[max(range(len(fit)), key=fit.__getitem__)], stability

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cmining.corpus import corpus_files, read_entries
-from cmining.encode import entry_text, load_encoder
+from cmining.encode import load_encoder
 from cmining.pipeline import read_record
 from cmining.prune import functional_ruler, prune_reasons
 from cmining.refine import dispersion, entropy

@@ -1,6 +1,8 @@
 """The notebooks are the source: they run, they are clean, and the library and README equal them."""
+import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,6 @@ def changed(before: Path, after: Path, pattern: str) -> list[str]:
 
 
 def nbdev(command: str, cwd: Path):
-    import sys
     subprocess.run([str(Path(sys.executable).parent / command)], cwd=cwd, check=True, capture_output=True)
 
 
@@ -49,7 +50,6 @@ def test_notebooks_are_clean(checkout):
 
 def test_readme_equals_index():
     "README.md is the text of index.ipynb; white space may differ, since Quarto wraps lines its own way."
-    import json
     cells = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     assert (ROOT / "README.md").read_text(encoding="utf-8").split() == text.split(), "run make readme"

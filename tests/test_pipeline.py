@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from cmining.pipeline import Params, RunError, mine, read_record, read_run
@@ -214,6 +213,22 @@ def test_mistakes_end_in_one_clear_line(tmp_path, args, named):
     assert done.returncode == 2
     assert named in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "documents" / "thesis.tex").exists()
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+    "Having a work/ of its own does not make a folder a run, not even with --clean."
+    notes = tmp_path / "thesis" / "work" / "drafts" / ".notes"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    done = cmining("mine", SAMPLE, "--out", tmp_path / "thesis", "--clean")
+    assert done.returncode == 2 and "holds other files" in done.stderr and notes.read_text() == "mine"
+
+
+def test_a_cleaned_run_can_be_made_again(reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "work")
+    mine(SAMPLE, tmp_path / "run", jobs=1)
+    assert points_of(tmp_path / "run") == points_of(reference)
 
 
 def test_run_of_another_shape_is_refused():
