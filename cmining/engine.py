@@ -207,18 +207,20 @@ def _attempt(name: str, todo: list[Task], jobs: int, log: Log) -> None:
     for process, peak in tqdm(run(joblib.delayed(do_task)(t) for t in todo), name, len(todo), leave=False, disable=not log.bar):
         log.memory[process] = max(peak, log.memory.get(process, 0))
 
-# %% ../nbs/05_engine.ipynb #f41f4be2
+# %% ../nbs/05_engine.ipynb #e6fad78b
 def run_step(name: str, tasks: list[Task], jobs: int, log: Log) -> None:
     "Run the tasks whose target is not there yet, in `jobs` processes of the engine. RunError when workers die again and again, or the disk is full."
     start = time.perf_counter()
     first = todo = [t for t in tasks if not is_whole(t.target)]
+    in_vain = 0
     while todo:
         try: _attempt(name, todo, jobs, log); break
         except OSError as e: raise disk_full(e, todo[0].target) from e
         except Exception as e:
             if not _is_death(e): raise
             left = [t for t in todo if not is_whole(t.target)]
-            if len(left) == len(todo):
+            in_vain = in_vain + 1 if len(left) == len(todo) else 0
+            if in_vain == 3:
                 raise RunError(f"worker processes were killed during {name!r}, probably for want of memory; the same command goes on where it stopped, try fewer --jobs") from e
             log.say(f"{name}: a worker process was killed; {len(left)} of {len(todo)} tasks are left, going on")
             todo = left

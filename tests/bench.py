@@ -1,86 +1,128 @@
-"""Speed and memory, each figure beside the plain way of doing the same in the same run: `make bench`.
+"""Speed and memory against size, beside the plain way of doing the same, in one run: `make bench`.
 
-With real articles in ../shared/data/wiki it measures on them, otherwise on the bundled sample.
+Corpora of any size are drawn from the real articles in ../shared/data/wiki (from the bundled sample where they are
+absent): an entry takes its paragraphs from two articles of its language, shuffled, up to a length whose mean is about
+500 tokens. Writes reports/bench/bench.json, and the notebook nbs/experiments/bench.ipynb executed on it.
+
+    python tests/bench.py                 10,000 to 300,000 entries, and the comparison at 100,000
+    python tests/bench.py --full          a million as well
+    python tests/bench.py --sizes 3000    these sizes only
 """
+import argparse
+import json
+import math
+import platform
+import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cmining.corpus import corpus_files, read_entries
-from cmining.encode import load_encoder
 from cmining.pipeline import read_record
-from cmining.prune import functional_ruler, prune_reasons
-from cmining.refine import dispersion, entropy
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data" / "wiki"
-CORPUS = REAL if REAL.is_dir() else ROOT / "data" / "sample"
+REPORT = ROOT / "reports" / "bench"
+SHARE = {"en": 3, "de": 1, "es": 1, "fr": 1, "ja": 1, "zh": 1}    # of eight, as in the paper: English 3 M, the others 1 M
+CHARACTERS = {"ja": 1000, "zh": 840}        # of a mean entry; 2,350 in the others
+COMMAND = str(Path(sys.executable).parent / "cmining")
 
 
-def seconds(function, *args, repeat: int = 3) -> float:
-    "The best of a few runs."
-    best = float("inf")
-    for _ in range(repeat):
-        start = time.perf_counter()
-        function(*args)
-        best = min(best, time.perf_counter() - start)
-    return best
+def make_corpus(n: int, out: Path, seed: int = 0) -> int:
+    "Write n entries as Parquet files of 25,000; returns their characters."
+    rng, characters = random.Random(seed), 0
+    source = corpus_files(REAL if REAL.is_dir() else ROOT / "data" / "sample")
+    for lang, share in SHARE.items():
+        articles = [e for f in source[lang] for e in read_entries(f, lang, Counter()) if e["paragraphs"]]
+        (out / lang).mkdir(parents=True)
+        rows, wanted = [], n * share // 8
+        for i in range(wanted):
+            a, b = rng.choice(articles), rng.choice(articles)
+            pool = a["paragraphs"] + b["paragraphs"]
+            rng.shuffle(pool)
+            limit, text = rng.lognormvariate(-.3, .8) * CHARACTERS.get(lang, 2350), []
+            while pool and (not text or sum(map(len, text)) < limit): text.append(pool.pop())
+            rows.append({"title": f"{a['title']} {b['title']} {i}", "text": "\n\n".join(text)})
+            characters += len(rows[-1]["text"])
+            if len(rows) == 25_000 or i == wanted - 1:
+                pq.write_table(pa.Table.from_pylist(rows), out / lang / f"{i // 25_000:05}.parquet", compression="zstd")
+                rows = []
+    return characters
 
 
-def row(what: str, fast: float, unit: str, plain: float | None = None, than: str = "") -> None:
-    ratio = f"{fast / plain:8.1f} × {than}" if plain else ""
-    print(f"{what:<34}{fast:14,.0f} {unit:<12}{ratio}", flush=True)
+def watch(command: list) -> dict:
+    "Run a command; its seconds, CPU seconds, and the peak of the memory that it and its children have between them (PSS)."
+    start, peak, cpu = time.perf_counter(), 0, {}
+    process = psutil.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None:
+        total = 0
+        try: tree = [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess: break
+        for p in tree:
+            try:
+                total += p.memory_full_info().pss
+                cpu[p.pid] = sum(p.cpu_times()[:2])
+            except (psutil.NoSuchProcess, psutil.AccessDenied): pass
+        peak = max(peak, total)
+        time.sleep(.25)
+    if process.wait(): sys.exit(process.stderr.read().decode())
+    return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(sum(cpu.values()), 1), "peak_mib": round(peak / 2**20)}
 
 
-def naive_dispersion(x, k=5):
-    distance = np.linalg.norm(x[:, None] - x[None], axis=-1)
-    np.fill_diagonal(distance, np.inf)
-    return np.sort(distance, axis=1)[:, :k].mean(1)
+def ours(corpus: Path, run: Path, *options) -> dict:
+    told = watch([COMMAND, "mine", corpus, "--out", run, *options])
+    record = read_record(run)
+    return {**told, "steps": {s["step"]: s["seconds"] for s in record["steps"]}, "culture_points": record["culture_points"],
+            "disk_mib": round(sum(f.stat().st_size for f in run.rglob("*") if f.is_file()) / 2**20),
+            "plan": {k: record["plan"][k] for k in ("seconds", "memory_bytes", "disk_bytes")}}
 
 
-def naive_entropy(v):
-    n, total = len(v), 0.
-    for i in range(n):
-        r = [1. if i == j else max(float(v[i] @ v[j]), 0.) for j in range(n)]
-        total -= sum(s / sum(r) * np.log(s / sum(r)) for s in r if s > 0)
-    return total / n
+def slope(rows: list[dict]) -> float | None:
+    "Least-squares slope of seconds against entries, both as logarithms."
+    if len(rows) < 2: return None
+    x, y = [math.log(r["entries"]) for r in rows], [math.log(r["seconds"]) for r in rows]
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    return round(sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x), 3)
 
 
 def main() -> None:
-    print(f"corpus: {CORPUS}")
-    files = corpus_files(CORPUS)
-    entries = [e for lang, same in files.items() for f in same for e in islice(read_entries(f, lang, Counter()), 300)]
-    encoder, rng = load_encoder(), np.random.default_rng(0)
-
-    paragraphs = [p for e in entries for p in e["paragraphs"]][:8000]
-    tokens = sum(len(encoder.tokenizer.encode(p).ids) for p in paragraphs)
-    one_by_one = seconds(lambda: [encoder.encode([p]) for p in paragraphs], repeat=1)
-    row("encode paragraphs, one thread", tokens / seconds(encoder.encode, paragraphs), "tokens/s", tokens / one_by_one, "one text at a time")
-
-    titles = [e["title"] for e in entries]
-    ruler = functional_ruler("en")
-    row("prune titles", len(titles) / seconds(prune_reasons, titles, "en"), "titles/s", len(titles) / seconds(lambda: list(ruler.pipe(titles))), "every title through spaCy")
-
-    x = rng.standard_normal((1500, encoder.dim)).astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    one = np.zeros(len(x), int)
-    row("dispersion, 1,500 in a domain", len(x) / seconds(dispersion, x, one), "entries/s", len(x) / seconds(naive_dispersion, x, repeat=1), "all distances at once")
-    row("entropy, 20 paragraphs", 1 / seconds(entropy, x[:20]), "entries/s", 1 / seconds(naive_entropy, x[:20]), "term by term")
-
-    for jobs in (1, 2):     # as commands: a process of its own has a memory of its own
-        with tempfile.TemporaryDirectory() as run:
-            command = [str(Path(sys.executable).parent / "cmining"), "mine", str(CORPUS), "--out", run, "--jobs", str(jobs)]
-            subprocess.run(command, check=True, capture_output=True)
-            record = read_record(run)
-            n = sum(sum(c.values()) for c in record["counts"].values())
-            print(f"mine, {jobs} process{'es' if jobs > 1 else ''}: {n:,} entries in {record['seconds']:.1f} s, {record['peak_memory_bytes'] / 2**20:,.0f} MiB; " +
-                  ", ".join(f"{s['step']} {s['seconds']:.1f}" for s in record["steps"]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="a million entries as well")
+    parser.add_argument("--sizes", type=int, nargs="*", help="these sizes only")
+    parser.add_argument("--compare", type=int, default=100_000, help="size of the comparison with the plain pipeline; 0 for none")
+    parser.add_argument("--out", type=Path, default=REPORT)
+    options = parser.parse_args()
+    sizes = options.sizes or [10_000, 30_000, 100_000, 300_000, *([1_000_000] if options.full else [])]
+    result = {"cores": psutil.cpu_count(), "python": platform.python_version(), "real": REAL.is_dir(), "ours": []}
+    for n in sizes:
+        with tempfile.TemporaryDirectory() as d:
+            characters = make_corpus(n, Path(d) / "corpus")
+            row = {"entries": n, "characters": characters, **ours(Path(d) / "corpus", Path(d) / "run")}
+            result["ours"].append(row)
+            print(json.dumps(row), flush=True)
+            if n == options.compare:
+                one = ours(Path(d) / "corpus", Path(d) / "once", "--n-repeats", "1")
+                plain = watch([sys.executable, ROOT / "tests" / "plain_pipeline.py", Path(d) / "corpus", Path(d) / "plain.json"])
+                same = watch([sys.executable, ROOT / "tests" / "plain_pipeline.py", Path(d) / "corpus", Path(d) / "same.json", "--centers-of", Path(d) / "once"])
+                told = {name: json.loads((Path(d) / f"{name}.json").read_text()) for name in ("plain", "same")}
+                result["comparison"] = {"entries": n, "ours": one, "plain": {**plain, **told["plain"]}, "ratio": round(plain["seconds"] / one["seconds"], 2),
+                                        "jaccard_with_the_same_centres": told["same"]["jaccard"]}
+                print(json.dumps(result["comparison"]), flush=True)
+    result["slope"] = slope(result["ours"])
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
+    notebook = ROOT / "nbs" / "experiments" / "bench.ipynb"
+    subprocess.run([str(Path(COMMAND).parent / "papermill"), notebook, options.out / "bench.ipynb", "-p", "results", (options.out / "bench.json").resolve(),
+                    "--no-progress-bar"], check=True)
+    print(f"slope {result['slope']}; everything is in {options.out}/")
 
 
 if __name__ == "__main__":

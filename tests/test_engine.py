@@ -1,0 +1,139 @@
+"""Where and by whom a run is done changes nothing; what goes wrong is said, and nothing is lost by it."""
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cmining import engine, pipeline
+from cmining.pipeline import Params, RunError, mine, read_record, read_texts
+
+SAMPLE = Path(__file__).parent.parent / "data" / "sample"
+
+
+def points_of(run):
+    return (run / "culture_points.parquet").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    mine(SAMPLE, run, jobs=1)
+    return run
+
+
+@pytest.fixture
+def ray_cluster():
+    pytest.importorskip("ray", reason="Ray is an extra: pip install 'cmining[ray]'")
+    import ray
+    from ray.cluster_utils import Cluster
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def dask_cluster():
+    distributed = pytest.importorskip("distributed", reason="Dask is an extra: pip install 'cmining[dask]'")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def kill_one_worker(run: Path, names: tuple[str, ...], killed: list[int]) -> None:
+    "Once there are vectors, kill a process that computes for the run."
+    while not list((run / "work").glob("vectors/*")): time.sleep(.002)
+    for p in psutil.Process().children(recursive=True):
+        command = " ".join(p.cmdline())
+        if any(n in command for n in names):
+            p.send_signal(signal.SIGKILL)
+            killed.append(p.pid)
+            return
+
+
+WORKERS = {"ray": ("ray::PoolActor",), "dask": ("spawn_main",)}
+
+
+@pytest.mark.parametrize("backend", ["ray", "dask"])
+def test_same_bytes_on_a_cluster_though_a_worker_is_killed(backend, reference, tmp_path, request):
+    address = request.getfixturevalue(f"{backend}_cluster")
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_one_worker, args=(tmp_path, WORKERS[backend], killed))
+    thread.start()
+    mine(SAMPLE, tmp_path, backend=backend, address=address, jobs=2)
+    thread.join()
+    assert killed and points_of(tmp_path) == points_of(reference)
+
+
+def test_a_run_on_another_file_system(reference):
+    import fsspec
+    corpus, run = engine.as_path("memory://corpus"), engine.as_path("memory://run")
+    for f in SAMPLE.glob("*.jsonl"): (corpus / f.name).write_bytes(f.read_bytes())
+    points = mine("memory://corpus", "memory://run", jobs=1)
+    assert points_of(run) == points_of(reference)
+    assert len(read_texts("memory://run", points)) == len(points)
+    mine("memory://corpus", "memory://run", jobs=1)
+    resumed = {s["step"]: s["resumed"] == s["tasks"] for s in read_record("memory://run")["steps"]}
+    assert resumed.pop("discover") is False and all(resumed.values())
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_full_disk_is_said_and_the_run_goes_on_when_there_is_space(reference, tmp_path, monkeypatch):
+    save = pipeline.save_array
+    def full(path, array): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(pipeline, "save_array", full)
+    with pytest.raises(RunError, match="the disk is full .* goes on where it stopped"): mine(SAMPLE, tmp_path, jobs=1)
+    assert not list((tmp_path / "work").glob("*/.*")), "something unfinished was left"
+    monkeypatch.setattr(pipeline, "save_array", save)
+    mine(SAMPLE, tmp_path, jobs=1)
+    assert points_of(tmp_path) == points_of(reference)
+    assert read_record(tmp_path)["steps"][2]["resumed"] > 0
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_too_little_disk_or_memory_is_refused_before_the_run(tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(pipeline.shutil, "disk_usage", lambda _: Usage(1, 1, 0))
+        with pytest.raises(RunError, match="GB of disk"): mine(SAMPLE, tmp_path / "a", jobs=1)
+    with monkeypatch.context() as m:
+        m.setattr(pipeline.psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(1))
+        with pytest.raises(RunError, match="GB of memory"): mine(SAMPLE, tmp_path / "b", jobs=1)
+    assert not list((tmp_path / "a" / "work").glob("*/*"))
+
+
+def test_a_plan_that_is_near_the_truth(reference):
+    record = read_record(reference)
+    n = sum(sum(c.values()) for c in record["counts"].values())
+    assert 0.7 < sum(record["plan"]["entries"].values()) / n < 1.4
+    on_disk = sum(f.stat().st_size for f in reference.rglob("*") if f.is_file())
+    assert on_disk < record["plan"]["disk_bytes"] < 4 * on_disk
+
+
+def test_runs_that_share_their_work(reference, tmp_path):
+    mine(SAMPLE, tmp_path / "a", jobs=1)
+    mine(SAMPLE, tmp_path / "b", Params.of(theta=1), jobs=1, work=tmp_path / "a")
+    record = read_record(tmp_path / "b")
+    assert all(s["resumed"] == s["tasks"] for s in record["steps"] if s["step"] != "discover")
+    assert not list((tmp_path / "b" / "work").glob("*/*")) and len(read_texts(tmp_path / "b", pipeline.read_run(tmp_path / "b", "culture_points"))) > 0
+
+
+MISTAKES = {
+    "an unknown backend": (dict(backend="spark"), "loky, ray, dask"),
+    "an address without a cluster": (dict(address="tcp://127.0.0.1:1"), "--backend"),
+    "no jobs": (dict(jobs=0), "at least 1"),
+}
+
+
+@pytest.mark.parametrize("options, named", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(tmp_path, options, named):
+    with pytest.raises(RunError, match=named): mine(SAMPLE, tmp_path, **options)
