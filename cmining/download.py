@@ -222,7 +222,7 @@ def _go_on(
         with suppress(HTTPError), open(part, "ab") as f:    # cut: the caller sees what is missing
             for piece in answer.raw.stream(1 << 16, decode_content=False): bar.update(f.write(piece))
 
-# %% ../nbs/00_download.ipynb #2f54bcdd
+# %% ../nbs/00_download.ipynb #38acb74e
 def matches(
     path: Path,
     file: RemoteFile,
@@ -256,9 +256,8 @@ def fetch(
         with _session() as session, bar:
             for _ in range(2):
                 _complete(session, file, part, bar)
-                if matches(part, file):
-                    part.with_suffix(".state").unlink(missing_ok=True)
-                    return part.replace(target)
+                part.with_suffix(".state").unlink(missing_ok=True)
+                if matches(part, file): return part.replace(target)
                 part.unlink()
     except OSError as e: raise CorpusError(f"Cannot write to {folder}: {e.strerror or e}. Mend it, or choose another --downloads; the same command goes on where it stopped.") from e
     raise CorpusError(f"{file.url} came twice otherwise than listed ({file.size:,} bytes, {file.checksum or 'no checksum'}): it is being replaced, or damaged on the way. "
