@@ -37,7 +37,7 @@ def wikipedia_lang(
     if not m: raise CorpusError(f"{name!r} names nothing that can be downloaded: it is wikipedia: and the code of a Wikipedia, such as wikipedia:ja.")
     return m[1]
 
-# %% ../nbs/00_download.ipynb #90c3c7f4
+# %% ../nbs/00_download.ipynb #adb7aebe
 class RemoteFile(NamedTuple):
     "A file to download."
     name: str               # without folder; its characters were checked
@@ -48,7 +48,7 @@ class RemoteFile(NamedTuple):
 class Plan(NamedTuple):
     "What a download will fetch."
     name: str               # what was asked for
-    source: str             # cirrus, xml or hf
+    source: str             # hf, xml or cirrus
     date: str               # of the dump, YYYYMMDD
     files: list[RemoteFile]
 
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
         "The name of the folder for these files: another date is another folder."
         return f"{self.name.replace(':', '-')}-{self.source}-{self.date}"
 
-# %% ../nbs/00_download.ipynb #6d1b6497
+# %% ../nbs/00_download.ipynb #f858c2db
 class _Patient(Retry):
     "Waits as long as a server asks for, and says so: it can be minutes."
     def sleep_for_retry(self, response: Any) -> bool:
@@ -79,7 +79,7 @@ def _ask(
     **options: Any,                 # as requests knows them
 ) -> requests.Response | None:      # none: there is nothing of that name (404)
     "A server's answer. Raises `CorpusError` when there is none, or a refusal."
-    try: answer = session.request(method, url, timeout=(10, 60), allow_redirects=True, **options)
+    try: answer = session.request(method, url, timeout=(10, 60), **options)
     except requests.RequestException as e:
         raise CorpusError(f"Cannot reach {url} ({type(e).__name__}): is there a network? What is downloaded already can be ingested as a folder; "
                           f"a mirror is used when its address is in CMINING_DUMPS_URL or HF_ENDPOINT.") from e
@@ -108,7 +108,7 @@ def _absent(
     near = sorted(get_close_matches(wanted, known, 6, .5) or sorted(known)[-6:])
     return CorpusError(f"There is no {what} at {url}" + (f". Near {wanted!r} there is {', '.join(near)}." if near else ", nor anything like it."))
 
-# %% ../nbs/00_download.ipynb #6678445d
+# %% ../nbs/00_download.ipynb #31fc07e7
 def _dates(session: requests.Session, url: str, date: str | None) -> list[str]:
     "The dates that a page of links has, the newest first; or the one that is asked for."
     return [date] if date else sorted({d for d in _links(session, url) if re.fullmatch(r"\d{8}", d)}, reverse=True)
@@ -129,11 +129,11 @@ def _cirrus_files(session: requests.Session, lang: str, date: str | None, base: 
         if "_SUCCESS" not in names: continue
         parts = sorted(n for n in names if re.fullmatch(rf"{wiki}_content-{day}-\d+\.json\.(bz2|gz)", n))
         return day, [RemoteFile(n, folder + n, _size(session, folder + n), None) for n in parts]
-    known = [m[1] for day in days[:1] for n in _links(session, f"{root}{day}/") if (m := re.fullmatch(r"index_name=(\w+)wiki_content", n))]
+    known = [m[1].replace("_", "-") for day in days[:1] for n in _links(session, f"{root}{day}/") if (m := re.fullmatch(r"index_name=(\w+)wiki_content", n))]
     if date and not known: raise _absent(f"search index of {date}", root, date, _dates(session, root, None))
     raise _absent(f"whole search index of the Wikipedia {lang!r}" + (f" of {date}" if date else ""), root, lang, known)
 
-# %% ../nbs/00_download.ipynb #c36ba700
+# %% ../nbs/00_download.ipynb #3a21d4e6
 def _xml_files(session: requests.Session, lang: str, date: str | None, base: str) -> tuple[str, list[RemoteFile]]:
     "The newest finished multistream dump of a Wikipedia with its index, and its date."
     wiki = _wiki(lang)
@@ -146,10 +146,10 @@ def _xml_files(session: requests.Session, lang: str, date: str | None, base: str
             listed = {n: f for n, f in jobs[job]["files"].items() if re.fullmatch(rf"{wiki}-{day}-pages-articles-multistream[\w.-]*\.bz2", n)}
             return day, [RemoteFile(n, f"{root}{day}/{n}", f["size"], f"sha1:{f['sha1']}" if "sha1" in f else None) for n, f in sorted(listed.items())]
     if there := _dates(session, root, None): raise _absent(f"finished dump of {wiki}" + (f" of {date}" if date else ""), root, date or there[0], there)
-    known = {m[1] for link in _links(session, f"{base}/backup-index.html") if (m := re.match(r"(\w+)wiki/\d{8}", link))}
+    known = {m[1].replace("_", "-") for link in _links(session, f"{base}/backup-index.html") if (m := re.match(r"(\w+)wiki/\d{8}", link))}
     raise _absent(f"Wikipedia {lang!r}", root, lang, sorted(known))
 
-# %% ../nbs/00_download.ipynb #2fa47352
+# %% ../nbs/00_download.ipynb #7c7d3159
 def _tree(session: requests.Session, url: str) -> Iterator[dict[str, Any]]:
     "The entries of a folder on the hub: type, path, size and, for a large file, lfs."
     while url:
@@ -166,17 +166,16 @@ def _hf_files(session: requests.Session, lang: str, date: str | None, base: str)
     if date and date not in days: raise _absent(f"Wikipedia {lang!r} of {date}", tree, date, days)
     day = date or max(days)
     files = [RemoteFile(e["path"].rpartition("/")[2], f"{base}/datasets/wikimedia/wikipedia/resolve/main/{e['path']}", e["size"],
-                        f"sha256:{e['lfs']['oid']}" if "lfs" in e else None)
+                        f"sha256:{e['lfs']['oid']}" if e.get("lfs") else None)
              for e in _tree(session, f"{tree}/{day}.{lang}") if re.fullmatch(rf"{day}\.{lang}/[\w.-]+\.parquet", e["path"])]
     return day, sorted(files)
 
-# %% ../nbs/00_download.ipynb #e6859ffe
-SOURCES = {"cirrus": _cirrus_files, "xml": _xml_files, "hf": _hf_files}
-_HOSTS = {"hf": ("HF_ENDPOINT", "https://huggingface.co")}
+# %% ../nbs/00_download.ipynb #d2e8caff
+SOURCES = {"hf": _hf_files, "xml": _xml_files, "cirrus": _cirrus_files}
 
 def plan_download(
     name: str,                      # such as wikipedia:ja
-    source: str = "cirrus",         # cirrus, xml or hf
+    source: str = "hf",             # hf, xml or cirrus
     date: str | None = None,        # of the dump, YYYYMMDD; the newest whole one when left out
     base_url: str | None = None,    # of the server; what the environment says, or the real one, when left out
 ) -> Plan:
@@ -184,7 +183,7 @@ def plan_download(
     lang = wikipedia_lang(name)
     if source not in SOURCES: raise CorpusError(f"The source is one of {', '.join(SOURCES)}, not {source!r}.")
     if date and not re.fullmatch(r"\d{8}", date): raise CorpusError(f"The date of a dump is written YYYYMMDD, such as 20260901, not {date!r}.")
-    variable, real = _HOSTS.get(source, ("CMINING_DUMPS_URL", "https://dumps.wikimedia.org"))
+    variable, real = ("HF_ENDPOINT", "https://huggingface.co") if source == "hf" else ("CMINING_DUMPS_URL", "https://dumps.wikimedia.org")
     base = (base_url or os.environ.get(variable) or real).rstrip("/")
     with _session() as session: day, files = SOURCES[source](session, lang, date, base)
     if not files: raise CorpusError(f"The {source} dump of {name} of {day} at {base} has no files of the expected names. Try another --date or --source.")
@@ -284,10 +283,10 @@ def _here(plan: Plan, folder: str | Path) -> int:
     "Bytes of a plan that are on disk: whole files and parts of files."
     return sum(min(f.size, max(_length(Path(folder) / f.name), _length(Path(folder) / f".{f.name}.part"))) for f in plan.files)
 
-# %% ../nbs/00_download.ipynb #a48aa0ee
+# %% ../nbs/00_download.ipynb #009c7efd
 def download(
     name: str,                          # such as wikipedia:ja
-    source: str = "cirrus",             # cirrus, xml or hf
+    source: str = "hf",                 # hf, xml or cirrus
     folder: str | Path = "downloads",   # gets a folder for this dump
     date: str | None = None,            # of the dump, YYYYMMDD; the newest whole one when left out
     base_url: str | None = None,        # of the server; what the environment says, or the real one, when left out
@@ -302,6 +301,7 @@ def download(
     missing, free = sum(f.size for f in plan.files) - _here(plan, folder), shutil.disk_usage(folder).free
     if missing > free: raise CorpusError(f"{folder} has {bytes_text(free)} of free disk, but {bytes_text(missing)} are still to come. Make space, or choose another --downloads.")
     for i, file in enumerate(plan.files, 1):
+        state = "here already" if _length(folder / file.name) == file.size else "checksum right" if file.checksum else "size right"
         fetch(file, folder, quiet)
-        say(f"{i}/{len(plan.files)}  {file.name}, {bytes_text(file.size)}{', checksum right' * bool(file.checksum)}")
+        say(f"{i}/{len(plan.files)}  {file.name}, {bytes_text(file.size)}, {state}")
     return folder

@@ -150,7 +150,7 @@ def test_a_mirror_from_the_environment(server, monkeypatch, variable, source):
 @pytest.mark.parametrize("source, name, date, says", [
     ("cirrus", "wikipedia:jb", None, "'jb'.*there is ja"), ("xml", "wikipedia:jb", None, "'jb'.*there is ja"), ("hf", "wikipedia:jb", None, "'jb'.*there is ja"),
     ("cirrus", "wikipedia:ja", "20260913", "of 20260913"), ("xml", "wikipedia:ja", "20260101", "there is 20260901"), ("hf", "wikipedia:ja", "20220301", "there is 20231101"),
-    ("hf", "wikipedia:ja", "../../x", "YYYYMMDD"), ("hf", "wikipedia:../x", None, "such as wikipedia:ja"), ("ftp", "wikipedia:ja", None, "cirrus, xml, hf"),
+    ("hf", "wikipedia:ja", "../../x", "YYYYMMDD"), ("hf", "wikipedia:../x", None, "such as wikipedia:ja"), ("ftp", "wikipedia:ja", None, "hf, xml, cirrus"),
 ])
 def test_what_is_not_there(server, source, name, date, says):
     lay_out_wikimedia(server), lay_out_hub(server)
@@ -159,7 +159,7 @@ def test_what_is_not_there(server, source, name, date, says):
 
 def test_a_language_with_hyphens(server):
     lay_out_wikimedia(server), lay_out_hub(server)
-    with pytest.raises(CorpusError, match="whole search index of the Wikipedia 'zh-min-nan'"): plan_download("wikipedia:zh-min-nan", base_url=server.base)
+    with pytest.raises(CorpusError, match="whole search index of the Wikipedia 'zh-min-nan'"): plan_download("wikipedia:zh-min-nan", "cirrus", base_url=server.base)
     assert any("index_name%3Dzh_min_nanwiki_content" in path for _, path, *_ in server.asked)
 
 
@@ -261,7 +261,7 @@ def test_a_login_page_instead_of_json(server):
 def test_a_small_disk(server, tmp_path, monkeypatch):
     lay_out_wikimedia(server)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5000}))
-    with pytest.raises(CorpusError, match="5 kB of free disk, but 6 kB are still to come"): download("wikipedia:ja", folder=tmp_path, base_url=server.base)
+    with pytest.raises(CorpusError, match="5 kB of free disk, but 6 kB are still to come"): download("wikipedia:ja", "cirrus", folder=tmp_path, base_url=server.base)
 
 
 def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
@@ -283,7 +283,7 @@ def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
 
 def test_what_is_here_already_is_said(server, tmp_path):
     lay_out_wikimedia(server)
-    plan = plan_download("wikipedia:ja", base_url=server.base)
+    plan = plan_download("wikipedia:ja", "cirrus", base_url=server.base)
     fetch(plan.files[0], tmp_path)
     (tmp_path / f".{plan.files[1].name}.part").write_bytes(DATA[:500])
     assert "6 kB from" in plan_text(plan, tmp_path) and "2 kB of it are in" in plan_text(plan, tmp_path)
