@@ -2,6 +2,9 @@
 import errno
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -181,6 +184,23 @@ def test_an_interrupted_command_goes_on(server, tmp_path):
     server.asked.clear()
     assert fetch(file, tmp_path).read_bytes() == DATA
     assert len(server.asked) == 1 and server.asked[0][2] != "bytes=0-"
+
+
+def test_a_killed_process_goes_on(server, tmp_path):
+    file, killed = put(server), threading.Event()
+    def stall(handler):     # half of the body, then silence
+        handler.cut = len(DATA) // 2
+        handler.answer(200, DATA, {"ETag": server.etag(DATA)})
+        return killed.wait(60)
+    server.faults["/a.parquet"] = [stall]
+    code = f"from cmining.download import *; fetch(RemoteFile({file.name!r}, {file.url!r}, {file.size}, {file.checksum!r}), {str(tmp_path)!r})"
+    process, part = subprocess.Popen([sys.executable, "-c", code]), tmp_path / ".a.parquet.part"
+    while process.poll() is None and not (part.exists() and part.stat().st_size > 100_000): threading.Event().wait(.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    killed.set()
+    assert fetch(file, tmp_path).read_bytes() == DATA
+    assert int(server.asked[-1][2][6:-1]) > 100_000 and len(server.asked) == 2
 
 
 @pytest.mark.parametrize("honours_if_range", [True, False])
