@@ -102,6 +102,33 @@ def test_fingerprint_follows_parameters_and_tokenizer(tiny, tmp_path):
     assert len({before, *(load_hub(str(tmp_path / d)).fingerprint for d in ("nudged", "renamed"))}) == 3
 
 
+def test_same_bytes_whatever_the_number_of_devices(tiny):
+    "Half precision, and a process a device: two that are both the CPU give the bytes of one, and those are near the plain ones."
+    from sentence_transformers import SentenceTransformer
+    from cmining.encode import HubEncoder
+    texts = ["ab " * (i * 37 % 50) for i in range(100)]
+    plain, one, two = (HubEncoder(SentenceTransformer(str(tiny), device="cpu"), "tiny", ["cpu"] * n, half) for n, half in ((1, False), (1, True), (2, True)))
+    for e in (one, two): e.chunk_size = 16
+    vectors = two.encode(texts)
+    assert np.array_equal(vectors, one.encode(texts)) and np.array_equal(vectors[:10], two.encode(texts[:10] + texts[10:16])[:10])
+    assert 0 < np.abs(vectors - plain.encode(texts)).max() < 5e-3 and vectors.dtype == np.float32
+    assert not vectors[0].any() and two.encode([]).shape == (0, 16)
+    assert one.fingerprint == two.fingerprint == plain.fingerprint + "-half"
+    pids = [p.pid for p in two._pool["processes"]]
+    del two, e
+    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)     # they end with their encoder
+
+
+def test_each_worker_of_a_run_takes_a_gpu_by_turns():
+    import joblib
+    from multiprocessing import current_process
+    from cmining.encode import my_gpus
+    def gpus():
+        time.sleep(.3)
+        return my_gpus(2, current_process().name)
+    assert {"cuda:0", "cuda:1"} == {gpu for found in joblib.Parallel(2)(joblib.delayed(gpus)() for _ in range(4)) for gpu in found}
+
+
 def test_half_precision_on_a_gpu(tiny):
     import torch
     if not torch.cuda.is_available(): pytest.skip("no CUDA device here")
