@@ -424,7 +424,7 @@ def sweep_unfinished(out: Path) -> None:
     "Remove what a killed run left under its temporary names."
     for unfinished in [*out.glob(".*.parquet.*"), *out.glob(".run.json.*"), *(out/"work").glob("*/.*")]: remove(unfinished)
 
-# %% ../nbs/05_pipeline.ipynb #d71dbb00
+# %% ../nbs/05_pipeline.ipynb #ce62f82f
 def work_on(
     files: dict[str, list[Path | UPath]],   # corpus files by language
     digests: dict[Path | UPath, str],       # content of each file
@@ -435,6 +435,8 @@ def work_on(
 ) -> list[Language]:
     "Stage 1: read, sort, encode, refine and cohere every language."
     encoder, ner = cached_encoder(params.encoder), ner_models(params.ner)
+    gpus = [d for d in getattr(encoder, "devices", []) if not d.startswith("cpu")]
+    encode_jobs = min(jobs, len(gpus)) if gpus else jobs    # a process a GPU
     langs = sorted(files)
     contents = {lang: sorted(digests[f] for f in files[lang]) for lang in langs}
     entries = {lang: work/"entries"/f"{lang}-{digest(contents[lang])}" for lang in langs}
@@ -444,7 +446,7 @@ def work_on(
     model = {lang: [ner[lang], cached_ner(ner[lang]).meta["version"]] for lang in ner}
     name = {lang: f"{lang}-{digest(contents[lang], encoder.fingerprint, model.get(lang), params.n_paragraphs)}" for lang in langs}
     encoded = {lang: [work/"vectors"/f"{name[lang]}-{s.stem}" for s in shards[lang]] for lang in langs}
-    run_step("encode", [Task(t, encode_shard, (s, lang, params, ner.get(lang))) for lang in langs for s, t in zip(shards[lang], encoded[lang])], jobs, log)
+    run_step("encode", [Task(t, encode_shard, (s, lang, params, ner.get(lang))) for lang in langs for s, t in zip(shards[lang], encoded[lang])], encode_jobs, log)
 
     name = {lang: f"{name[lang]}-{digest(params.n_domains, params.k_neighbors, params.density_quantile, params.seed)}" for lang in langs}
     refined = {lang: work/"refined"/f"{name[lang]}.parquet" for lang in langs}
@@ -453,7 +455,7 @@ def work_on(
     name = {lang: f"{name[lang]}-{digest(params.entropy, params.max_paragraphs)}" for lang in langs}
     entropies = {lang: [work/"entropy"/f"{name[lang]}-{s.stem}.npy" for s in shards[lang]] for lang in langs}
     run_step("cohere", [Task(t, shard_entropies, (s, e, dense, params)) for lang in langs
-                        for s, e, dense, t in zip(shards[lang], encoded[lang], dense_by_shard(refined[lang], encoded[lang]), entropies[lang])], jobs, log)
+                        for s, e, dense, t in zip(shards[lang], encoded[lang], dense_by_shard(refined[lang], encoded[lang]), entropies[lang])], encode_jobs, log)
     return [Language(lang, shards[lang], encoded[lang], refined[lang], entropies[lang]) for lang in langs]
 
 # %% ../nbs/05_pipeline.ipynb #86767eda
@@ -491,14 +493,15 @@ def count_entries(file: Path | UPath, entries: list[dict[str, Any]]) -> int:
     text = sum(len(json.dumps(e, ensure_ascii=False).encode("utf-8", "replace")) for e in entries)
     return round(size / text * len(entries)) if text else 0
 
-# %% ../nbs/05_pipeline.ipynb #7aafe12c
+# %% ../nbs/05_pipeline.ipynb #513c4739
 def plan(
     files: dict[str, list[Path | UPath]],   # corpus files by language
     params: Params,
     jobs: int,
-) -> dict[str, Any]:    # entries by language; bytes of disk and memory, seconds, tokens: all estimates
+) -> dict[str, Any]:    # entries and tokens by language, characters, seconds, bytes of disk and memory: all estimates
     "What mining these files will need, from a short probe."
-    encoder, total, characters, seconds, probed, dense = cached_encoder(params.encoder), {}, 0., 0., 0, 0.5
+    encoder, total, tokens, characters, seconds = cached_encoder(params.encoder), {}, {}, 0., 0.
+    count = load_encoder().tokenizer.encode_batch_fast
     for lang, same in files.items():
         with scratch(): first = list(islice(read_entries(local(same[0]), lang, Counter()), PROBE_ENTRIES))
         total[lang] = sum(count_entries(f, first) for f in same)
@@ -508,11 +511,13 @@ def plan(
         start = time.process_time()
         with threadpool_limits(1): encoder.encode(texts + paragraphs)
         seconds += (time.process_time() - start) / len(first) * total[lang]
-        characters += sum(len(e["title"]) + sum(map(len, e["paragraphs"])) for e in first) / len(first) * total[lang]
+        whole_texts = [" ".join([e["title"], *e["paragraphs"]]) for e in first]
+        tokens[lang] = round(sum(len(t.ids) for t in count(whole_texts, add_special_tokens=False)) / len(first) * total[lang])
+        characters += sum(map(len, whole_texts)) / len(first) * total[lang]
     n = sum(total.values())
-    return {"entries": total, "characters": round(characters), "seconds": round((seconds + n * 2e-4) / jobs),
+    return {"entries": total, "tokens": tokens, "characters": round(characters), "seconds": round((seconds + n * 2e-4) / jobs),
             "disk_bytes": round(2 * characters + n * (2 * 2 * encoder.dim + 300)),
-            "memory_bytes": round((jobs + 1) * peak_memory() + jobs * TASK_BYTES + n * ENTRY_BYTES)}
+            "memory_bytes": round((jobs + 1) * peak_memory() + jobs * min(TASK_BYTES, 10 * characters) + n * ENTRY_BYTES)}
 
 # %% ../nbs/05_pipeline.ipynb #3475b9a4
 TASK_BYTES = 300 << 20      # a task's own memory: a sorted run of text, a sample of vectors for the centres
@@ -590,7 +595,7 @@ def fit_time(seconds: float) -> str:
     "A duration for people."
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
-# %% ../nbs/05_pipeline.ipynb #9ec887c9
+# %% ../nbs/05_pipeline.ipynb #ae1a4c92
 def run_record(
     corpus: str | Path | UPath,
     files: dict[str, list[Path | UPath]],   # corpus files by language
@@ -620,6 +625,7 @@ def run_record(
         "skipped": dict(sum((Counter(json.loads((w.shards[0].parent/"counts.json").read_text())) for w in languages if w.shards), Counter())),
         "culture_points": sum(c.get("culture_point", 0) for c in counts.values()),
         "plan": needs,
+        "tokens": needs["tokens"],                      # of the bundled encoder, estimated from the first entries
         "steps": log.steps,
         "seconds": round(seconds, 2),
         "peak_memory_bytes": sum(log.memory.values()),  # all processes, each at its own peak: an upper bound
