@@ -27,11 +27,12 @@ from .pipeline import RunError, write_json
 
 # %% auto #0
 __all__ = ['TASKS', 'INSTRUCTIONS', 'CONTROL', 'SPLITS', 'ITEM', 'ROWS', 'EFFECTIVE_BATCH', 'LORA', 'EVALUATION', 'CARD',
-           'OPENAI_EXAMPLES', 'OPENAI_BYTES', 'OURS', 'to_pair', 'item_problem', 'is_controlling', 'read_items',
-           'concepts', 'components', 'assign_splits', 'message', 'alpaca_row', 'sharegpt_row', 'trl_row', 'openai_row',
-           'hf_row', 'split_file', 'write_rows', 'batch_settings', 'safe_length', 'lora_yaml', 'dataset_info', 'inert',
-           'quoted', 'size_category', 'table', 'dataset_card', 'turns', 'row_problem', 'written_rows', 'check_export',
-           'check_dataset_info', 'put_in_place', 'export']
+           'OPENAI_EXAMPLES', 'OPENAI_BYTES', 'OURS', 'to_pair', 'flat', 'item_problem', 'is_controlling', 'read_items',
+           'title_key', 'concepts', 'foreign', 'components', 'place_components', 'assign_splits', 'message',
+           'alpaca_row', 'sharegpt_row', 'trl_row', 'openai_row', 'hf_row', 'split_file', 'write_rows',
+           'batch_settings', 'safe_length', 'lora_yaml', 'dataset_info', 'inert', 'quoted', 'size_category', 'table',
+           'dataset_card', 'turns', 'row_problem', 'written_rows', 'check_export', 'check_dataset_info', 'put_in_place',
+           'export']
 
 # %% ../nbs/11_dataset.ipynb #1412e68d
 TASKS = ("single_choice", "true_false", "short_answer")
@@ -71,7 +72,20 @@ def to_pair(
     if item["task"] == "true_false": answer = words["true" if answer else "false"]
     return prompt, f"{answer}\n\n{item['explanation']}" if item.get("explanation") else answer
 
-# %% ../nbs/11_dataset.ipynb #c2211707
+# %% ../nbs/11_dataset.ipynb #a82e49c8
+def flat(
+    row: dict[str, Any],    # a line of items-*.jsonl
+) -> dict[str, Any]:
+    "The item with the fields of its source at the top."
+    source = row.get("source")
+    if isinstance(source, dict):
+        row = {k: v for k, v in row.items() if k != "source"} | source
+        for old, new in (("points", "culture_points"), ("prompt", "prompt_version")):
+            if old in row: row[new] = row.pop(old)
+    if row.get("task") == "true_false" and row.get("answer") in ("True", "False"): row = {**row, "answer": row["answer"] == "True"}
+    return row
+
+# %% ../nbs/11_dataset.ipynb #51953279
 def item_problem(
     item: Any,          # a line of items-*.jsonl
 ) -> str | None:        # the reason, None for a sound item
@@ -89,8 +103,7 @@ def item_problem(
         if answer not in list("ABCD"): return f"answer is a letter from A to D, not {answer!r}"
     if task == "true_false" and not isinstance(answer, bool): return f"answer is true or false, not {answer!r}"
     if task == "short_answer" and not is_text(answer): return "answer is missing or empty"
-    for name, kind in (("explanation", str), ("generator", str), ("group", int), ("seed", int), ("usd", int | float)):
-        if not isinstance(item.get(name), kind | None): return f"{name} is {item[name]!r}, which is no {'text' if kind is str else 'number'}"
+    if not isinstance(item.get("explanation"), str | None): return "explanation is no text"
     if not (isinstance(points, list) and points): return "culture_points is missing or empty: the item names no source"
     if not all(isinstance(p, dict) and all(is_text(p.get(k)) for k in ("id", "lang", "title")) for p in points): return "a culture point lacks id, lang or title"
     try: json.dumps(item, ensure_ascii=False).encode()
@@ -105,7 +118,7 @@ def is_controlling(item: dict[str, Any]) -> bool:
     "Does the item spell a token by which chat templates mark turns, tools or pictures?"
     return any(CONTROL.search(text) for text in to_pair(item))
 
-# %% ../nbs/11_dataset.ipynb #d9bd4353
+# %% ../nbs/11_dataset.ipynb #e3bfe29d
 def read_items(
     dataset: str | Path,                # folder with items-*.jsonl
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:   # items in the order of their ids, and how many were left out for what reason
@@ -116,8 +129,10 @@ def read_items(
         with open(file, "rb") as lines:
             for n, line in enumerate(lines, 1):
                 try: item = json.loads(line)
-                except ValueError: item, problem = None, "no JSON"
-                else: problem = item_problem(item) or (f"id {item['id']} is that of another item" if item["id"] in items else None)
+                except ValueError: problem = "no JSON"
+                else:
+                    if isinstance(item, dict): item = flat(item)
+                    problem = item_problem(item) or (f"id {item['id']} is that of another item" if item["id"] in items else None)
                 if problem: raise RunError(f"{file}, line {n}: {problem}. Mend or delete the line, or synthesize again")
                 items[item["id"]] = item
     sound = [items[id] for id in sorted(items) if not is_controlling(items[id])]
@@ -125,35 +140,41 @@ def read_items(
     if not sound: raise RunError(f"{dataset} holds no item that can be trained on ({len(items)} read; left out: {dict(left_out)})")
     return sound, dict(left_out)
 
-# %% ../nbs/11_dataset.ipynb #85092cd3
-def concepts(item: dict[str, Any]) -> set[str]:
-    "The titles of an item's culture points, without regard to case and width."
-    return {unicodedata.normalize("NFKC", p["title"]).casefold().strip() for p in item["culture_points"]}
+# %% ../nbs/11_dataset.ipynb #ce64d5bf
+def title_key(point: dict[str, str]) -> str:
+    "A title without regard to case and width."
+    return unicodedata.normalize("NFKC", point["title"]).casefold().strip()
 
-# %% ../nbs/11_dataset.ipynb #9a1e02a0
+def concepts(item: dict[str, Any]) -> set[str]:
+    "What an item is about: its culture points in the language of the first one."
+    points = item["culture_points"]
+    return {title_key(p) for p in points if p["lang"] == points[0]["lang"]}
+
+def foreign(item: dict[str, Any]) -> set[str]:
+    "What an item merely sets beside it: its culture points of other languages."
+    return {title_key(p) for p in item["culture_points"]} - concepts(item)
+
+# %% ../nbs/11_dataset.ipynb #06add46f
 def components(
     items: list[dict[str, Any]],
 ) -> np.ndarray:                # number of each item's component, int32 [items]
-    "Items that share a concept, directly or through others, get the same number."
+    "Items about a common concept, directly or through others, get the same number."
     number: dict[str, int] = {}
     edges = [(i, len(items) + number.setdefault(c, len(number))) for i, item in enumerate(items) for c in sorted(concepts(item))]
     rows, columns = np.array(edges, np.int32).reshape(-1, 2).T
     n = len(items) + len(number)
     return connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(n, n)), directed=False)[1][:len(items)]
 
-# %% ../nbs/11_dataset.ipynb #2c4847db
+# %% ../nbs/11_dataset.ipynb #dda6bcb7
 SPLITS = ("train", "validation", "test")
 
-def assign_splits(
+def place_components(
     items: list[dict[str, Any]],
-    validation: float = 0.05,       # share of each language's items, 0 for none
-    test: float = 0.05,
-    seed: int = 0,
-) -> list[str]:                     # "train", "validation" or "test" for each item
-    """Splits that share no concept.
-
-    Raises RunError when concepts hang together so much that a split that was asked for stays empty."""
-    if min(validation, test) < 0 or validation + test >= 1: raise RunError(f"--validation and --test are shares from 0 that leave something to train on, not {validation} and {test}")
+    validation: float,      # share of each language's items
+    test: float,
+    seed: int,
+) -> list[str]:             # split of each item
+    "Whole components into test and validation until these are full; the rest into train."
     members: dict[int, list[int]] = {}
     for i, component in enumerate(components(items).tolist()): members.setdefault(component, []).append(i)
     def rank(own: list[int]) -> str: return hashlib.blake2b(f"{seed} {min(min(concepts(items[i])) for i in own)}".encode()).hexdigest()
@@ -167,12 +188,28 @@ def assign_splits(
             room[split, lang(own)] -= len(own)
             for i in own: splits[i] = split
             break
-    for split, share in (("train", 1 - test - validation), ("validation", validation), ("test", test)):
+    return splits
+
+# %% ../nbs/11_dataset.ipynb #ae8e51fa
+def assign_splits(
+    items: list[dict[str, Any]],
+    validation: float = 0.05,       # share of each language's items, 0 for none
+    test: float = 0.05,
+    seed: int = 0,
+) -> list[str | None]:              # train, validation or test for each item; None for one that shows a concept held out
+    """Splits that share no concept.
+
+    Raises RunError when items hang together so much that a split that was asked for stays empty."""
+    if min(validation, test) < 0 or validation + test >= 1: raise RunError(f"--validation and --test are shares from 0 that leave something to train on, not {validation} and {test}")
+    placed = place_components(items, validation, test, seed)
+    held = {split: set().union(*(concepts(item) for item, own in zip(items, placed) if own == split)) for split in ("test", "validation")}
+    hidden = {"train": held["test"] | held["validation"], "validation": held["test"], "test": set()}
+    splits = [None if foreign(item) & hidden[own] else own for item, own in zip(items, placed)]
+    for split, share in (("test", test), ("validation", validation), ("train", 1)):
         if share and split not in splits:
-            sizes = sorted(map(len, members.values()))
-            raise RunError(f"no concept fits into the {split} split: {len(items):,} items hang together in {len(sizes):,} components of {sizes[0]:,} to {sizes[-1]:,} items, "
-                           f"and {split} may hold {share:.0%} of a language. Give a larger --{split}, or 0 for none" if split != "train" else
-                           f"nothing is left to train on: --validation {validation} and --test {test} take all {len(items):,} items")
+            sizes = np.bincount(components(items))
+            raise RunError(f"nothing fits into the {split} split: {len(items):,} items hang together in {len(sizes):,} components of {sizes.min():,} to {sizes.max():,} items. "
+                           "Choose --test and --validation larger or smaller, 0 for none, or synthesize more items")
     return splits
 
 # %% ../nbs/11_dataset.ipynb #be0f9f5a
@@ -194,12 +231,12 @@ def openai_row(item: dict[str, Any]) -> dict[str, Any]:
     prompt, response = to_pair(item)
     return {"messages": [message("user", prompt), message("assistant", response)]}
 
-# %% ../nbs/11_dataset.ipynb #6f7b03ad
+# %% ../nbs/11_dataset.ipynb #c73654df
 _TEXT, _MESSAGES = pa.string(), pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ITEM = pa.schema([
     ("id", _TEXT), ("task", _TEXT), ("lang", _TEXT), ("question", _TEXT), ("options", pa.list_(_TEXT)), ("answer", _TEXT), ("explanation", _TEXT),
     ("prompt", _MESSAGES), ("completion", _MESSAGES), ("culture_points", pa.list_(pa.struct([("id", _TEXT), ("lang", _TEXT), ("title", _TEXT)]))),
-    ("group", pa.int64()), ("generator", _TEXT), ("prompt_version", _TEXT), ("seed", pa.int64()), ("usd", pa.float64()),
+    ("countries", pa.list_(_TEXT)), ("run", _TEXT), ("group", pa.int64()), ("generator", _TEXT), ("prompt_version", _TEXT), ("key", _TEXT), ("seed", pa.int64()), ("usd", pa.float64()),
 ])
 
 def hf_row(item: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +244,7 @@ def hf_row(item: dict[str, Any]) -> dict[str, Any]:
     texts = {"answer": str(answer).lower() if isinstance(answer, bool) else answer, "prompt_version": None if version is None else str(version)}
     return {name: None for name in ITEM.names} | {k: v for k, v in item.items() if k in ITEM.names} | trl_row(item) | texts
 
-# %% ../nbs/11_dataset.ipynb #b1f46fc4
+# %% ../nbs/11_dataset.ipynb #45dba3cc
 ROWS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "llamafactory": alpaca_row, "sharegpt": sharegpt_row, "trl": trl_row, "openai": openai_row, "hf": hf_row}
 
@@ -215,7 +252,9 @@ def split_file(split: str, format: str) -> str: return f"{split}.{'parquet' if f
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     "Parquet or JSON Lines, by the ending of the name."
-    if path.suffix == ".parquet": return pq.write_table(pa.Table.from_pylist(list(rows), ITEM), path)
+    if path.suffix == ".parquet":
+        try: return pq.write_table(pa.Table.from_pylist(list(rows), ITEM), path)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e: raise RunError(f"an item of the {path.stem} split does not fit into the columns of format hf ({e}): mend it, or synthesize again") from e
     with open(path, "w", encoding="utf-8", newline="\n") as f:
         for row in rows: f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -315,7 +354,7 @@ def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *([c if isinstance(c, str) else f"{c:,}" for c in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-# %% ../nbs/11_dataset.ipynb #db01e0fd
+# %% ../nbs/11_dataset.ipynb #2dfbf0ab
 CARD = """\
 ---
 language:
@@ -370,10 +409,12 @@ culture points, the prompt version, the seed and the cost of every item; {trace}
 
 ## Splits
 
-By concept, seed {seed}: no title of a culture point is in two splits, titles compared without regard to case, width
-and language. Items that name a common concept, directly or through other items, stay together; what is too large for a
-held-out split is in train, so held-out items come from smaller groups of items. **Not separated**: a concept and its
-translation under another title, and concepts that are only related.
+By concept, seed {seed}: what an item of the test split is about is nowhere in train and validation, and what one of the
+validation split is about is nowhere in train; titles are compared without regard to case, width and language. Items
+about a common concept, directly or through other items, stay together; what is too large for a held-out split is in
+train, so held-out items come from smaller groups of items. **Not separated**: a concept and its translation under
+another title, concepts that are only related, and concepts of another language that a held-out item shows as wrong
+options.
 
 ## Licence
 
@@ -389,20 +430,20 @@ CC BY-SA and asks for attribution. Replace `license` above by what applies befor
 - No item is longer than {cutoff:,} tokens of any tokenizer that works on bytes; with a smaller limit a trainer may cut items.
 """
 
-# %% ../nbs/11_dataset.ipynb #c3b3137c
+# %% ../nbs/11_dataset.ipynb #ac03d2f5
 def dataset_card(
     items: list[dict[str, Any]],
-    splits: list[str],              # from assign_splits
+    splits: list[str],              # of each
     format: str,
     seed: int = 0,
-    left_out: dict[str, int] | None = None,     # from read_items
+    left_out: dict[str, int] | None = None,     # reason -> items
 ) -> str:
     "The README.md of an exported dataset."
     count = Counter((item["lang"], item["task"]) for item in items)
     langs, used = sorted({lang for lang, _ in count}), [s for s in SPLITS if s in splits]
     held = {s: [item for item, own in zip(items, splits) if own == s] for s in used}
     prompt, response = to_pair(held["train"][0])
-    generators = Counter((item.get("generator") or "unknown", str(item.get("prompt_version") or "–")) for item in items)
+    generators = Counter((str(item.get("generator") or "unknown"), str(item.get("prompt_version") or "–")) for item in items)
     n_left = sum((left_out or {}).values())
     return CARD.format(
         languages="\n".join(f'- "{lang}"' for lang in langs),      # quoted: YAML takes no for false
@@ -497,7 +538,7 @@ def put_in_place(made: Path, out: Path) -> None:
         if (made/name).exists(): os.replace(made/name, out/name)
         else: (out/name).unlink(missing_ok=True)
 
-# %% ../nbs/11_dataset.ipynb #80ec147b
+# %% ../nbs/11_dataset.ipynb #96c6c80e
 def export(
     dataset: str | Path,            # folder with items-*.jsonl
     format: str,                    # llamafactory, sharegpt, trl, openai or hf
@@ -516,7 +557,9 @@ def export(
     if out.is_dir() and any(out.iterdir()) and not (out/"export.json").is_file(): raise RunError(f"{out} holds other files and is no export; name a new or empty folder with --out")
     batch_settings(gpus)
     items, left_out = read_items(dataset)
-    splits = assign_splits(items, validation, test, seed)
+    assigned = assign_splits(items, validation, test, seed)
+    if None in assigned: left_out["shows a concept that is held out"] = assigned.count(None)
+    items, splits = [item for item, own in zip(items, assigned) if own], [own for own in assigned if own]
     used = [s for s in SPLITS if s in splits]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
