@@ -27,12 +27,11 @@ from .pipeline import RunError, write_json
 
 # %% auto #0
 __all__ = ['TASKS', 'INSTRUCTIONS', 'CONTROL', 'SPLITS', 'ITEM', 'ROWS', 'EFFECTIVE_BATCH', 'LORA', 'EVALUATION', 'CARD',
-           'OPENAI_EXAMPLES', 'OPENAI_BYTES', 'OURS', 'to_pair', 'flat', 'item_problem', 'is_controlling', 'read_items',
-           'title_key', 'concepts', 'foreign', 'components', 'place_components', 'assign_splits', 'message',
-           'alpaca_row', 'sharegpt_row', 'trl_row', 'openai_row', 'hf_row', 'split_file', 'write_rows',
-           'batch_settings', 'safe_length', 'lora_yaml', 'dataset_info', 'inert', 'quoted', 'size_category', 'table',
-           'dataset_card', 'turns', 'row_problem', 'written_rows', 'check_export', 'check_dataset_info', 'put_in_place',
-           'export']
+           'OPENAI_EXAMPLES', 'OPENAI_BYTES', 'OURS', 'to_pair', 'item_problem', 'is_controlling', 'read_items',
+           'titles', 'concepts', 'components', 'place_components', 'assign_splits', 'message', 'alpaca_row',
+           'sharegpt_row', 'trl_row', 'openai_row', 'hf_row', 'split_file', 'write_rows', 'batch_settings',
+           'safe_length', 'lora_yaml', 'dataset_info', 'inert', 'quoted', 'size_category', 'table', 'dataset_card',
+           'turns', 'row_problem', 'written_rows', 'check_export', 'check_dataset_info', 'put_in_place', 'export']
 
 # %% ../nbs/11_dataset.ipynb #1412e68d
 TASKS = ("single_choice", "true_false", "short_answer")
@@ -72,20 +71,7 @@ def to_pair(
     if item["task"] == "true_false": answer = words["true" if answer else "false"]
     return prompt, f"{answer}\n\n{item['explanation']}" if item.get("explanation") else answer
 
-# %% ../nbs/11_dataset.ipynb #a82e49c8
-def flat(
-    row: dict[str, Any],    # a line of items-*.jsonl
-) -> dict[str, Any]:
-    "The item with the fields of its source at the top."
-    source = row.get("source")
-    if isinstance(source, dict):
-        row = {k: v for k, v in row.items() if k != "source"} | source
-        for old, new in (("points", "culture_points"), ("prompt", "prompt_version")):
-            if old in row: row[new] = row.pop(old)
-    if row.get("task") == "true_false" and row.get("answer") in ("True", "False"): row = {**row, "answer": row["answer"] == "True"}
-    return row
-
-# %% ../nbs/11_dataset.ipynb #51953279
+# %% ../nbs/11_dataset.ipynb #eac50413
 def item_problem(
     item: Any,          # a line of items-*.jsonl
 ) -> str | None:        # the reason, None for a sound item
@@ -94,7 +80,7 @@ def item_problem(
     if not isinstance(item, dict): return "no JSON object"
     for name in ("id", "task", "lang", "question"):
         if not is_text(item.get(name)): return f"{name} is missing or empty"
-    task, answer, options, points = (item.get(k) for k in ("task", "answer", "options", "culture_points"))
+    task, answer, options, points, others = (item.get(k) for k in ("task", "answer", "options", "culture_points", "distractors"))
     if task not in TASKS: return f"task is one of {', '.join(TASKS)}, not {task!r}"
     if not re.fullmatch("[a-z]{2,3}", item["lang"]): return f"lang is a language code such as en, not {item['lang']!r}"
     if task == "single_choice":
@@ -105,7 +91,8 @@ def item_problem(
     if task == "short_answer" and not is_text(answer): return "answer is missing or empty"
     if not isinstance(item.get("explanation"), str | None): return "explanation is no text"
     if not (isinstance(points, list) and points): return "culture_points is missing or empty: the item names no source"
-    if not all(isinstance(p, dict) and all(is_text(p.get(k)) for k in ("id", "lang", "title")) for p in points): return "a culture point lacks id, lang or title"
+    if not isinstance(others, list | None): return "distractors are no list"
+    if not all(isinstance(p, dict) and all(is_text(p.get(k)) for k in ("id", "lang", "title")) for p in [*points, *(others or [])]): return "a culture point lacks id, lang or title"
     try: json.dumps(item, ensure_ascii=False).encode()
     except UnicodeEncodeError: return "the item holds half a character (a lone surrogate), which UTF-8 cannot write"
     return None
@@ -118,7 +105,7 @@ def is_controlling(item: dict[str, Any]) -> bool:
     "Does the item spell a token by which chat templates mark turns, tools or pictures?"
     return any(CONTROL.search(text) for text in to_pair(item))
 
-# %% ../nbs/11_dataset.ipynb #e3bfe29d
+# %% ../nbs/11_dataset.ipynb #cbb96c56
 def read_items(
     dataset: str | Path,                # folder with items-*.jsonl
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:   # items in the order of their ids, and how many were left out for what reason
@@ -130,9 +117,7 @@ def read_items(
             for n, line in enumerate(lines, 1):
                 try: item = json.loads(line)
                 except ValueError: problem = "no JSON"
-                else:
-                    if isinstance(item, dict): item = flat(item)
-                    problem = item_problem(item) or (f"id {item['id']} is that of another item" if item["id"] in items else None)
+                else: problem = item_problem(item) or (f"id {item['id']} is that of another item" if item["id"] in items else None)
                 if problem: raise RunError(f"{file}, line {n}: {problem}. Mend or delete the line, or synthesize again")
                 items[item["id"]] = item
     sound = [items[id] for id in sorted(items) if not is_controlling(items[id])]
@@ -140,19 +125,14 @@ def read_items(
     if not sound: raise RunError(f"{dataset} holds no item that can be trained on ({len(items)} read; left out: {dict(left_out)})")
     return sound, dict(left_out)
 
-# %% ../nbs/11_dataset.ipynb #ce64d5bf
-def title_key(point: dict[str, str]) -> str:
-    "A title without regard to case and width."
-    return unicodedata.normalize("NFKC", point["title"]).casefold().strip()
+# %% ../nbs/11_dataset.ipynb #3c3c7948
+def titles(points: Iterable[dict[str, str]] | None) -> set[str]:
+    "The titles of culture points, without regard to case and width."
+    return {unicodedata.normalize("NFKC", p["title"]).casefold().strip() for p in points or ()}
 
 def concepts(item: dict[str, Any]) -> set[str]:
-    "What an item is about: its culture points in the language of the first one."
-    points = item["culture_points"]
-    return {title_key(p) for p in points if p["lang"] == points[0]["lang"]}
-
-def foreign(item: dict[str, Any]) -> set[str]:
-    "What an item merely sets beside it: its culture points of other languages."
-    return {title_key(p) for p in item["culture_points"]} - concepts(item)
+    "What an item is about."
+    return titles(item["culture_points"])
 
 # %% ../nbs/11_dataset.ipynb #06add46f
 def components(
@@ -165,7 +145,7 @@ def components(
     n = len(items) + len(number)
     return connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(n, n)), directed=False)[1][:len(items)]
 
-# %% ../nbs/11_dataset.ipynb #dda6bcb7
+# %% ../nbs/11_dataset.ipynb #81076caa
 SPLITS = ("train", "validation", "test")
 
 def place_components(
@@ -177,7 +157,8 @@ def place_components(
     "Whole components into test and validation until these are full; the rest into train."
     members: dict[int, list[int]] = {}
     for i, component in enumerate(components(items).tolist()): members.setdefault(component, []).append(i)
-    def rank(own: list[int]) -> str: return hashlib.blake2b(f"{seed} {min(min(concepts(items[i])) for i in own)}".encode()).hexdigest()
+    def order(key: Any) -> str: return hashlib.blake2b(f"{seed} {key}".encode()).hexdigest()
+    def rank(own: list[int]) -> tuple[str, str]: return min(order(items[i].get("group")) for i in own), order(min(min(concepts(items[i])) for i in own))
     def lang(own: list[int]) -> str: return min(Counter(items[i]["lang"] for i in own).items(), key=lambda kv: (-kv[1], kv[0]))[0]
     size = Counter(item["lang"] for item in items)
     room = {(split, l): round(share * n) for l, n in size.items() for split, share in (("test", test), ("validation", validation))}
@@ -190,7 +171,7 @@ def place_components(
             break
     return splits
 
-# %% ../nbs/11_dataset.ipynb #ae8e51fa
+# %% ../nbs/11_dataset.ipynb #ea2ea2be
 def assign_splits(
     items: list[dict[str, Any]],
     validation: float = 0.05,       # share of each language's items, 0 for none
@@ -204,7 +185,7 @@ def assign_splits(
     placed = place_components(items, validation, test, seed)
     held = {split: set().union(*(concepts(item) for item, own in zip(items, placed) if own == split)) for split in ("test", "validation")}
     hidden = {"train": held["test"] | held["validation"], "validation": held["test"], "test": set()}
-    splits = [None if foreign(item) & hidden[own] else own for item, own in zip(items, placed)]
+    splits = [None if titles(item.get("distractors")) & hidden[own] else own for item, own in zip(items, placed)]
     for split, share in (("test", test), ("validation", validation), ("train", 1)):
         if share and split not in splits:
             sizes = np.bincount(components(items))
@@ -231,11 +212,12 @@ def openai_row(item: dict[str, Any]) -> dict[str, Any]:
     prompt, response = to_pair(item)
     return {"messages": [message("user", prompt), message("assistant", response)]}
 
-# %% ../nbs/11_dataset.ipynb #c73654df
+# %% ../nbs/11_dataset.ipynb #b1165ea3
 _TEXT, _MESSAGES = pa.string(), pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_POINTS = pa.list_(pa.struct([("id", pa.string()), ("lang", pa.string()), ("title", pa.string())]))
 ITEM = pa.schema([
     ("id", _TEXT), ("task", _TEXT), ("lang", _TEXT), ("question", _TEXT), ("options", pa.list_(_TEXT)), ("answer", _TEXT), ("explanation", _TEXT),
-    ("prompt", _MESSAGES), ("completion", _MESSAGES), ("culture_points", pa.list_(pa.struct([("id", _TEXT), ("lang", _TEXT), ("title", _TEXT)]))),
+    ("prompt", _MESSAGES), ("completion", _MESSAGES), ("culture_points", _POINTS), ("distractors", _POINTS),
     ("countries", pa.list_(_TEXT)), ("run", _TEXT), ("group", pa.int64()), ("generator", _TEXT), ("prompt_version", _TEXT), ("key", _TEXT), ("seed", pa.int64()), ("usd", pa.float64()),
 ])
 
@@ -277,13 +259,13 @@ def safe_length(
     "A length in tokens at which no item is cut."
     return -(-(max(sum(len(text.encode()) for text in to_pair(item)) for item in items) + 256) // 1024) * 1024
 
-# %% ../nbs/11_dataset.ipynb #415132ec
+# %% ../nbs/11_dataset.ipynb #3be7ef7b
 LORA = """\
 # LoRA training of the paper with LLaMA-Factory. In this folder: llamafactory-cli train lora.yaml
 # paper: C-Mining, section 4.2.  ours: the paper does not say.
 
 model_name_or_path: Qwen/Qwen2.5-7B-Instruct  # paper; its other model is Qwen/Qwen3-32B
-template: qwen  # qwen3 for Qwen3
+template: qwen  # Qwen3: qwen3, and enable_thinking: false
 stage: sft
 do_train: true
 finetuning_type: lora  # paper
@@ -354,7 +336,7 @@ def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *([c if isinstance(c, str) else f"{c:,}" for c in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-# %% ../nbs/11_dataset.ipynb #2dfbf0ab
+# %% ../nbs/11_dataset.ipynb #125d6496
 CARD = """\
 ---
 language:
@@ -413,8 +395,8 @@ By concept, seed {seed}: what an item of the test split is about is nowhere in t
 validation split is about is nowhere in train; titles are compared without regard to case, width and language. Items
 about a common concept, directly or through other items, stay together; what is too large for a held-out split is in
 train, so held-out items come from smaller groups of items. **Not separated**: a concept and its translation under
-another title, concepts that are only related, and concepts of another language that a held-out item shows as wrong
-options.
+another title, concepts that are only related (most, not all, are held out together), and concepts that a held-out item
+shows only in its wrong options.
 
 ## Licence
 

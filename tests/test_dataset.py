@@ -128,25 +128,15 @@ def test_no_concept_in_two_splits(exported):
 
 
 def test_what_is_held_out_is_shown_nowhere_in_train(tmp_path):
-    "Look-alikes of other languages tie everything together; only the items that show a held-out concept go."
-    def beside(n): return item(n)["culture_points"] + item((n * 7 + 1) % 300)["culture_points"]
-    write(tmp_path / "set", (item(n, culture_points=beside(n)) for n in range(300)))
+    "Distractors tie everything together; only the items that show a held-out concept go."
+    write(tmp_path / "set", (item(n, distractors=item((n * 7 + 1) % 300)["culture_points"]) for n in range(300)))
     told = export(tmp_path / "set", "hf", validation=0.1, test=0.1)
     import pandas as pd
-    points = {s: pd.read_parquet(tmp_path / "set" / "hf" / f"{s}.parquet")["culture_points"] for s in SPLITS}
-    asks, shows = {s: {p[0]["title"] for p in points[s]} for s in SPLITS}, {s: {q["title"] for p in points[s] for q in p} for s in SPLITS}
-    assert told["rows"]["test"] == 30 and not asks["test"] & (shows["train"] | shows["validation"]) and not asks["validation"] & shows["train"]
-    assert sum(told["rows"].values()) + told["left_out"]["shows a concept that is held out"] == 300 and told["rows"]["train"] > 150
-
-
-def test_nested_sources(tmp_path):
-    def nested(n):
-        flat = item(n)
-        source = {"points": flat.pop("culture_points"), "prompt": str(flat.pop("prompt_version")), **{k: flat.pop(k) for k in ("group", "generator", "seed", "usd")}}
-        if flat["task"] == "true_false": flat["answer"] = str(flat["answer"])
-        return {**flat, "source": source}
-    for name, make in (("flat", item), ("nested", nested)): export(write(tmp_path / name, map(make, range(120))), "hf", validation=0.1, test=0.1)
-    for file in ("train.parquet", "README.md"): assert (tmp_path / "flat" / "hf" / file).read_bytes() == (tmp_path / "nested" / "hf" / file).read_bytes()
+    tables = {s: pd.read_parquet(tmp_path / "set" / "hf" / f"{s}.parquet") for s in SPLITS}
+    asks, beside = ({s: {p["title"] for points in tables[s][c] for p in points} for s in SPLITS} for c in ("culture_points", "distractors"))
+    assert not asks["test"] & (asks["train"] | beside["train"] | asks["validation"] | beside["validation"]) and not asks["validation"] & (asks["train"] | beside["train"])
+    assert told["rows"]["test"] == 30 and told["rows"]["train"] > 150
+    assert sum(told["rows"].values()) + told["left_out"]["shows a concept that is held out"] == 300
 
 
 @pytest.mark.parametrize("changes", [{"group": "seven"}, {"usd": "free"}, {"seed": 2**70}])
@@ -194,7 +184,7 @@ def test_lines_and_quotes_in_text_stay_in_their_row(tmp_path):
 
 @pytest.mark.parametrize("changes, reason", [
     ({"question": ""}, "question is missing"), ({"answer": None}, "answer is"), ({"lang": "../x"}, "lang is a language code"),
-    ({"culture_points": [{"title": "x"}]}, "lacks id"), ({"question": "\ud800"}, "surrogate"), ({"source": {"points": []}}, "culture_points")])
+    ({"culture_points": [{"title": "x"}]}, "lacks id"), ({"question": "\ud800"}, "surrogate"), ({"distractors": [{"id": "x"}]}, "lacks id"), ({"distractors": "x"}, "no list")])
 def test_a_broken_item_is_named(tmp_path, changes, reason):
     write(tmp_path / "set", [item(0), item(1, **changes)])
     with pytest.raises(RunError, match=f"items-00000.jsonl, line 2: .*{reason}"): export(tmp_path / "set", "hf")
