@@ -336,7 +336,7 @@ def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *([c if isinstance(c, str) else f"{c:,}" for c in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-# %% ../nbs/11_dataset.ipynb #125d6496
+# %% ../nbs/11_dataset.ipynb #9aeaf91a
 CARD = """\
 ---
 language:
@@ -395,8 +395,8 @@ By concept, seed {seed}: what an item of the test split is about is nowhere in t
 validation split is about is nowhere in train; titles are compared without regard to case, width and language. Items
 about a common concept, directly or through other items, stay together; what is too large for a held-out split is in
 train, so held-out items come from smaller groups of items. **Not separated**: a concept and its translation under
-another title, concepts that are only related (most, not all, are held out together), and concepts that a held-out item
-shows only in its wrong options.
+another title, concepts that are only related (most, not all, are held out together), concepts that a held-out item
+shows only in its wrong options, and concepts that a text mentions in passing.
 
 ## Licence
 
