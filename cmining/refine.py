@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.neighbors import NearestNeighbors
 
 # %% auto #0
-__all__ = ['sample_rows', 'nearest_center', 'kmeans', 'default_n_domains', 'dispersion', 'domain_quantile', 'is_dense', 'entropy',
-           'is_coherent']
+__all__ = ['FIT_ROWS', 'START_ROWS', 'sample_rows', 'nearest_center', 'fit_centers', 'kmeans', 'default_n_domains', 'dispersion',
+           'domain_quantile', 'is_dense', 'entropy', 'is_coherent']
 
 # %% ../nbs/03_refine.ipynb #f2c192e9
 def sample_rows(
@@ -39,25 +39,39 @@ def nearest_center(
     return labels
 
 # %% ../nbs/03_refine.ipynb #c53ecb90
+FIT_ROWS = 65_536       # points that centres are fitted on, and 256 for each of them, at most
+START_ROWS = 10_000     # points that k-means++ chooses the first centres from, and 10 for each of them, at least
+
+def fit_centers(
+    vectors: np.ndarray,        # float16 or float32 [n, d], n at least 1; may be a memory map
+    k: int,                     # centres; never more than there are vectors
+    seed: int = 0,
+    rows: int = FIT_ROWS,
+) -> np.ndarray:                # float32 [k, d]
+    "The centres of K-Means on a sample. The same bytes on one thread for the same input and seed."
+    k = min(k, len(vectors))
+    x = np.asarray(vectors[sample_rows(len(vectors), min(256 * k, max(rows, k)), seed)], np.float32)
+    start = x[sample_rows(len(x), max(START_ROWS, 10 * k), seed)]
+    init = "k-means++" if len(start) == len(x) else kmeans_plusplus(start, k, random_state=seed)[0]
+    # After 25 rounds the inertia is within a thousandth of where it ends.
+    return KMeans(k, init=init, n_init=1, max_iter=25, random_state=seed).fit(x).cluster_centers_
+
 def kmeans(
     vectors: np.ndarray,        # float16 or float32 [n, d], may be a memory map
     k: int,                     # clusters; never more than there are vectors
     seed: int = 0,
-    per_centroid: int = 256,    # training points for each centre
+    rows: int = FIT_ROWS,       # points to fit on
 ) -> np.ndarray:                # cluster of each vector, int32 [n], numbered 0 to k-1
     "K-Means fitted on a sample, applied to all. The same bytes on one thread for the same input and seed."
-    if not len(vectors): return np.empty(0, np.int32)
-    k = min(k, len(vectors))
-    rows = sample_rows(len(vectors), k * per_centroid, seed)
-    fit = KMeans(k, n_init=1, random_state=seed).fit(np.asarray(vectors[rows], np.float32))
-    return nearest_center(vectors, fit.cluster_centers_)
+    return nearest_center(vectors, fit_centers(vectors, k, seed, rows)) if len(vectors) else np.empty(0, np.int32)
+
 
 # %% ../nbs/03_refine.ipynb #2e0aa340
 def default_n_domains(
     n: int,     # entries of the language
 ) -> int:
-    "One domain for 100 entries, at least 1 and at most 100 (the authors' constant for a million)."
-    return min(max(n // 100, 1), 100)
+    "One domain for 100 entries, at most 100 (the authors' constant for a million); beyond a million one for 10,000, since δ takes quadratic time in a domain."
+    return max(min(n // 100, 100), n // 10_000, 1)
 
 # %% ../nbs/03_refine.ipynb #c27865ac
 def domain_rows(domain: np.ndarray) -> list[np.ndarray]:
