@@ -529,7 +529,7 @@ async def mode_of(talk: Talk, prompt: Prompt) -> str | None:
             save_modes(talk)
     return schemas.get(digest)
 
-# %% ../nbs/09_llm.ipynb #4be8acd4
+# %% ../nbs/09_llm.ipynb #668cd3f2
 WINDOW = 10_000     # replies that may wait for the one before them, or for whoever takes them
 
 def give_up(talk: Talk, e: BaseException) -> None:
@@ -583,7 +583,7 @@ async def ask_all(talk: Talk, prompts: Iterable[Prompt], order: queue.SimpleQueu
                 task.add_done_callback(tasks.discard)
             order.put(future)
     except Stopped: pass
-    except BaseException as e: give_up(talk, e)
+    except BaseException as e: talk.fatal = talk.fatal or e     # of the prompts: those before it are still asked
     finally:
         await asyncio.gather(*tasks)
         if talk.fatal is not None:
