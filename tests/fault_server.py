@@ -119,7 +119,7 @@ def error(status: int, message: str, extra: str = "", **more: Any) -> bytes:
     return page(status, {"error": {"message": message, "type": "error", **more}}, extra=extra)
 
 
-async def chat(state: State, body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter) -> str | None:
+async def chat(state: State, body: dict[str, Any], headers: dict[str, str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str | None:
     "Answer one chat request. Returns the prompt if it was answered in full."
     o, prompt = state.options, hashlib.blake2b(json.dumps(body["messages"]).encode(), digest_size=8).hexdigest()
     state.counts["again_taken"] += prompt in state.taken
@@ -128,6 +128,7 @@ async def chat(state: State, body: dict[str, Any], headers: dict[str, str], writ
     state.seen[prompt] += 1
     state.counts.update(["requests", f"fault_{fault}"])
     if o.latency: await asyncio.sleep(o.latency)
+    if reader.at_eof(): raise ConnectionError   # the client has gone meanwhile: nobody to answer
     if o.echo_key: fault, reply = "401", error(400, f"bad header {headers.get('authorization')}")
     elif o.strict_params and "max_tokens" in body: fault, reply = "400", error(400, "Unsupported parameter: use max_completion_tokens", param="max_tokens", code="unsupported_parameter")
     elif status := state.refuses(body): fault, reply = str(status), error(status, "response_format is not supported")
@@ -206,7 +207,7 @@ async def serve_connection(state: State, reader: asyncio.StreamReader, writer: a
             method, path, _ = first.split(" ")
             if path == "/v1/chat/completions":
                 state.counts["began"] += 1
-                try: answered = await chat(state, json.loads(data), headers, writer)
+                try: answered = await chat(state, json.loads(data), headers, reader, writer)
                 finally: state.counts["ended"] += 1
             else:
                 answered = None
