@@ -184,7 +184,7 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     except (KeyError, ValueError, TypeError): return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
-# %% ../nbs/09_llm.ipynb #a871d12d
+# %% ../nbs/09_llm.ipynb #800ded28
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)}
 
 def satisfies(value: Any, schema: Mapping[str, Any]) -> bool:
@@ -218,11 +218,10 @@ def find_json(
 
 def tidy(text: str, schema: Mapping[str, Any] | None) -> str:
     "The object of a reply as JSON; the reply as it is when it is that already, holds none, or none was wanted."
-    if schema is None: return text
-    found = find_json(text, schema)
-    return text if found is None or text.strip()[:1] == "{" and text.strip()[-1:] == "}" and _parses(text) else json.dumps(found, ensure_ascii=False)
+    found = None if schema is None or _is_object(text) else find_json(text, schema)
+    return text if found is None else json.dumps(found, ensure_ascii=False)
 
-def _parses(text: str) -> bool:
+def _is_object(text: str) -> bool:
     try: return isinstance(json.loads(text, parse_constant=_no_number), dict)
     except (ValueError, RecursionError): return False
 
@@ -328,7 +327,7 @@ class Journal:
         self.reader.close()
         self.file.close()
 
-# %% ../nbs/09_llm.ipynb #c73a9d88
+# %% ../nbs/09_llm.ipynb #d1340412
 IN_WORDS = "\n\nReply with one JSON object and nothing else. It satisfies this JSON schema:\n"
 
 def request_body(
@@ -338,19 +337,19 @@ def request_body(
     params: Mapping[str, str | None] = {},  # parameters that this server calls otherwise (name) or does not know (None)
 ) -> dict[str, Any]:
     "The body of a chat completion request."
-    body: dict[str, Any] = {"model": model, "messages": list(prompt.messages)}
+    # Text from the web may hold half a surrogate pair, which no request can carry.
+    body: dict[str, Any] = {"model": model, "messages": [{k: v.encode("utf-8", "replace").decode() for k, v in m.items()} for m in prompt.messages]}
     settings = {"max_tokens": prompt.max_tokens, "temperature": prompt.temperature, "seed": prompt.seed}
     for name, value in settings.items():
         if value is not None and (said := params.get(name, name)): body[said] = value
     if prompt.schema is None: return body
     if mode == "json_schema": body["response_format"] = {"type": mode, "json_schema": {"name": "reply", "strict": True, "schema": prompt.schema}}
     elif prompt.messages:
-        last = prompt.messages[-1]
-        body["messages"][-1] = {**last, "content": last["content"] + IN_WORDS + json.dumps(prompt.schema, ensure_ascii=False)}
+        body["messages"][-1]["content"] += IN_WORDS + json.dumps(prompt.schema, ensure_ascii=False)
         if mode == "json_object": body["response_format"] = {"type": mode}
     return body
 
-# %% ../nbs/09_llm.ipynb #e93f88f9
+# %% ../nbs/09_llm.ipynb #a4d965aa
 class Failure(Exception):
     "An attempt that brought no answer."
     def __init__(self, what: str, *, again: bool = True, wait: float | None = None, unsure: bool = False, status: int = 0, param: str | None = None) -> None:
@@ -369,18 +368,17 @@ def short(text: Any, limit: int = 300) -> str:
     "The beginning of a message, on one line."
     return redact(" ".join(str(text).split()))[:limit]
 
-def status_failure(e: Any, answered: bool) -> Failure:
+def status_failure(e: Any) -> Failure:
     "What an HTTP status other than 2xx means (e: openai.APIStatusError). A RunError when no request can succeed."
     body = e.body if isinstance(e.body, dict) else {}
     status, code = e.status_code, body.get("code")
     what = f"HTTP {status}: {short(body.get('message') or e.message)}"
     if status == 401: raise RunError(f"the endpoint refuses the key in OPENAI_API_KEY ({what})")
     if status == 402 or code == "insufficient_quota": raise RunError(f"the account has no money left ({what}); the same call goes on once it has")
-    if status in (403, 404) and not answered: raise RunError(f"the endpoint does not serve this model here ({what}); check the model, the base URL and the key")
     again = status in (408, 409, 425, 429) or status >= 500
     return Failure(what, again=again, wait=retry_after(e.response.headers), status=status, param=body.get("param"))
 
-# %% ../nbs/09_llm.ipynb #8affe609
+# %% ../nbs/09_llm.ipynb #5cfe7889
 @dataclass
 class Talk:
     "What all requests of one call share."
@@ -396,7 +394,6 @@ class Talk:
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     fatal: BaseException | None = None
     requests: int = 0           # sent by this call
-    answered: bool = False      # at least once
     lost: int = 0               # prompts given up in a row, without an answer in between
 
     async def nap(self, until: float) -> None:
@@ -406,7 +403,7 @@ class Talk:
             if (left := until - time.monotonic()) <= 0: return
             await asyncio.sleep(min(left, 0.1))
 
-# %% ../nbs/09_llm.ipynb #efe7eeb1
+# %% ../nbs/09_llm.ipynb #c633e4bc
 async def attempt(talk: Talk, body: dict[str, Any]) -> dict[str, Any]:
     "Send one request. Returns the server's JSON, which has an answer in it; anything else is a Failure."
     import openai
@@ -414,7 +411,7 @@ async def attempt(talk: Talk, body: dict[str, Any]) -> dict[str, Any]:
     try:
         async with asyncio.timeout(talk.endpoint.timeout):
             got = await talk.client.post("/chat/completions", cast_to=object, body=body)
-    except openai.APIStatusError as e: raise status_failure(e, talk.answered) from e
+    except openai.APIStatusError as e: raise status_failure(e) from e
     except (TimeoutError, openai.APITimeoutError) as e: raise Failure(f"no whole answer within {talk.endpoint.timeout:g} s", unsure=True) from e
     except openai.APIConnectionError as e:
         cause = e.__cause__ or e
@@ -423,7 +420,7 @@ async def attempt(talk: Talk, body: dict[str, Any]) -> dict[str, Any]:
     choices = got.get("choices") if isinstance(got, dict) else None
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict) and isinstance(choices[0].get("message"), dict)):
         raise Failure(f"HTTP 200, but no answer: {short(got)}", unsure=True)
-    talk.answered, talk.lost = True, 0
+    talk.lost = 0
     return got
 
 # %% ../nbs/09_llm.ipynb #9d6a71ce
@@ -444,7 +441,7 @@ def read_answer(
     text = None if error else tidy(raw, prompt.schema)
     return Reply(prompt.key, text, error, str(got.get("model") or ""), n_in, n_out, cost(price, n_in, n_out), mode=mode, finish=finish), raw
 
-# %% ../nbs/09_llm.ipynb #76a69815
+# %% ../nbs/09_llm.ipynb #a2fea8df
 OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 NO_BUDGET = "budget: one more request could pass it"
 
@@ -458,7 +455,7 @@ async def converse(
     tokens, attempts, unsure, failure = most_tokens(prompt), talk.endpoint.max_attempts, 0.0, None
     most = cost(talk.price, tokens, prompt.max_tokens)
     for n in range(1, attempts + 1):
-        if not await talk.purse.take(most): return Reply(prompt.key, None, NO_BUDGET, talk.endpoint.model, attempts=n - 1, mode=mode, usd_unsure=unsure), None, failure
+        if not await talk.purse.take(most): return Reply(prompt.key, None, NO_BUDGET, talk.endpoint.model, attempts=n - 1, mode=mode, usd_unsure=unsure), None, None
         spent = 0.0
         try:
             await talk.nap(talk.pace.due(tokens // 4 + prompt.max_tokens, time.monotonic()))
@@ -503,12 +500,12 @@ def save_modes(talk: Talk) -> None:
     known = json.loads(talk.modes_path.read_text(encoding="utf-8")) if talk.modes_path.exists() else {}
     with whole(talk.modes_path) as file: file.write_text(json.dumps(known | {endpoint_name(talk.endpoint): talk.modes}, indent=1), encoding="utf-8")
 
-# %% ../nbs/09_llm.ipynb #7adb1928
+# %% ../nbs/09_llm.ipynb #39812030
 async def probe(talk: Talk, prompt: Prompt, tries: int = 3) -> str | None:
     "The strongest mode in which this server follows the prompt's schema; None when the budget does not allow to find out."
     for mode in ("json_schema", "json_object", "text"):
         for n in range(1, tries + 1):
-            asked = replace(prompt, key=f"probe {schema_digest(prompt.schema)} {mode} {n}", messages=({"role": "user", "content": PROBE},))
+            asked = replace(prompt, key=f"probe {schema_digest(prompt.schema)} {mode} {n}", messages=({"role": "user", "content": PROBE},), seed=None)
             reply, raw, failure = await converse(talk, asked, mode, probing=mode != "text")
             if reply.error == NO_BUDGET: return None
             if failure is None:
@@ -523,13 +520,14 @@ async def mode_of(talk: Talk, prompt: Prompt) -> str | None:
     "The mode for a prompt's schema, from memory or by a probe; one probe at a time, all others wait for it."
     if prompt.schema is None: return "text"
     schemas, digest = talk.modes["schemas"], schema_digest(prompt.schema)
+    if digest in schemas: return schemas[digest]
     async with talk.probing:
         if digest not in schemas and (mode := await probe(talk, prompt)) is not None:
             schemas[digest] = mode
             save_modes(talk)
     return schemas.get(digest)
 
-# %% ../nbs/09_llm.ipynb #668cd3f2
+# %% ../nbs/09_llm.ipynb #fe891a5a
 WINDOW = 10_000     # replies that may wait for the one before them, or for whoever takes them
 
 def give_up(talk: Talk, e: BaseException) -> None:
@@ -546,7 +544,7 @@ async def answer(talk: Talk, prompt: Prompt) -> Reply:
     # No await between an answer and its line: this is what a kill can lose.
     size = talk.book.add(reply, question_digest(prompt), failure is None and reply.error != NO_BUDGET, raw)
     await talk.book.safe(size)
-    if failure is not None and failure.again:
+    if failure is not None and (failure.again or failure.status in (403, 404)):     # what is wrong with one prompt alone does not count
         talk.lost += 1
         if talk.lost >= max(talk.endpoint.concurrency, 8): raise RunError(f"the endpoint gave no answer to {talk.lost} prompts in a row, the last time: {failure}; the same call goes on")
     return reply

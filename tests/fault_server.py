@@ -25,7 +25,7 @@ from email.parser import BytesParser
 from pathlib import Path
 from typing import Any
 
-NO_ANSWER = ("429", "500", "hang", "cut", "html")                        # asked again
+NO_ANSWER = ("429", "500", "hang", "cut", "html", "garbage")             # asked again
 BAD_ANSWER = ("refusal", "truncated", "wrong", "language", "prose")     # an answer, and paid for
 FAULTS = NO_ANSWER + BAD_ANSWER
 FOREIGN = "Это ответ на совсем другом языке, чем просили."
@@ -130,11 +130,13 @@ async def chat(state: State, body: dict[str, Any], headers: dict[str, str], read
     if o.latency: await asyncio.sleep(o.latency)
     if reader.at_eof(): raise ConnectionError   # the client has gone meanwhile: nobody to answer
     if o.echo_key: fault, reply = "401", error(400, f"bad header {headers.get('authorization')}")
+    elif o.refuse: fault, reply = str(o.refuse[0]), error(o.refuse[0], "no", code=o.refuse[1], extra="".join(f"{line}\r\n" for line in o.refuse[2:]))
     elif o.strict_params and "max_tokens" in body: fault, reply = "400", error(400, "Unsupported parameter: use max_completion_tokens", param="max_tokens", code="unsupported_parameter")
     elif status := state.refuses(body): fault, reply = str(status), error(status, "response_format is not supported")
     elif fault == "429": reply = error(429, "slow down", extra="retry-after: 0.05\r\n")
     elif fault == "500": reply = error(500, "out of luck")
     elif fault == "html": reply = page(200, b"<html><h1>Bad gateway</h1></html>", "text/html")
+    elif fault == "garbage": reply = page(200, b'{"id": "c", "choices": [{"me')
     else: reply = page(200, state.completion(body, fault))
     if fault == "hang":
         writer.write(reply[:40])
@@ -147,7 +149,7 @@ async def chat(state: State, body: dict[str, Any], headers: dict[str, str], read
         raise ConnectionError
     writer.write(reply)
     await writer.drain()
-    if not reply.startswith(b"HTTP/1.1 200") or fault == "html": return None
+    if not reply.startswith(b"HTTP/1.1 200") or fault in ("html", "garbage"): return None
     state.sent[prompt] += 1
     return prompt
 
@@ -239,6 +241,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--unsupported", type=int, default=400, help="status for the others; 0 ignores the format silently")
     parser.add_argument("--strict-params", action="store_true", help="refuse max_tokens")
     parser.add_argument("--echo-key", action="store_true", help="refuse everything and repeat the key")
+    parser.set_defaults(refuse=None)    # by POST /stats: [status, code, header] for every request
     parser.add_argument("--expire", type=float, default=0.0, help="share of a batch's requests that expire")
     parser.add_argument("--lose-batch", action="store_true", help="make a batch, but answer with an error")
     return parser.parse_args(argv)

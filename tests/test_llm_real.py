@@ -96,7 +96,7 @@ def test_a_strict_schema_with_patterns(base_url, tmp_path):
 def test_a_schema_that_the_server_fails_on(base_url, tmp_path, monkeypatch):
     "Free strings: random bytes are no UTF-8, and this server answers them with HTTP 500. Plain text is left, and every prompt has a reply."
     seen, plain = [], llm.status_failure
-    monkeypatch.setattr(llm, "status_failure", lambda e, answered: seen.append(e.status_code) or plain(e, answered))
+    monkeypatch.setattr(llm, "status_failure", lambda e: seen.append(e.status_code) or plain(e))
     replies = list(ask(prompts(4, FREE), Endpoint("tiny", base_url, concurrency=2), tmp_path / "j.jsonl"))
     assert [r.key for r in replies] == ["k0", "k1", "k2", "k3"] and all(r.mode != "json_schema" and (r.text is None) != (r.error is None) for r in replies)
     assert 500 in seen
