@@ -128,9 +128,10 @@ def test_the_key_is_in_no_file(server, endpoint, tmp_path, monkeypatch):
     assert not any(b"very-secret" in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
 
 
-def test_a_server_that_calls_parameters_otherwise(server, endpoint, tmp_path):
-    server.stats(strict_params=True)
-    assert all(r.text for r in ask(prompts(20, schema=SCHEMA), endpoint(), tmp_path / "j.jsonl"))
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_a_server_that_calls_parameters_otherwise(server, endpoint, tmp_path, schema):
+    server.stats(strict_params=True, latency=0.02)
+    assert all(r.text for r in ask(prompts(20, schema=schema), endpoint(), tmp_path / "j.jsonl"))
     assert json.loads((tmp_path / "j.modes.json").read_text())[f"m at 127.0.0.1:{server.port}/v1"]["params"] == {"max_tokens": "max_completion_tokens"}
 
 
@@ -343,6 +344,7 @@ def test_a_batch_is_not_submitted_twice(server, endpoint, tmp_path):
     before = server.stats(lose_batch=True)
     with pytest.raises(RunError, match="submits nothing twice"): batch(prompts(10), endpoint(), tmp_path / "j.jsonl")
     server.stats(lose_batch=False)
+    assert len(list(tmp_path.rglob("*.batch"))) == 0
     assert all(r.text for r in batch(prompts(10), endpoint(), tmp_path / "j.jsonl"))
     after = server.stats()
     assert len(after["batches"]) - len(before["batches"]) == 1 and after["batch_answers"] - before.get("batch_answers", 0) == 10
