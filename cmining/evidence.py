@@ -71,10 +71,10 @@ def thresholds(
         "min_entropy": domain_quantile(entries["entropy"], domain, 1 - params.entropy_keep),
     })
 
-# %% ../nbs/06_evidence.ipynb #4a055fbf
-def share_below(value: float, peers: pd.Series) -> float:
-    "Share of the peers with a smaller value; missing ones do not count."
-    return float((peers.dropna() < value).mean())
+# %% ../nbs/06_evidence.ipynb #d73a1f60
+def share_below(value: float, peers: pd.Series) -> float | None:
+    "Share of the peers with a smaller value; missing ones do not count. None without a value."
+    return None if pd.isna(value) else float((peers.dropna() < value).mean())
 
 # %% ../nbs/06_evidence.ipynb #06152494
 def neighbors(
@@ -141,7 +141,7 @@ def more_foreign(own: int, size: int, theta: float) -> int | None:
     "With how many foreign members more a group is no island; None when no number would do."
     return next(x for x in range(1, int(own / theta) + 2) if own / (size + x) <= theta) if theta else None
 
-# %% ../nbs/06_evidence.ipynb #5080e403
+# %% ../nbs/06_evidence.ipynb #1b0cb8be
 def entry_tests(
     entries: pd.DataFrame,  # entries.parquet of a run
     row: int,
@@ -152,7 +152,8 @@ def entry_tests(
     "The tests that an entry was put to, in their order."
     entry = entries.iloc[row]
     def test(name: str, passed: bool, value: Any = None, rule: str = "", threshold: Any = None, **more: Any) -> dict[str, Any]:
-        return {"test": name, "passed": bool(passed), "value": None if value is None or pd.isna(value) else value, "rule": rule, "threshold": threshold, **more}
+        value, threshold = (None if x is None or pd.isna(x) else x for x in (value, threshold))
+        return {"test": name, "passed": bool(passed), "value": value, "rule": rule, "threshold": threshold, **more}
     if entry["stage"] == "pruned": return [test("title", False, entry["reason"])]
     peers = entries[(entries["lang"] == entry["lang"]) & (entries["domain"] == entry["domain"])]
     limit = thresholds(peers, params).iloc[0]
@@ -237,14 +238,15 @@ VERDICTS = {
     "small": "stopped at the size of its group", "mixed": "stopped at dominance", "culture_point": "a culture point",
 }
 
-# %% ../nbs/06_evidence.ipynb #4f55b9dd
+# %% ../nbs/06_evidence.ipynb #b68dccd0
 def say_value(value: Any) -> str:
     "A number of a test for people."
-    return "undefined" if value is None else f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < .001 else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < .001 else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 def say_test(t: dict[str, Any]) -> str:
     "One test in words."
     if t["test"] == "title": return "no date, number, measure or list" if t["passed"] else t["value"]
+    if t["test"] == "dispersion" and t["value"] is None: return "undefined: alone in its domain"
     if t["test"] == "majority" and t["value"] is None: return "selected by fewer than half of the repeats of Stage 2"
     said = f"{say_value(t['value'])}, must be {t['rule']} {t['threshold'] if isinstance(t['threshold'], str | int) else format(t['threshold'], '.3g' if t['test'] in ('dominance', 'majority', 'chance') else '.3f')}"
     if "peers" in t and t["value"] is not None: said += f"; {t['below']:.0%} of the {t['peers']} are lower"

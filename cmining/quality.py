@@ -127,14 +127,14 @@ def draw_like(
         chosen[rng.choice(rows, min(len(rows), int(like[lang == l].sum())), replace=False)] = True
     return chosen
 
-# %% ../nbs/06_quality.ipynb #0dcb559b
+# %% ../nbs/06_quality.ipynb #5b649e51
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff"      # kana and Han
 WORD = re.compile(rf"[{UNSPACED}]+|[^\W\d_{UNSPACED}]+")
 
 def words(text: str) -> Iterator[str]:
     "Words; of scripts that do not space them, each two neighbouring characters."
     for found in WORD.findall(text.casefold()):
-        if len(found) > 1 and re.match(f"[{UNSPACED}]", found): yield from map("".join, zip(found, found[1:]))
+        if len(found) > 1 and "\u3040" <= found[0] <= "\u9fff": yield from map("".join, zip(found, found[1:]))
         else: yield found
 
 # %% ../nbs/06_quality.ipynb #3df186c0
