@@ -102,7 +102,7 @@ def neighbors(
                         "distance": round(float(np.sqrt(max(2 - 2 * cosine[i], 0))), 3)} for i in nearest]
     return found
 
-# %% ../nbs/06_evidence.ipynb #7f587ba3
+# %% ../nbs/06_evidence.ipynb #0ec6a541
 def explain_group(
     run: str | Path,
     group: int,
@@ -118,7 +118,7 @@ def tell_group(run: str | Path, entries: pd.DataFrame, groups: pd.DataFrame, poi
     told = {name: facts[name].item() for name in ("group", "size", "lang", "dominance", "p_value", "q_value")}
     told["languages"] = {c[2:]: int(facts[c].item()) for c in sorted(facts) if c.startswith("n_") and facts[c].item()}
     members, own = np.flatnonzero(entries["group"] == group), points[points["group"] == group]
-    told |= {"tau": params.tau, "theta": params.theta, "island": bool(len(own)), "stability": float(own["stability"].mean()) if len(own) else None}
+    told |= {"tau": params.tau, "theta": params.theta, "island": bool(len(own)), "stability": round(float(own["stability"].mean()), 4) if len(own) else None}
     vectors, cosine = run_candidates(run, entries), np.full(len(members), np.nan)
     if vectors is not None:
         rows = np.searchsorted(np.flatnonzero(entries["stage"].isin(CANDIDATE)), members)
@@ -211,7 +211,7 @@ def plural(n: int, one: str, many: str) -> str:
     "A number with its noun."
     return f"{n} {one if n == 1 else many}"
 
-# %% ../nbs/06_evidence.ipynb #312ef369
+# %% ../nbs/06_evidence.ipynb #a500d767
 def explain(
     run: str | Path,            # a run folder
     title: str,                 # a title, or an id
@@ -225,7 +225,7 @@ def explain(
     entry = entries.iloc[row]
     told = {name: None if pd.isna(entry[name]) else entry[name] for name in ("id", "lang", "title", "stage", "reason")}
     point = points[points["id"].eq(entry["id"]) & points["lang"].eq(entry["lang"])]
-    if len(point): told |= {name: point[name].item() for name in ("rank", "centrality", "stability")}
+    if len(point): told |= {name: round(point[name].item(), 4) for name in ("rank", "centrality", "stability")}
     facts = groups[groups["group"] == entry["group"]]       # none for a missing group, or -1
     told["tests"] = entry_tests(entries, row, facts.iloc[0] if len(facts) else None, told.get("stability"), params)
     told["changes"] = changes(told["tests"])

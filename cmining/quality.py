@@ -263,7 +263,7 @@ def point_name(number: int, point: Mapping[str, Any]) -> str:
     told = "_".join(f"{name}={value}" for name, value in point.items())
     return f"{number:03}_" + re.sub(r"[^\w.=-]+", "-", told)[:80]
 
-# %% ../nbs/06_quality.ipynb #5a99c444
+# %% ../nbs/06_quality.ipynb #ad95e1fb
 def sweep(
     corpus: str | Path,
     grid: Mapping[str, Sequence[Any]],  # values by name of a parameter; any field of Params
@@ -285,6 +285,7 @@ def sweep(
         for file in ("entries.parquet", "groups.parquet", "culture_points.parquet", "run.json"): shutil.copy(out/"run"/file, out/name/file)
         rows.append({"name": name, **{k: str(v) if isinstance(v, tuple) else v for k, v in point.items()}, **sweep_row(out/name, reference, labels)})
     table = pd.DataFrame(rows)
+    table[list(grid)] = table[list(grid)].convert_dtypes()      # a whole number stays one beside a missing value
     table.to_parquet(out/"sweep.parquet", index=False)
     table.to_csv(out/"sweep.csv", index=False)
     return table
