@@ -45,7 +45,7 @@ def cldr_terms(
     chosen = [shared[i] for i in sample_rows(len(shared), n, seed)]
     return pd.DataFrame({lang: [known[c] for c in chosen] for lang, known in names.items()}, index=chosen)
 
-# %% ../nbs/04_control.ipynb #42a373cc
+# %% ../nbs/04_control.ipynb #46e5ca4e
 def as_terms(
     table: pd.DataFrame,    # a column a language; or the columns lang_a, text_a, lang_b, text_b
 ) -> pd.DataFrame:          # a row a concept, a column a language, missing texts are None
@@ -53,7 +53,8 @@ def as_terms(
     if {"lang_a", "text_a", "lang_b", "text_b"} <= set(table):
         table = pd.DataFrame([{r.lang_a: r.text_a, r.lang_b: r.text_b} for r in table.itertuples()])
     if table.shape[1] < 2: raise ValueError(f"translations need two languages; the table has {list(table)}: give a column a language, or lang_a, text_a, lang_b, text_b")
-    return table.astype(object).where(table.notna() & (table != ""), None).reset_index(drop=True)
+    given = table.notna() & (table != "")
+    return table.astype(object).where(given, None)[given.sum(axis=1) > 1].reset_index(drop=True)     # one text alone is no translation
 
 # %% ../nbs/04_control.ipynb #3770c5ee
 def pair_scores(
@@ -95,7 +96,7 @@ def language_identity(
 # %% ../nbs/04_control.ipynb #6a2dc5d5
 REPEATS = 5
 
-# %% ../nbs/04_control.ipynb #627d2e0e
+# %% ../nbs/04_control.ipynb #6ab43b49
 def encoder_control(
     encoder: Encoder,
     langs: Sequence[str],
@@ -117,9 +118,9 @@ def encoder_control(
     with threadpool_limits(1):      # sums over several threads come in any order
         repeats = [find_groups(vectors, n_groups, seed=seed + i) for i in range(REPEATS)]
         pairs = pd.concat([pair_scores(vectors, group, table) for group in repeats]).groupby("pair").mean()
-        told |= language_identity(vectors, lang, concept)
+    if not len(pairs): return told | {"warning": f"no encoder control: {source} are spelled alike in {', '.join(told['langs'])}"}
     island = np.mean([stage_of(group, lang, describe_groups(group, lang), tau, theta) == "culture_point" for group in repeats], axis=0)
-    told |= pairs.drop(columns="pairs").mean().to_dict() | {"islands": island.mean()}
+    told |= language_identity(vectors, lang, concept) | pairs.drop(columns="pairs").mean().to_dict() | {"islands": island.mean()}
     told = {k: round(float(v), 4) if isinstance(v, float) else v for k, v in told.items()}
     told["islands_by_lang"] = {l: round(float(island[lang == l].mean()), 4) for l in told["langs"]}
     told["together_by_pair"] = pairs["together"].round(4).to_dict()

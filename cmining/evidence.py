@@ -238,7 +238,7 @@ VERDICTS = {
     "small": "stopped at the size of its group", "mixed": "stopped at dominance", "culture_point": "a culture point",
 }
 
-# %% ../nbs/06_evidence.ipynb #b68dccd0
+# %% ../nbs/06_evidence.ipynb #434a782a
 def say_value(value: Any) -> str:
     "A number of a test for people."
     return f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < .001 else f"{value:.3f}" if isinstance(value, float) else str(value)
@@ -248,8 +248,8 @@ def say_test(t: dict[str, Any]) -> str:
     if t["test"] == "title": return "no date, number, measure or list" if t["passed"] else t["value"]
     if t["test"] == "dispersion" and t["value"] is None: return "undefined: alone in its domain"
     if t["test"] == "majority" and t["value"] is None: return "selected by fewer than half of the repeats of Stage 2"
-    said = f"{say_value(t['value'])}, must be {t['rule']} {t['threshold'] if isinstance(t['threshold'], str | int) else format(t['threshold'], '.3g' if t['test'] in ('dominance', 'majority', 'chance') else '.3f')}"
-    if "peers" in t and t["value"] is not None: said += f"; {t['below']:.0%} of the {t['peers']} are lower"
+    said = f"{say_value(t['value'])}, must be {t['rule']} {say_value(t['threshold'])}"
+    if "peers" in t: said += f"; {t['below']:.0%} of the {t['peers']} are lower"
     return said
 
 # %% ../nbs/06_evidence.ipynb #cb391252
