@@ -170,7 +170,7 @@ def test_truncated_dump_keeps_what_is_whole(tmp_path, name, cut):
 def test_no_dump(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(CorpusError, match="no MediaWiki dump"): ingest(tmp_path / name, tmp_path / "out", lang="en")
-    assert not list((tmp_path / "out").rglob("*.gz"))
+    assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
 def test_entity_bomb_is_a_broken_page(tmp_path):
@@ -283,7 +283,7 @@ def test_sample_writes_the_same_bytes_whatever_the_files(tmp_path):
     write(tmp_path / "one" / "x.jsonl", rows)
     write(tmp_path / "two" / "b.jsonl", rows[:100]), write(tmp_path / "two" / "a.jsonl.gz", rows[:99:-1])
     for name in ("one", "two"): ingest(tmp_path / name, tmp_path / f"out-{name}", lang="en", sample=300)
-    assert (tmp_path / "out-one/en/00000.jsonl.gz").read_bytes() == (tmp_path / "out-two/en/00000.jsonl.gz").read_bytes()
+    assert (tmp_path / "out-one/en/00000.parquet").read_bytes() == (tmp_path / "out-two/en/00000.parquet").read_bytes()
 
 
 # Real data
