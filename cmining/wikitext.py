@@ -18,16 +18,15 @@ import mwparserfromhell as mwp
 __all__ = ['NAMESPACES', 'clean_text', 'split_text', 'in_namespace', 'template_words', 'render', 'is_prose', 'careful_paragraphs',
            'shown_sections', 'wiki_paragraphs']
 
-# %% ../nbs/00_wikitext.ipynb #6eead9d8
+# %% ../nbs/00_wikitext.ipynb #4f0ce0b8
 # Direction marks, soft hyphen, zero-width space, word joiner, byte-order mark, lone surrogates, controls that are no white space
 _UNWANTED = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff"
                        "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
-_SPACES = re.compile(r"[^\S ]|  ")
 
 def clean_text(s: str) -> str:
     "`s` as one line: no control or direction marks, single spaces, NFC."
-    s = _UNWANTED.sub("", s)
-    s = " ".join(s.split()) if _SPACES.search(s) else s.strip()
+    if not s.isprintable(): s = " ".join(_UNWANTED.sub("", s).split())  # a space is the only white space that prints
+    else: s = " ".join(s.split()) if "  " in s else s.strip()
     return s if s.isascii() else unicodedata.normalize("NFC", s)
 
 # %% ../nbs/00_wikitext.ipynb #bb73d82b
@@ -178,9 +177,9 @@ def _unquote(line: str) -> str:
         spare.add(next((b for b in bold if re.search(r"(?:^|\W)\w$", line[:b])), bold[0] if bold else -1))
     return _QUOTES.sub(lambda r: "'" if r.start() in spare else "", line)
 
-# %% ../nbs/00_wikitext.ipynb #ecd807ff
+# %% ../nbs/00_wikitext.ipynb #ed2f1fcf
 _LEFT = re.compile(r"__[A-Z]{3,}__|\[\[|\]\]")
-_BRACKET = re.compile(r"[(（\[)）]")
+_HOLE = re.compile(r"[(（][\s,;:、，；：/·–—-]|[)）](?<=[\s,;:、，；：/·–—-].)|\(\)|（）|\[[\s,;]*\]|[,.。，、](?<=[ ,、，].)")
 _BEFORE_STOP = re.compile(r" +([,.。，、])")
 _EMPTY_BRACKETS = re.compile(r"\s*(?:\([\s,;:/·–—-]*\)|（[\s、，,;；:：/·–—-]*）|\[[\s,;]*\])")
 _OPEN = re.compile(r"([(（])[\s,;:、，；：/]+")
@@ -189,10 +188,11 @@ _COMMAS = re.compile(r"([,、，])(?:\s*[,、，])+")
 
 def _tidy(s: str) -> str:
     s = clean_text(html.unescape(_LEFT.sub("", s)))
-    for _ in range(2 * bool(_BRACKET.search(s))): s = _EMPTY_BRACKETS.sub("", _CLOSE.sub(r"\1", _OPEN.sub(r"\1", s)))
+    if not _HOLE.search(s): return s
+    for _ in range(2): s = _EMPTY_BRACKETS.sub("", _CLOSE.sub(r"\1", _OPEN.sub(r"\1", s)))
     return _COMMAS.sub(r"\1", _BEFORE_STOP.sub(r"\1", s)).strip()
 
-# %% ../nbs/00_wikitext.ipynb #18db5530
+# %% ../nbs/00_wikitext.ipynb #7ea8088b
 _RESIDUE = re.compile(r"\s*(?:[|!}]|\{\||\{\{|(?:\[\[)?(?:" + "|".join(_FILE) + r")\s*:|(?:thumb|mini|miniatur|vignette|"
     r"miniaturadeimagen|thumbnail|left|right|center|\d+px)\s*\|)", re.I)
 _SENTENCE = re.compile(r"[.!?。！？…:：;；](?:[\"'”’»)）」』\]]|$|\s|[\u3040-\u9fff])")
@@ -202,7 +202,7 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 def is_prose(p: str) -> bool:
     "Is this a paragraph of prose: four words or eight CJK characters, a sentence's end or some length, and not just the opening of a list?"
     if len(p) < 120 and p.endswith((":", "：")): return False
-    if len(_WORD.findall(p[:300])) >= 12: return True  # most are told by their beginning
+    if len(_WORD.findall(p[:120])) >= 12: return True  # most are told by their beginning
     cjk, words = len(_CJK.findall(p)), len(_WORD.findall(p))
     return (cjk >= 8 or words >= 4) and (bool(_SENTENCE.search(p)) or cjk >= 40 or words >= 12)
 
@@ -305,17 +305,17 @@ def _shown_template(m: re.Match[str]) -> str:
     if not _speaks(name := name.strip()): return ""
     return render(m[0]) if "<" in rest or "[" in rest else template_words(name, list(_unnamed(html.unescape(rest))))
 
-# %% ../nbs/00_wikitext.ipynb #9c8c5fc0
+# %% ../nbs/00_wikitext.ipynb #c7c32055
 def _cut_templates(s: str) -> str:
     if "{{{" in s: raise _Unsure
     for _ in range(_ROUNDS):
-        s, found = _TEMPLATE_SOURCE.subn(_shown_template, s)
+        s, found = _TEMPLATE_SOURCE.subn(_shown_template, s) if "{{" in s else (s, 0)
         s, tables = _TABLE.subn("", s) if "{|" in s else (s, 0)
         if not found + tables: break
     if any(brace in s for brace in ("{{", "}}", "{|", "|}")): raise _Unsure
     return s
 
-# %% ../nbs/00_wikitext.ipynb #5a39c76c
+# %% ../nbs/00_wikitext.ipynb #841540fe
 _WEB_LINK = re.compile(r"\[(?:(?:https?|s?ftps?|git|gopher|ircs?|mms|nntp|svn|ssh|telnet|worldwind|redis)://|//|(?:mailto|news|tel|urn|geo|sip|xmpp|"
                        r"magnet):)[^\s\[\]<>\"]*(?:[ \t\xa0]+([^\[\]\n]*))?\]", re.I)
 _ADDRESS = re.compile(r"(?:https?|ftp)://[^\s\[\]<>|{}\"]*[^\s\[\]<>|{}\",;\\.:!?)']", re.I)
@@ -330,8 +330,8 @@ def _shown_link(m: re.Match[str]) -> str:
     return text if bar else target.lstrip(":").partition("#")[0] or target
 
 def _cut_links(s: str) -> str:
-    s = _ADDRESS.sub("", _WEB_LINK.sub(r"\1", s)) if "//" in s or ":" in s else s
-    s, found = _PLAIN_LINK.sub(r"\1\2", s), 1
+    s, found = _PLAIN_LINK.sub(lambda m: m[1] or m[2] or "", _WEB_LINK.sub(r"\1", s)), 1
+    if "://" in s: s = _ADDRESS.sub("", s)
     for _ in range(_ROUNDS):
         if not found or "[[" not in s: break
         s, found = _ANY_LINK.subn(_shown_link, s)
@@ -365,18 +365,18 @@ def _cut_tags(s: str) -> str:
     if _ANY_TAG.search(s): raise _Unsure
     return s
 
-# %% ../nbs/00_wikitext.ipynb #17616675
-_LIST_LINE = re.compile("^[*#:;]+", re.M)
-_RULE = re.compile("^-{4,}", re.M)
+# %% ../nbs/00_wikitext.ipynb #36541c91
+_LIST_LINE = re.compile("\n[*#:;]+")
+_RULE = re.compile("\n-{4,}")
 _HEADING_LINE = re.compile(r"^={1,6}[^\n]+={1,6}[ \t]*$", re.M)
 
 def _shown_section(s: str) -> str:
-    s = _LIST_LINE.sub(_ITEM, s)
+    s = _LIST_LINE.sub("\n" + _ITEM, "\n" + s)
     if "<" in s: s = _cut_raw(s)
     if "{" in s or "}" in s: s = _cut_templates(s)
     s = _cut_links(s)
     if "<" in s: s = _cut_tags(s)
-    return html.unescape(_RULE.sub("\n\n", s))
+    return html.unescape(_RULE.sub("\n\n", s) if "\n----" in s else s)
 
 def shown_sections(wikitext: str) -> Iterator[str]:
     "What a page shows, section by section; from the first section that is not well formed on, by the careful parser."
