@@ -63,7 +63,7 @@ def _lang_files(p: Path) -> list[Path]:
 # %% ../nbs/00_corpus.ipynb #36d9b88d
 def corpus_files(corpus: str | Path) -> dict[str, list[Path]]:
     "Language → its files, both sorted. Raises `CorpusError` where `corpus` is missing or is no corpus."
-    corpus = Path(corpus)
+    corpus = Path(corpus) if isinstance(corpus, str) else corpus     # or a path on another file system
     if not corpus.exists(): raise CorpusError(f"No corpus at {corpus}: there is nothing of that name.")
     if not corpus.is_dir():
         raise CorpusError(f"{corpus} is a file. {_SHAPE} `cmining ingest` makes one from a dump, Parquet or JSONL file.")
@@ -482,10 +482,11 @@ def _xml_parts(path: Path) -> Iterator[Part]:
     yield Part(path, data=held, broken="".join(broken))
 
 # %% ../nbs/00_corpus.ipynb #bca212d9
-_CIRRUS = ("-cirrussearch-content.json", "-cirrussearch-content.json.gz")
-_SOURCES = _ROWS + (".xml", ".xml.gz", ".xml.bz2") + _CIRRUS
+# One file a wiki until the end of 2025, many since: jawiki-20251229-cirrussearch-content.json.gz, jawiki_content-20260105-00000.json.bz2
+_CIRRUS = re.compile(r".+(?:-cirrussearch-content|wiki_content-\d+-\d+)\.json(?:\.gz|\.bz2)?")
+_SOURCES = _ROWS + (".xml", ".xml.gz", ".xml.bz2")
 
-def _is_cirrus(path: Path) -> bool: return path.name.endswith(_CIRRUS)
+def _is_cirrus(path: Path) -> bool: return bool(_CIRRUS.fullmatch(path.name))
 
 def _parts(path: Path, notes: Counter) -> Iterator[Part]:
     if _is_xml(path): return _xml_parts(path)
@@ -497,9 +498,9 @@ def source_files(source: str | Path) -> list[Path]:
     source = Path(source)
     if not source.exists(): raise CorpusError(f"No source at {source}: there is nothing of that name.")
     found = [source] if source.is_file() else sorted(f for f in source.rglob("*") if f.is_file() and not f.name.startswith("."))
-    files = [f for f in found if f.name.endswith(_SOURCES)]
-    if not files: raise CorpusError(f"Nothing to ingest at {source}: wanted a file that ends in {', '.join(_SOURCES)}, or a "
-                                    f"folder of those.")
+    files = [f for f in found if f.name.endswith(_SOURCES) or _is_cirrus(f)]
+    if not files: raise CorpusError(f"Nothing to ingest at {source}: wanted a file that ends in {', '.join(_SOURCES)}, a dump of "
+                                    f"the search index (…wiki_content-….json.bz2), or a folder of those.")
     return files
 
 # %% ../nbs/00_corpus.ipynb #66f8d61d
