@@ -13,14 +13,15 @@ from .refine import kmeans, nearest_center
 
 # %% auto #0
 __all__ = ['MAJORITY', 'default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of',
-           'join_islands', 'jaccard', 'majority_groups', 'centrality', 'rank_in_group']
+           'language_offset', 'project', 'has_counterpart', 'join_islands', 'jaccard', 'majority_groups', 'centrality',
+           'rank_in_group']
 
-# %% ../nbs/04_discover.ipynb #c94863d0
+# %% ../nbs/04_discover.ipynb #a5455c11
 def default_n_groups(
     n: int,     # candidates of all languages
 ) -> int:
-    "One group for 8 candidates, at least 1 and at most 1000 (the authors' constant)."
-    return min(max(n // 8, 1), 1000)
+    "Six times the cube root of n, at least 8 candidates to a group, at most 1000 groups (the authors' constant)."
+    return min(max(n // 8, 1), round(6 * max(n, 1) ** (1 / 3)), 1000)
 
 # %% ../nbs/04_discover.ipynb #c273a4a9
 def find_groups(
@@ -42,18 +43,20 @@ def hdbscan_groups(vectors: np.ndarray, tau: int) -> np.ndarray:
     if len(vectors) <= tau: return np.full(len(vectors), -1, np.int32)
     return HDBSCAN(min_cluster_size=tau, core_dist_n_jobs=1).fit_predict(np.asarray(vectors, np.float64)).astype(np.int32)
 
-# %% ../nbs/04_discover.ipynb #264ec1b9
+# %% ../nbs/04_discover.ipynb #324fb1ac
 def describe_groups(
     group: np.ndarray,  # group of each candidate, int [n]; -1 (none) is left out
     lang: np.ndarray,   # language code of each candidate, str [n]
+    balanced: bool = False,     # weigh the languages as if all had as many candidates
 ) -> pd.DataFrame:      # group, size, lang, dominance, p_value, q_value, n_<lang>…; a row a group
     "Size, dominant language and dominance (Eq. 4) of every group, with its null probability."
     counts = pd.crosstab(pd.Series(np.asarray(group), name="group"), pd.Series(np.asarray(lang), name="lang"))
     total, n = counts.sum(), int(counts.to_numpy().sum())       # unassigned candidates are part of the deck, too
     counts = counts[counts.index >= 0]
-    table = pd.DataFrame({"size": counts.sum(1), "lang": counts.idxmax(axis=1).astype(object) if len(counts) else pd.Series(dtype=object)})
-    best = counts.max(axis=1)
-    table["dominance"] = best / table["size"]
+    weights = counts / total if balanced else counts
+    table = pd.DataFrame({"size": counts.sum(1), "lang": weights.idxmax(axis=1).astype(object) if len(counts) else pd.Series(dtype=object)})
+    table["dominance"] = weights.max(axis=1) / weights.sum(axis=1)
+    best = pd.Series([counts.at[g, l] for g, l in table["lang"].items()], table.index, int)
     table["p_value"] = hypergeom.sf(best - 1, n, total.reindex(table["lang"]).to_numpy(), table["size"])
     table["q_value"] = false_discovery_control(table["p_value"]) if len(table) else table["p_value"]
     return table.join(counts.add_prefix("n_")).rename_axis("group").reset_index()
@@ -83,6 +86,59 @@ def stage_of(
     stage[guest & (stage == "culture_point")] = "mixed"
     return stage
 
+# %% ../nbs/04_discover.ipynb #2f1da2ec
+def language_offset(
+    vectors: np.ndarray,    # all kept entries of one language, float16 or float32 [n, d], may be a memory map
+    kind: str = "center",   # "center" or "lir"
+    r: int = 1,             # directions of lir
+    block: int = 8192,      # rows that are float64 at a time
+) -> np.ndarray:            # float32 [1, d] the mean, or [r, d] orthonormal directions
+    "What the vectors of a language have in common."
+    if kind not in ("center", "lir"): raise ValueError(f'an offset is "center" or "lir", not {kind!r}')
+    total = 0.
+    for i in range(0, len(vectors), block):
+        x = np.asarray(vectors[i:i + block], np.float64)
+        total = total + (x.sum(0, keepdims=True) if kind == "center" else x.T @ x)
+    if kind == "center": return (total / max(len(vectors), 1)).astype(np.float32)
+    return np.linalg.eigh(total)[1][:, ::-1][:, :r].T.astype(np.float32)
+
+def project(
+    vectors: np.ndarray,                # float16 or float32 [n, d]
+    lang: np.ndarray,                   # language code of each row, str [n]
+    kind: str,                          # "none", "center" or "lir"
+    offsets: dict[str, np.ndarray],     # of each language, from language_offset
+) -> np.ndarray:                        # float32 [n, d] of unit length; as they came for "none"
+    "Take out of each vector what it shares with its language."
+    if kind == "none": return vectors
+    projected = np.array(vectors, np.float32)
+    for l, offset in offsets.items():
+        x, rows = projected[lang == l], lang == l
+        projected[rows] = x - (offset if kind == "center" else x @ offset.T @ offset)
+    norm = np.linalg.norm(projected, axis=1, keepdims=True)
+    return projected / np.where(norm > 0, norm, 1)
+
+# %% ../nbs/04_discover.ipynb #4186943d
+def has_counterpart(
+    vectors: np.ndarray,                # of the entries asked about, unit length, float16 or float32 [n, d]
+    lang: np.ndarray,                   # their languages, str [n]
+    everyone: dict[str, np.ndarray],    # all kept entries by language, these among them, float16 or float32 [m, d], may be memory maps
+    block: int = 8192,                  # rows of everyone that are float32 at a time
+    batch: int = 1024,                  # rows of vectors at a time; batch x block cosines are in memory
+) -> np.ndarray:                        # bool [n]
+    "Whose nearest neighbour over all languages is in another language? A tie goes to the own one."
+    found = np.zeros(len(vectors), bool)
+    for start in range(0, len(vectors), batch):
+        x, own = np.asarray(vectors[start:start + batch], np.float32), lang[start:start + batch]
+        home, abroad = np.full((len(x), 2), -np.inf, np.float32), np.full(len(x), -np.inf, np.float32)
+        for l, others in everyone.items():
+            mine = own == l
+            for i in range(0, len(others), block):
+                cosine = x @ np.asarray(others[i:i + block], np.float32).T
+                abroad[~mine] = np.maximum(abroad[~mine], cosine[~mine].max(1))
+                home[mine] = np.sort(np.hstack([home[mine], np.partition(cosine[mine], -min(2, cosine.shape[1]), 1)[:, -2:]]), 1)[:, -2:]
+        found[start:start + batch] = abroad > home[:, 0]
+    return found
+
 # %% ../nbs/04_discover.ipynb #c5149032
 MAJORITY = 0.5      # share of the repeats that makes a culture point
 
@@ -109,19 +165,21 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     union = (a | b).sum()
     return float((a & b).sum() / union) if union else 1.0
 
-# %% ../nbs/04_discover.ipynb #1b75dd81
+# %% ../nbs/04_discover.ipynb #791687c8
 def majority_groups(
     vectors: np.ndarray,        # of the candidates, float16 or float32 [n, d]
     repeats: list[np.ndarray],  # group of each candidate in each repeat, int [n]
     lang: np.ndarray,           # str [n]
     tau: int = 5,
     theta: float = 0.8,
+    balanced: bool = False,             # see describe_groups
+    barred: np.ndarray | None = None,   # what may be in a group but is not selected, bool [n]
 ) -> tuple[np.ndarray, np.ndarray]:     # final group, int [n], and stability, float32 [n]
     "One grouping for what the majority of the repeats selects, and the share of repeats that select each entry."
-    def selects(group: np.ndarray) -> np.ndarray: return stage_of(group, lang, describe_groups(group, lang), tau, theta) == "culture_point"
+    def selects(group: np.ndarray) -> np.ndarray: return stage_of(group, lang, describe_groups(group, lang, balanced), tau, theta) == "culture_point"
     selected = np.array([selects(group) for group in repeats])
     stability = selected.mean(0, dtype=np.float32)
-    chosen = stability >= MAJORITY
+    chosen = (stability >= MAJORITY) & (True if barred is None else ~barred)
     joined = [join_islands(vectors, group, lang, own, chosen) for group, own in zip(repeats, selected)]
     fit = [((selects(group) & chosen).sum(), jaccard(own, chosen)) for group, own in zip(joined, selected)]
     return joined[max(range(len(fit)), key=fit.__getitem__)], stability
