@@ -78,9 +78,11 @@ def stage_of(
     groups: pd.DataFrame,   # from describe_groups
     tau: int = 5,
     theta: float = 0.8,
+    max_q: float | None = None,     # largest q-value of a group
 ) -> np.ndarray:            # "small", "mixed" or "culture_point", str [n]
     "Where each candidate stops: the selection of Algorithm 1, lines 20-28."
-    verdict = pd.Series(np.where(~is_large(groups, tau), "small", np.where(is_dominated(groups, theta), "culture_point", "mixed")), index=groups["group"], dtype=object)
+    island = is_dominated(groups, theta) & (True if max_q is None else groups["q_value"].to_numpy() <= max_q)
+    verdict = pd.Series(np.where(~is_large(groups, tau), "small", np.where(island, "culture_point", "mixed")), index=groups["group"], dtype=object)
     stage = pd.Series(group).map(verdict).fillna("small").to_numpy(object)
     guest = pd.Series(group).map(groups.set_index("group")["lang"]).to_numpy() != np.asarray(lang)
     stage[guest & (stage == "culture_point")] = "mixed"
@@ -172,11 +174,12 @@ def majority_groups(
     lang: np.ndarray,           # str [n]
     tau: int = 5,
     theta: float = 0.8,
+    max_q: float | None = None,         # see stage_of
     balanced: bool = False,             # see describe_groups
     barred: np.ndarray | None = None,   # what may be in a group but is not selected, bool [n]
 ) -> tuple[np.ndarray, np.ndarray]:     # final group, int [n], and stability, float32 [n]
     "One grouping for what the majority of the repeats selects, and the share of repeats that select each entry."
-    def selects(group: np.ndarray) -> np.ndarray: return stage_of(group, lang, describe_groups(group, lang, balanced), tau, theta) == "culture_point"
+    def selects(group: np.ndarray) -> np.ndarray: return stage_of(group, lang, describe_groups(group, lang, balanced), tau, theta, max_q) == "culture_point"
     selected = np.array([selects(group) for group in repeats])
     stability = selected.mean(0, dtype=np.float32)
     chosen = (stability >= MAJORITY) & (True if barred is None else ~barred)
