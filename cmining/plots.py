@@ -55,10 +55,10 @@ def use_style() -> None:
     "Set the look of all figures."
     plt.rcParams.update(STYLE)
 
-# %% ../nbs/07_plots.ipynb #d11c721d
+# %% ../nbs/07_plots.ipynb #ee5cc8e0
 LANG_STYLES = {"de": ("#0072B2", "o"), "en": ("#D55E00", "s"), "es": ("#009E73", "^"), "fr": ("#CC79A7", "D"), "ja": ("#E69F00", "v"), "zh": ("#56B4E9", "P")}
-OTHER_STYLES = [(color, marker) for marker in "X<>*h" for color in ("#000000", "#666666", "#882255")]
-CULTURE, OTHER = "#D55E00", "#0072B2"   # culture points, and what they are compared with
+OTHER_STYLES = [(color, marker) for marker in "X<>*h" for color in ("#000000", "#666666", "#332288")]
+CULTURE, OTHER = "#882255", "#636363"   # culture points, and what they are compared with: no language's colours
 
 def lang_style(lang: str) -> dict[str, str]:
     "Colour and marker of a language, the same in every figure."
@@ -121,7 +121,7 @@ def write_title(
     ax.text(x, y, text if font else instead, family=font or "DejaVu Sans", parse_math=False, **style)
     return font is not None
 
-# %% ../nbs/07_plots.ipynb #d7a79761
+# %% ../nbs/07_plots.ipynb #603eee48
 SAMPLE = Path(str(files("cmining"))).parent/"data"/"sample"
 
 def sample_run() -> str:
@@ -142,8 +142,8 @@ def keep(
     if save_to is None: return
     target = Path(save_to)/name
     target.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(target.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-    fig.savefig(target.with_suffix(".png"), metadata={"Software": None})
+    fig.savefig(target.with_suffix(".svg"), metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    fig.savefig(target.with_suffix(".png"), metadata={"Software": None}, bbox_inches="tight")
     numbers.to_csv(target.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
 
 # %% ../nbs/07_plots.ipynb #5df45a5e
@@ -355,7 +355,7 @@ def run_pairs(
     entries = entries[entries["stage"].isin(["culture_point", "mixed"])]
     return entries.assign(culture=entries["stage"] == "culture_point")[["lang", "title", "culture"]].merge(renderings, on=["lang", "title"])
 
-# %% ../nbs/07_plots.ipynb #2cc273e4
+# %% ../nbs/07_plots.ipynb #c5996fbc
 def plot_radar(
     ax: Axes,               # a polar one
     table: pd.DataFrame,    # from resistance
@@ -374,6 +374,7 @@ def plot_radar(
     ax.set_theta_zero_location("N")
     ax.set_rlabel_position(180 / max(len(langs), 1))
     ax.tick_params("y", labelsize=7, labelcolor="#666666")
+    ax.spines["polar"].set(color="#BBBBBB")
     ax.legend(loc="upper center", bbox_to_anchor=(.5, -.08), ncols=2)
     return ax
 
@@ -387,8 +388,8 @@ def wilson(
     p, half = hits / n, z * np.sqrt(hits / n * (1 - hits / n) / n + z**2 / (4 * n**2))
     return (p + z**2 / (2*n) - half) / (1 + z**2 / n), (p + z**2 / (2*n) + half) / (1 + z**2 / n)
 
-# %% ../nbs/07_plots.ipynb #efba2b2a
-STAGE_COLORS = {"pruned": "#E5E5E5", "sparse": "#C4C4C4", "incoherent": "#999999", "small": "#56B4E9", "mixed": OTHER, "culture_point": CULTURE}
+# %% ../nbs/07_plots.ipynb #6ff770c7
+STAGE_COLORS = {"pruned": "#F0F0F0", "sparse": "#D9D9D9", "incoherent": "#BDBDBD", "small": "#969696", "mixed": OTHER, "culture_point": CULTURE}
 
 def count_stages(
     entries: pd.DataFrame,  # entries.parquet
@@ -438,12 +439,12 @@ def plot_yield(
     ax.grid(axis="x")
     return ax
 
-# %% ../nbs/07_plots.ipynb #8885a76d
+# %% ../nbs/07_plots.ipynb #68ec8ea3
 def theta_curve(
     run: str | Path,
     thetas: list[float],
     labels: pd.DataFrame | None = None,     # id, lang, kind: "culture" is what should be found
-) -> pd.DataFrame:      # theta, groups, culture_points; with labels precision and its interval, recall
+) -> pd.DataFrame:      # theta, groups, culture_point (how many); with labels precision and its interval, recall
     "What the groups of a run give at other values of θ."
     params, entries, groups = Params(**read_record(run)["params"]), read_run(run, "entries"), read_run(run, "groups")
     candidates = entries[entries["group"].notna()].reset_index(drop=True)
@@ -453,30 +454,30 @@ def theta_curve(
     for theta in sorted(thetas):
         stage = stage_of(candidates["group"].to_numpy(int), candidates["lang"].to_numpy(object), groups, params.tau, theta)
         chosen = (stage == "culture_point") & candidates["reason"].ne("unstable").to_numpy()
-        row = {"theta": theta, "groups": candidates.loc[chosen, "group"].nunique(), "culture_points": int(chosen.sum())}
+        row = {"theta": theta, "groups": candidates.loc[chosen, "group"].nunique(), "culture_point": int(chosen.sum())}
         if right is not None:
             hits, n = int(right[chosen].sum()), int(chosen.sum())
             lo, hi = wilson([hits], [n]) if n else ([np.nan], [np.nan])
-            row |= {"precision": hits / n if n else np.nan, "precision_lo": lo[0], "precision_hi": hi[0], "recall": hits / max(int((labels["kind"] == "culture").sum()), 1)}
+            row |= {"precision": hits / n if n else np.nan, "precision lo": lo[0], "precision hi": hi[0], "recall": hits / max(int((labels["kind"] == "culture").sum()), 1)}
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_plots.ipynb #70b5f3b6
+# %% ../nbs/07_plots.ipynb #7af29264
 def plot_lines(
     ax: Axes,
     table: pd.DataFrame,    # a row a value of x
     x: str,
-    measures: list[str],    # columns; <measure>_lo and <measure>_hi are drawn where there are any
+    measures: list[str],    # columns; the interval is drawn where there is a column named like the measure with lo and hi behind
 ) -> Axes:
     "Measures over a parameter."
     table = table.sort_values(x)
-    for measure, color, marker in zip(measures, (CULTURE, OTHER, "#009E73", "#CC79A7", "#000000"), "os^Dv"):
+    for measure, color, marker in zip(measures, (CULTURE, OTHER, "#44AA99", "#332288", "#000000"), "os^Dv"):
         ax.plot(table[x], table[measure], color=color, marker=marker, label=measure.replace("_", " "))
-        if f"{measure}_lo" in table: ax.fill_between(table[x], table[f"{measure}_lo"], table[f"{measure}_hi"], color=color, alpha=.15, linewidth=0)
+        if f"{measure} lo" in table: ax.fill_between(table[x], table[f"{measure} lo"], table[f"{measure} hi"], color=color, alpha=.15, linewidth=0)
     ax.set_xlabel("θ" if x == "theta" else x)
     ax.grid(axis="y")
     if len(measures) > 1: ax.legend()
-    else: ax.set_ylabel(measures[0].replace("_", " "))
+    else: ax.set_ylabel(measures[0].replace("_", " ") + "s" * (measures[0] == "culture_point"))
     return ax
 
 # %% ../nbs/07_plots.ipynb #6fe323f9
