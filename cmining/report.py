@@ -59,7 +59,7 @@ def check_names(given: dict[str, Any], known: set[str]) -> None:
         near = get_close_matches(name, known, 1)
         raise RunError(f"no figure has a parameter {name!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known - {'run_dir', 'save_to'}))}"))
 
-# %% ../nbs/80_report.ipynb #88209590
+# %% ../nbs/80_report.ipynb #8467a656
 def tidy(notebook: Any) -> Any:
     "Take out of an executed notebook what differs from one execution to the next."
     notebook.metadata.pop("papermill", None)
@@ -82,12 +82,12 @@ def run_notebook(
     with tempfile.TemporaryDirectory() as folder:
         executed, failed = Path(folder)/notebook.name, None
         try:
-            execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=ERROR"])
+            execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
         except PapermillExecutionError as e: failed = f"{e.ename}: {e.evalue}"
         except RuntimeError as e: failed = str(e)   # the kernel died
         return tidy(nbformat.read(executed if executed.exists() else notebook, 4)), failed
 
-# %% ../nbs/80_report.ipynb #88aae964
+# %% ../nbs/80_report.ipynb #5f655cab
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -102,7 +102,8 @@ a {{ color: #0072B2; }} a.anchor-link {{ display: none; }}
 blockquote, p.promise {{ margin: 0 0 1rem; color: #555; font-size: 1.05em; }}
 img {{ max-width: 100%; height: auto; }}
 table {{ border-collapse: collapse; font-size: .85em; margin: .5rem 0; display: block; overflow-x: auto; }}
-table, th, td {{ border: 0 solid #DDD; }} th, td {{ padding: .15rem .6rem; text-align: right; border-bottom-width: 1px; }}
+table, th, td {{ border: 0 solid #DDD; }} th, td {{ padding: .15rem .6rem; text-align: left; border-bottom-width: 1px; }}
+.dataframe th, .dataframe td {{ text-align: right; }}
 .runs {{ display: flex; flex-wrap: wrap; gap: 1.5rem; }} .run {{ flex: 1 1 {column}; min-width: 0; }} .run > h3 {{ margin: 0; }}
 pre {{ white-space: pre-wrap; color: #555; font-size: .9em; margin: .5rem 0; }} .failed {{ color: #A00; }}
 </style>

@@ -103,6 +103,18 @@ def execute(path: Path, parameters: dict) -> None:
         if "parameters" in cell["metadata"].get("tags", ()): space |= parameters
 
 
+def test_results_and_sweeps_from_files(sample_run, tmp_path):
+    (tmp_path / "sweep.csv").write_text("name,theta,culture_point,precision,precision lo,precision hi\n0,0.4,9,0.5,0.4,0.6\n1,0.8,4,0.9,0.8,1.0\n")
+    (tmp_path / "results.csv").write_text("figure,item,measure,value,theta\nfig4,$\\frac{,zh,3.1,\nfig5,$a$,$b$,35,0.4\nfig5,$a$,$b$,41,0.8\nfig5,c,$b$,41,0.8\n")
+    given = {"run_dir": str(sample_run), "save_to": str(tmp_path), "results": str(tmp_path / "results.csv")}
+    execute(FIGURES / "results.ipynb", given)
+    execute(FIGURES / "fig5_theta.ipynb", given | {"sweep": str(tmp_path / "sweep.csv")})
+    assert pd.read_csv(tmp_path / "fig5_theta.csv")["culture_point"].tolist() == [9, 4]
+    assert pd.read_csv(tmp_path / "fig4.csv")["item"].tolist() == ["$\\frac{"]
+    with (tmp_path / "sweep.csv").open("a") as f: f.write("2,0.8,5,0.9,0.8,1.0\n")
+    with pytest.raises(ValueError, match="several rows for one theta"): execute(FIGURES / "fig5_theta.ipynb", given | {"sweep": str(tmp_path / "sweep.csv")})
+
+
 kept = sorted(p for p in (ROOT / "reports" / "sample").glob("*.csv") if p.stem != "table6_cost")     # seconds differ
 
 
