@@ -236,7 +236,7 @@ def compare_islands(
         numbers.append({"selected": selected, "n": len(part), "purity": language_purity(vectors, lang, k), "chance": chance_purity(lang), "silhouette": language_silhouette(vectors, lang)})
     return pd.concat(shown, ignore_index=True), pd.DataFrame(numbers)
 
-# %% ../nbs/07_plots.ipynb #00cb5bd0
+# %% ../nbs/07_plots.ipynb #bbb486f8
 def plot_map(
     ax: Axes,
     sample: pd.DataFrame,       # id, lang, title, x, y
@@ -279,7 +279,7 @@ def plot_islands(
         _, drawn = plot_map(ax, sample[sample["selected"] == row.selected], names if row.selected else None)
         whole &= drawn
         ax.set_title(f"{title} ({row.n:,})")
-        ax.set_xlabel(f"same language among {k} nearest: {row.purity:.2f} (chance {row.chance:.2f}); silhouette {row.silhouette:.2f}")
+        ax.set_xlabel(f"same language among {k} nearest: {row.purity:.2f} (chance {row.chance:.2f}); silhouette {round(row.silhouette, 2) + 0:.2f}")
         for side in ax.spines.values(): side.set(visible=True, color="#BBBBBB")
     if not whole: fig.supxlabel(NO_GLYPHS, fontsize=7, x=.01, ha="left")
     return axes
@@ -334,21 +334,21 @@ def read_renderings(
     found = found[(found["title"] != "") & (found["gloss_en"] != "")].dropna()
     return found.drop_duplicates(["lang", "title"], ignore_index=True), source
 
-# %% ../nbs/07_plots.ipynb #ef709a3b
+# %% ../nbs/07_plots.ipynb #cfd81b40
 def resistance(
     pairs: pd.DataFrame,    # lang, title, gloss_en, culture (bool); English is left out
     encoder: Encoder,
     seed: int = 0,
-) -> pd.DataFrame:          # lang, culture, n, distance, lo, hi, words; a row a language and side
+) -> pd.DataFrame:          # lang, culture, n, distance, lo, hi, words, same; a row a language and side
     "Mean distance between terms and their English renderings."
     pairs = pairs[pairs["lang"] != "en"].reset_index(drop=True)
     cosine = (encoder.encode(pairs["title"].tolist()) * encoder.encode(pairs["gloss_en"].tolist())).sum(1) if len(pairs) else np.empty(0)
-    pairs = pairs.assign(distance=1 - cosine, words=pairs["gloss_en"].str.split().str.len())
+    pairs = pairs.assign(distance=1 - cosine, words=pairs["gloss_en"].str.split().str.len(), same=pairs["title"].str.casefold() == pairs["gloss_en"].str.casefold())
     rows = []
     for (lang, culture), part in pairs.groupby(["lang", "culture"]):
         mean, lo, hi = bootstrap_mean(part["distance"].to_numpy(), seed=seed)
-        rows.append((lang, bool(culture), len(part), mean, lo, hi, part["words"].mean()))
-    return pd.DataFrame(rows, columns=["lang", "culture", "n", "distance", "lo", "hi", "words"])
+        rows.append((lang, bool(culture), len(part), mean, lo, hi, part["words"].mean(), part["same"].mean()))
+    return pd.DataFrame(rows, columns=["lang", "culture", "n", "distance", "lo", "hi", "words", "same"])
 
 def run_pairs(
     run: str | Path,
