@@ -225,7 +225,7 @@ def report(
     (out/"index.html").write_text(index_page(out, named, made), encoding="utf-8")
     return failures
 
-# %% ../nbs/80_report.ipynb #3c224b94
+# %% ../nbs/80_report.ipynb #92775644
 SKELETON = """%% markdown
 # My figure
 
@@ -252,7 +252,7 @@ what was found.
 use_style()
 run = run_dir or sample_run()
 entries, groups, points = (read_run(run, table) for table in ("entries", "groups", "culture_points"))
-points.head()
+points.drop(columns="lead").head()
 %% markdown
 ## The figure
 
