@@ -13,7 +13,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from .discover import find_groups, jaccard
-from .pipeline import Params, RunError, load_vectors, read_record, read_run, stage_two
+from .engine import local, scratch
+from .pipeline import Params, RunError, read_record, read_run, stage_two, work_folder
 
 # %% auto #0
 __all__ = ['CANDIDATE', 'permutation_tail', 'run_candidates', 'selections', 'stability']
@@ -43,16 +44,10 @@ CANDIDATE = ("small", "mixed", "culture_point")     # the stages of entries that
 # %% ../nbs/06_chance.ipynb #784a6ac4
 def run_candidates(
     run: str | Path,
-    entries: pd.DataFrame,          # entries.parquet of the run
 ) -> np.ndarray | None:             # float16 [candidates, d], in the order of entries; None when work/ was removed
     "The vectors that Stage 2 grouped."
-    work, record = Path(run)/"work", read_record(run)
-    if "candidates" in record:      # as Stage 2 saw them, after a projection
-        return np.load(work/record["candidates"], mmap_mode="r") if (work/record["candidates"]).is_file() else None
-    if not all((work/s).is_dir() for shards in record["vectors"].values() for s in shards): return None
-    stages = [(lang, entries.loc[entries["lang"].eq(lang) & entries["stage"].ne("pruned"), "stage"].isin(CANDIDATE)) for lang in sorted(record["vectors"])]
-    parts = [load_vectors([work/s for s in record["vectors"][lang]])[reached.to_numpy()] for lang, reached in stages if reached.any()]
-    return np.concatenate(parts) if parts else np.empty((0, 1), np.float16)
+    vectors = work_folder(run)/read_record(run)["candidates"]      # as Stage 2 saw them, after a projection
+    with scratch(): return np.load(local(vectors), mmap_mode="r") if vectors.is_file() else None
 
 # %% ../nbs/06_chance.ipynb #dec97cf5
 def selections(
@@ -73,7 +68,7 @@ def stability(
     "Do other seeds select the same? Mean pairwise Jaccard of single seeds, and of majorities of n_repeats seeds."
     if n_sets < 2: raise ValueError(f"n_sets is at least 2, to have a pair to compare, not {n_sets}")
     entries, params = read_run(run, "entries"), Params(**read_record(run)["params"])
-    vectors = run_candidates(run, entries)
+    vectors = run_candidates(run)
     if vectors is None: raise RunError(f"{run} has no work/ any more, so there are no vectors to group again: mine again without --clean")
     with threadpool_limits(1):
         groups = [find_groups(vectors, params.n_groups, params.clusterer, params.tau, params.seed + i) for i in range(n_sets * params.n_repeats)]

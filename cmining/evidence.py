@@ -16,7 +16,8 @@ import pandas as pd
 
 from .chance import CANDIDATE, run_candidates
 from .discover import MAJORITY, centrality, is_dominated
-from .pipeline import Params, RunError, read_record, read_run
+from .engine import scratch
+from .pipeline import Params, RunError, read_record, read_run, vector_shards, work_of
 from .quality import STAGES, quality
 from .refine import domain_quantile
 
@@ -86,17 +87,17 @@ def neighbors(
 ) -> dict[str, list[dict[str, Any]]]:   # language -> title, cosine, distance; nearest first
     "The nearest entries in every language, the entry itself left out. Empty when work/ was cleaned or the entry was pruned."
     kept = (entries["stage"] != "pruned").to_numpy()
-    shards = {lang: [Path(run)/"work"/s/"vectors.npy" for s in names] for lang, names in read_record(run)["vectors"].items()}
-    if not kept[row] or not all(s.is_file() for same in shards.values() for s in same): return {}
+    shards = work_of(run, "vectors")
+    if not kept[row] or not shards: return {}
     rows = {lang: np.flatnonzero(kept & (entries["lang"] == lang).to_numpy()) for lang in shards}
     query, position = None, int(np.searchsorted(rows[entries["lang"][row]], row))
-    for shard in shards[entries["lang"][row]]:      # the entry's own vector: so many entries into its language
-        vectors = np.load(shard, mmap_mode="r")
-        if position < len(vectors): query = vectors[position].astype(np.float32); break
-        position -= len(vectors)
+    with scratch():
+        for vectors in vector_shards(shards[entries["lang"][row]]):     # the entry's own vector: so many entries into its language
+            if position < len(vectors): query = vectors[position].astype(np.float32); break
+            position -= len(vectors)
+        cosines = {lang: np.concatenate([x.astype(np.float32) @ query for x in vector_shards(same)]) for lang, same in shards.items() if len(rows[lang])}
     found = {}
-    for lang in (lang for lang in shards if len(rows[lang])):
-        cosine = np.concatenate([np.load(s, mmap_mode="r").astype(np.float32) @ query for s in shards[lang]])
+    for lang, cosine in cosines.items():
         cosine[rows[lang] == row] = -np.inf
         nearest = [i for i in np.argsort(-cosine, kind="stable")[:k] if cosine[i] > -np.inf]
         found[lang] = [{"title": entries["title"][rows[lang][i]], "cosine": round(float(cosine[i]), 3),
@@ -120,7 +121,7 @@ def tell_group(run: str | Path, entries: pd.DataFrame, groups: pd.DataFrame, poi
     told["languages"] = {c[2:]: int(facts[c].item()) for c in sorted(facts) if c.startswith("n_") and facts[c].item()}
     members, own = np.flatnonzero(entries["group"] == group), points[points["group"] == group]
     told |= {"tau": params.tau, "theta": params.theta, "island": bool(len(own)), "stability": round(float(own["stability"].mean()), 4) if len(own) else None}
-    vectors, cosine = run_candidates(run, entries), np.full(len(members), np.nan)
+    vectors, cosine = run_candidates(run), np.full(len(members), np.nan)
     if vectors is not None:
         rows = np.searchsorted(np.flatnonzero(entries["stage"].isin(CANDIDATE)), members)
         cosine = centrality(np.asarray(vectors[rows]), np.zeros(len(members), int))

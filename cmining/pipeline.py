@@ -47,7 +47,7 @@ __all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'cached_encode
            'offset_language', 'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'read_by_row',
            'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished', 'work_on',
            'sort_files', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record', 'read_run',
-           'read_record', 'work_of', 'read_texts']
+           'read_record', 'work_folder', 'work_of', 'read_texts']
 
 # %% ../nbs/05_pipeline.ipynb #bc5a7fd3
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -341,7 +341,7 @@ def repeat_groups(
     run_step("group", tasks, jobs, log)
     return vectors, [np.load(local(t.target)) for t in tasks]
 
-# %% ../nbs/05_pipeline.ipynb #817dcd6d
+# %% ../nbs/05_pipeline.ipynb #bc6cfd50
 def stage_two(
     entries: pd.DataFrame,          # all languages, from stage_one
     vectors: np.ndarray,            # of the candidates, in their order, float16 [candidates, d]
@@ -360,7 +360,8 @@ def stage_two(
     points = entries.iloc[candidates].assign(row=candidates, group=group, centrality=cosine, rank=rank_in_group(cosine, group, candidates), stability=share)
     points = points[stage == "culture_point"].merge(groups.rename(columns={"size": "group_size"}).drop(columns="lang"), on="group")
 
-    final, in_group, reason = entries["stage"].cat.codes.to_numpy().copy(), np.full(len(entries), -2, np.int32), np.zeros(len(entries), bool)
+    stages = entries["stage"].astype(pd.CategoricalDtype((*STAGES, "candidate")))
+    final, in_group, reason = stages.cat.codes.to_numpy().copy(), np.full(len(entries), -2, np.int32), np.zeros(len(entries), bool)
     final[candidates], in_group[candidates], reason[candidates] = [STAGES.index(s) for s in stage], group, unstable
     entries = entries.assign(stage=pd.Categorical.from_codes(final, STAGES), group=in_group, unstable=reason)
     return entries, groups, points.sort_values(["lang", "group", "rank"], ignore_index=True)
@@ -682,11 +683,15 @@ def read_record(run: str | Path | UPath) -> dict[str, Any]:
     if not path.is_file(): raise RunError(f"{run} is no finished run (run.json is missing): make one with cmining mine CORPUS --out {run}")
     return json.loads(path.read_text(encoding="utf-8"))
 
-# %% ../nbs/05_pipeline.ipynb #e78e8c05
+# %% ../nbs/05_pipeline.ipynb #f98d6a7e
+def work_folder(run: str | Path | UPath) -> Path | UPath:
+    "Where the work of a finished run is, or was: its own folder, or that of the run it shares."
+    work = read_record(run)["work"]
+    return as_path(work) if "://" in work else as_path(run)/work
+
 def work_of(run: str | Path | UPath, kind: str) -> dict[str, list[Path | UPath]]:
     "The shards of a run's entries or vectors by language; empty when its work was cleaned."
-    record, run = read_record(run), as_path(run)
-    work = run/record["work"] if "://" not in record["work"] else as_path(record["work"])
+    record, work = read_record(run), work_folder(run)
     shards = {lang: [work/s for s in names] for lang, names in record[kind].items()}
     return shards if all(s.exists() for same in shards.values() for s in same) else {}
 

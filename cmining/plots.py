@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 from .corpus import corpus_files, read_entries
 from .discover import stage_of
 from .encode import Encoder, load_encoder
-from .pipeline import Params, RunError, mine, read_record, read_run
+from .pipeline import Params, RunError, mine, read_record, read_run, vector_shards, work_of
 
 # %% auto #0
 __all__ = ['STYLE', 'LANG_STYLES', 'OTHER_STYLES', 'CULTURE', 'OTHER', 'LIKED', 'NO_GLYPHS', 'SAMPLE', 'STAGE_COLORS', 'RESULTS',
@@ -154,15 +154,14 @@ def kept_vectors(
     rows: np.ndarray,       # which of them, bool [entries]
 ) -> np.ndarray:            # float32 [rows, d]
     "The vectors of some entries, in their order. A RunError for pruned entries, and when work/ was cleaned."
-    work, kept, parts = Path(run)/"work", (entries["stage"] != "pruned").to_numpy(), []
+    kept, parts = (entries["stage"] != "pruned").to_numpy(), []
     if (rows & ~kept).any(): raise RunError("pruned entries have no vectors")
-    for lang, shards in read_record(run)["vectors"].items():    # as entries.parquet: by language, then by id
+    shards = work_of(run, "vectors")
+    if rows.any() and not shards: raise RunError(f"{run}/work was cleaned, and the vectors with it: run the same cmining mine again without --clean")
+    for lang in (lang for lang in shards if rows.any()):    # as entries.parquet: by language, then by id
         own = (entries["lang"] == lang).to_numpy()
-        if not (rows & own).any(): continue
-        if not all((work/s).is_dir() for s in shards): raise RunError(f"{run}/work was cleaned, and the vectors with it: run the same cmining mine again without --clean")
         wanted, start = np.flatnonzero(rows[own & kept]), 0
-        for shard in shards:    # a shard at a time: a language may have millions
-            vectors = np.load(work/shard/"vectors.npy", mmap_mode="r")
+        for vectors in vector_shards(shards[lang]):         # a shard at a time: a language may have millions
             parts.append(np.asarray(vectors[wanted[(wanted >= start) & (wanted < start + len(vectors))] - start], np.float32))
             start += len(vectors)
     return np.concatenate(parts) if parts else np.empty((0, 1), np.float32)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -273,16 +272,14 @@ def sweep(
     jobs: int | None = None,
     quiet: bool = True,
 ) -> pd.DataFrame:      # a row a point: name, parameters, entries by stage, groups, culture points, jaccard
-    "Mine every point of a grid and say what came out."
+    "Mine every point of a grid and say what came out. The points share what their parameters have in common."
     out, points = Path(out), grid_points(grid, preset)
     mine(corpus, out/"run", Params.of(preset), jobs, quiet=quiet)
     reference = (read_run(out/"run", "entries")["stage"] == "culture_point").to_numpy()
     rows = []
     for number, (point, params) in enumerate(points):
         name = point_name(number, point)
-        mine(corpus, out/"run", params, jobs, quiet=quiet)
-        (out/name).mkdir(exist_ok=True)
-        for file in ("entries.parquet", "groups.parquet", "culture_points.parquet", "run.json"): shutil.copy(out/"run"/file, out/name/file)
+        mine(corpus, out/name, params, jobs, quiet=quiet, work=out/"run")
         rows.append({"name": name, **{k: str(v) if isinstance(v, tuple) else v for k, v in point.items()}, **sweep_row(out/name, reference, labels)})
     table = pd.DataFrame(rows)
     table[list(grid)] = table[list(grid)].convert_dtypes()      # a whole number stays one beside a missing value
