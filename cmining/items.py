@@ -36,10 +36,12 @@ def hash64(*parts: Any) -> int:
     "64 bits that depend on the parts alone, the same in every process."
     return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
-# %% ../nbs/10_items.ipynb #459cfd49
+# %% ../nbs/10_items.ipynb #dc633670
+_NO_WORD = re.compile(r"[\W_]+")
+
 def fold(text: str) -> str:
     "Letters and digits of a text, compatibility forms and case folded."
-    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
+    return _NO_WORD.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 # %% ../nbs/10_items.ipynb #dc7dea90
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=3000)]
@@ -328,7 +330,7 @@ def draft_reject(draft: Draft, reason: str, detail: str) -> Reject:
     row = {"question": draft.question, "options": list(draft.options), "answer": draft.answer, "explanation": draft.explanation}
     return Reject(reason, detail, draft.task, draft.lang, draft.source.key, row | {"culture_points": [p.title for p in draft.source.culture_points]})
 
-# %% ../nbs/10_items.ipynb #bc3b59d9
+# %% ../nbs/10_items.ipynb #f0264dcf
 class Sieve:
     "The checks of one dataset, with what they remember: texts met, and how many items of a kind were accepted."
     def __init__(
@@ -352,9 +354,9 @@ class Sieve:
         except ValidationError as e:
             first = e.errors()[0]
             return draft_reject(draft, "shape", f"{'.'.join(map(str, first['loc'][1:]))} {first['msg'].removeprefix('Value error, ')}".strip())
-        text = " ".join((draft.question, *draft.options, "" if item.task == "true_false" else str(draft.answer), draft.explanation))
-        if problem := language_problem(text, draft.lang, self.langs): return draft_reject(draft, "language", problem)
-        if shared := self.grams and contamination(text, self.grams): return draft_reject(draft, "contamination", shared)
+        own = [draft.question, "" if item.task == "true_false" else answer_text(item), draft.explanation]
+        if problem := language_problem(" ".join(own), draft.lang, self.langs): return draft_reject(draft, "language", problem)
+        if shared := self.grams and contamination(" ".join(own + [*draft.options[1:]]), self.grams): return draft_reject(draft, "contamination", shared)
         if twin := self.near[draft.task].find(item.id, draft.content): return draft_reject(draft, "duplicate", f"of item {twin}")
         self.accepted[draft.task, draft.lang] += 1
         return item

@@ -28,7 +28,7 @@ __all__ = ['BLANK', 'LENGTHS', 'OFFLINE_VERSION', 'TEMPLATES', 'base_title', 'ti
            'read_material', 'drawn', 'wrong_ones', 'main_script', 'wrong_titles', 'wrong_passages', 'find_gap',
            'Candidate', 'make_draft', 'candidates', 'offline_items']
 
-# %% ../nbs/10_offline.ipynb #60ab5511
+# %% ../nbs/10_offline.ipynb #aa50b7be
 BLANK = "____"
 _HAN, _OTHERS = "\u3005-\u3007\u3400-\u9fff\uf900-\ufaff", "\u3041-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _BRACKET = r"\s*[（(][^（）()]*(?:[（(][^（）()]*[）)][^（）()]*)*[）)]"
@@ -40,7 +40,7 @@ def base_title(title: str) -> str:
     "A title without what stands in brackets at its end."
     return _AT_END.sub("", title) or title
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16)     # one title at a time, a passage after the other
 def title_pattern(title: str, lang: str) -> re.Pattern[str]:
     "What to look for to find a title, or a part of it, in a text."
     base = base_title(title)
@@ -114,7 +114,7 @@ class Material:
     abroad: dict[int, list[int]]        # groups of other languages, the nearest first
     dropped: dict[str, int]             # passages that were left out, by reason
 
-# %% ../nbs/10_offline.ipynb #075205f7
+# %% ../nbs/10_offline.ipynb #a4752e66
 def point_passages(
     point: int,
     title: str,
@@ -129,11 +129,12 @@ def point_passages(
         for j, text in enumerate(passages(paragraph)):
             masked = mask(text, title, lang)
             left = masked.replace(BLANK, "")
-            reason = ("not clean" if not is_clean(text) else "does not mention its title" if BLANK not in masked
+            opens = i == j == 0
+            reason = ("not clean" if not is_clean(text) else "does not mention its title" if BLANK not in masked and not opens
                       else "title remains" if len(base) > 1 and base in fold(left)
-                      else "nothing but its title" if len(left) < LENGTHS[is_dense(text)][0] * 0.75 else None)
+                      else "nothing but its title" if len(left) < 0.7 * max(len(text), LENGTHS[is_dense(text)][0]) else None)
             if reason: dropped[reason] += 1
-            else: found.append(Passage(point, len(found), text, masked, i == j == 0))
+            else: found.append(Passage(point, len(found), text, masked, opens))
     return found
 
 def drop_shared(found: list[list[Passage]], dropped: Counter[str]) -> list[list[Passage]]:
@@ -182,7 +183,7 @@ def read_material(
     return Material([Point(id=p.id, lang=p.lang, title=p.title) for p in points.itertuples()], points["group"].astype(int).tolist(),
                     drop_shared(found, dropped), members, *near_groups(points), dict(sorted(dropped.items())))
 
-# %% ../nbs/10_offline.ipynb #e18198a0
+# %% ../nbs/10_offline.ipynb #dd8e13e4
 def drawn(rows: Iterable[int], *key: Any) -> list[int]:
     "Rows in an order that depends on the key alone."
     return sorted(rows, key=lambda row: hash64(*key, row))
@@ -199,15 +200,16 @@ def wrong_ones(
     near = drawn(material.members[group], *key)
     away = [row for g in far[group] for row in drawn(material.members[g], *key)]
     home = [row for g in material.alike[group] for row in drawn(material.members[g], *key)]
-    taken, options = {fold(base_title(material.points[point].title))}, []
-    for rows, enough in ((near, 2), (away, 3), (home, 3), (near, 3)):
+    subject, taken, options = fold(base_title(material.points[point].title)), set(), []
+    for rows, enough in ((near, 2), (home, 2), (away, 3), (home, 3), (near, 3)):
         for row in rows:
-            name = fold(base_title(material.points[row].title))
             if len(options) == enough: break
-            if name not in taken and (option := use(row)): taken.add(name); options.append((row, option))
+            name = fold(base_title(material.points[row].title))
+            if name in taken or name in subject or subject in name: continue
+            if option := use(row): taken.add(name); options.append((row, option))
     return options
 
-# %% ../nbs/10_offline.ipynb #8432978f
+# %% ../nbs/10_offline.ipynb #1f61ccf8
 def main_script(text: str) -> str:
     "The script that most letters of a text are in; kana and Han count as one."
     name = max(scripts(text).items(), key=lambda n: (n[1], n[0]), default=("other", 0))[0]
@@ -223,10 +225,9 @@ def wrong_titles(material: Material, p: Passage, seed: int) -> list[tuple[int, s
 
 def wrong_passages(material: Material, p: Passage, seed: int) -> list[tuple[int, str]]:
     "Descriptions of others."
-    point = material.points[p.point]
-    mentioned = title_pattern(point.title, point.lang)
+    subject = base_title(material.points[p.point].title).casefold()
     def use(row: int) -> str | None:
-        fit = [q for q in material.passages[row] if q.opens == p.opens and not mentioned.search(q.text)]
+        fit = [q for q in material.passages[row] if q.opens == p.opens and subject not in q.text.casefold()]
         return min(fit, key=lambda q: (abs(len(q.masked) - len(p.masked)), q.n)).masked if fit else None
     return wrong_ones(material, p.point, material.alike, use, seed, p.point, p.n)
 
@@ -277,9 +278,9 @@ TEMPLATES: dict[str, dict[str, str]] = {
            "why": "这段文字出自条目“{title}”。"},
 }
 
-# %% ../nbs/10_offline.ipynb #b2160b2b
+# %% ../nbs/10_offline.ipynb #aeeaea34
 _QUOTED = re.compile(r"[「『《]([^「」『』《》]{2,20})[」』》]|[“„«\"]\s?([^“”„«»\"]{3,40}?)\s?[”“»\"]")
-_NUMBER = re.compile(r"(?<![\w.,])\d(?:[\d.,]*\d)(?!\d)")
+_NUMBER = re.compile(r"(?<![\w.,'’-])(?<!\d[ \u00a0\u202f])(?:\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:,\d+)?|\d[\d.,'’]*\d)(?![ \u00a0\u202f]?\d)")
 
 def find_gap(
     text: str,
