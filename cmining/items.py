@@ -25,19 +25,20 @@ from .corpus import CorpusError, open_source
 
 # %% auto #0
 __all__ = ['Text', 'Question', 'Option', 'LETTERS', 'TASKS', 'AnyItem', 'SCRIPTS', 'SHINGLE', 'NEAR', 'BANDS', 'ROWS', 'WORDS',
-           'CHARACTERS', 'hash64', 'fold', 'Strict', 'Point', 'Source', 'reveals', 'Item', 'SingleChoice', 'TrueFalse',
-           'ShortAnswer', 'answer_text', 'check_item', 'read_items', 'fair_slot', 'Draft', 'finish', 'scripts',
-           'function_words', 'scripts_of', 'language_problem', 'shingles', 'jaccard', 'minhash', 'NearDuplicates',
-           'ngram_tokens', 'strings', 'benchmark_ngrams', 'contamination', 'read_benchmarks', 'Reject', 'draft_reject',
-           'Sieve', 'shorten', 'show_items']
+           'CHARACTERS', 'hash64', 'fold', 'Strict', 'Point', 'Source', 'reveals', 'Asked', 'Item', 'SingleChoice',
+           'TrueFalse', 'ShortAnswer', 'answer_text', 'check_item', 'read_items', 'fair_slot', 'Draft', 'finish',
+           'scripts', 'function_words', 'scripts_of', 'language_problem', 'shingles', 'jaccard', 'minhash',
+           'NearDuplicates', 'ngram_tokens', 'strings', 'benchmark_ngrams', 'contamination', 'read_benchmarks',
+           'Reject', 'draft_reject', 'Sieve', 'shorten', 'show_items']
 
 # %% ../nbs/10_items.ipynb #63a350c6
 def hash64(*parts: Any) -> int:
     "64 bits that depend on the parts alone, the same in every process."
     return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
-# %% ../nbs/10_items.ipynb #dc633670
-_NO_WORD = re.compile(r"[\W_]+")
+# %% ../nbs/10_items.ipynb #862e307e
+_MARKS = "\u0900-\u109f\u1780-\u17ff"     # scripts whose vowel signs count as no word characters in re
+_NO_WORD = re.compile(rf"[^\w{_MARKS}]+|_+")
 
 def fold(text: str) -> str:
     "Letters and digits of a text, compatibility forms and case folded."
@@ -80,9 +81,9 @@ def reveals(question: str, answer: str) -> bool:
     words = r"\W+".join(re.findall(r"\w+", answer.casefold()))
     return bool(words) and bool(re.search(rf"(?<!\w){words}(?!\w)", question.casefold()))
 
-# %% ../nbs/10_items.ipynb #5d786452
-class Item(Source):
-    "What the three shapes share."
+# %% ../nbs/10_items.ipynb #763b70aa
+class Asked(Strict):
+    "What is asked and answered."
     id: str
     task: str
     lang: str
@@ -91,6 +92,9 @@ class Item(Source):
     answer: Any
     explanation: Text
     countries: tuple[str, ...] = ()
+
+class Item(Source, Asked):
+    "What the three shapes share."
 
 class SingleChoice(Item):
     "A question with four options, one of them right."
@@ -204,7 +208,7 @@ def scripts_of(lang: str) -> frozenset[str]:
     n = scripts(" ".join(function_words(lang)))
     return frozenset(name for name in n if n[name] > 0.1 * n.total())
 
-# %% ../nbs/10_items.ipynb #fbd42e1b
+# %% ../nbs/10_items.ipynb #235e5b3d
 def language_problem(
     text: str,
     lang: str,
@@ -217,7 +221,7 @@ def language_problem(
     if sum(n[name] for name in own) < 0.5 * letters: return f"written in {n.most_common(1)[0][0]}"
     if lang == "ja" and n["Kana"] < 0.1 * letters: return "Japanese without kana"
     if lang == "zh" and n["Kana"] > 0.1 * letters: return "Chinese with kana"
-    words = [w.casefold() for w in re.findall(r"\w+", text)]
+    words = [w.casefold() for w in re.findall(rf"[\w{_MARKS}]+", text)]
     if len(words) < 12 or own & {"Han", "Kana", "Thai"}: return None
     share = {l: sum(w in function_words(l) for w in words) for l in {lang, *rivals} if scripts_of(l) == own}
     best = max(sorted(share), key=lambda l: (share[l], l == lang))
@@ -263,8 +267,8 @@ class NearDuplicates:
         self.sets.append(hashes); self.keys.append(key)
         return None
 
-# %% ../nbs/10_items.ipynb #dce1b747
-_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+# %% ../nbs/10_items.ipynb #0161880b
+_TOKEN = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\w{_MARKS}])+")
 WORDS, CHARACTERS = (8, 13), (12, 20)       # shortest whole text, and length of a run
 
 def ngram_tokens(text: str) -> tuple[list[str], tuple[int, int]]:
@@ -361,7 +365,7 @@ class Sieve:
         self.accepted[draft.task, draft.lang] += 1
         return item
 
-# %% ../nbs/10_items.ipynb #a068bcda
+# %% ../nbs/10_items.ipynb #549f93ce
 def shorten(text: str, n: int) -> str:
     "The first n characters of a text on one line, without control characters."
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -370,7 +374,7 @@ def shorten(text: str, n: int) -> str:
 def show_items(
     items: Iterable[Item],
     n: int = 3,             # items, of as many tasks as there are
-    width: int = 100,       # characters of a line
+    columns: int = 100,     # characters of a line
 ) -> str:
     "A few items for the terminal, of each task in turn."
     by_task = {task: [] for task in TASKS}
@@ -379,7 +383,7 @@ def show_items(
     lines = []
     for item in chosen:
         lines.append(f"{item.task} ({item.lang}): {', '.join(p.title for p in item.culture_points[:3])}")
-        lines.append("  " + shorten(item.question, width - 2))
-        if item.options: lines += [f"  {'→' if letter == item.answer else ' '} {letter}  {shorten(option, width - 7)}" for letter, option in zip(LETTERS, item.options)]
-        else: lines.append("  → " + shorten(str(item.answer), width - 4))
+        lines.append("  " + shorten(item.question, columns - 2))
+        if item.options: lines += [f"  {'→' if letter == item.answer else ' '} {letter}  {shorten(option, columns - 7)}" for letter, option in zip(LETTERS, item.options)]
+        else: lines.append("  → " + shorten(str(item.answer), columns - 4))
     return "\n".join(lines)
