@@ -383,21 +383,32 @@ def synthesize_offline(
     write_json(out/"run.json", record)
     return record
 
-# %% ../nbs/10_synthesize.ipynb #4b94ee60
-def follow(total: int, counts: Counter[str], quiet: bool) -> Callable[[dict[str, Any]], None]:
+# %% ../nbs/10_synthesize.ipynb #f3e9ac3f
+def follow(
+    total: int,                 # prompts, or items when a limit asks for so many
+    limited: bool,
+    counts: Counter[str],       # items, rejects, and replies of earlier rounds, kept by the caller
+    last: dict[str, Any],       # gets the state
+    quiet: bool,
+) -> Callable[[dict[str, Any]], None]:
     "What ask calls with its state: shows items, rejects, tokens, and USD so far and to come."
-    bar, steps = tqdm(total=total, desc="replies", disable=quiet or not sys.stderr.isatty()), set()
+    bar, shown = tqdm(total=total, desc="replies", disable=quiet or not sys.stderr.isatty()), set()
     def show(state: dict[str, Any]) -> None:
-        rest = to_come(state, total - counts["earlier"])
+        last.update(state)
+        done = counts["earlier"] + state["done"]
+        # How many replies a limit will take is known only from those so far.
+        expected = max(done, ceil(total * (counts["items"] + counts["rejects"]) / counts["items"])) if limited and counts["items"] else max(done, total)
         line = (f"{counts['items']:,} items, {counts['rejects']:,} rejects, {state['prompt_tokens'] + state['completion_tokens']:,} tokens, "
-                f"{state['usd']:.2f} USD, about {rest.get('usd', 0):.2f} to come")
+                f"{state['usd']:.2f} USD, about {to_come(state, expected - counts['earlier']).get('usd', 0):.2f} to come")
+        bar.total = expected
         bar.set_postfix_str(line, refresh=False)
-        bar.update(counts["earlier"] + state["done"] - bar.n)
-        if not quiet and bar.disable and (tenth := 10 * (counts["earlier"] + state["done"]) // max(total, 1)) not in steps:
-            steps.add(tenth)
-            print(f"{counts['earlier'] + state['done']:,} of {total:,} replies: {line}", file=sys.stderr, flush=True)
+        bar.update(done - bar.n)
+        if not quiet and bar.disable and (tenth := 10 * done // expected) not in shown:
+            shown.add(tenth)
+            print(f"{done:,} of about {expected:,} replies: {line}", file=sys.stderr, flush=True)
     return show
 
+# %% ../nbs/10_synthesize.ipynb #ed306552
 def planned(run: str | Path, settings: Settings) -> tuple[dict[int, Notes], list[Request]]:
     "The constellations of a run and its prompts in their order; each concept once for a task when there is no limit."
     groups = constellations(read_run(run, "culture_points"), settings.top)
@@ -415,7 +426,7 @@ def plan(
     prompts = (write_prompt(r, groups[r.group], settings.language, settings.seed) for r in todo[:settings.limit])
     return estimate(prompts, endpoint, prices, batch) | {"possible": len(todo)}
 
-# %% ../nbs/10_synthesize.ipynb #d287665e
+# %% ../nbs/10_synthesize.ipynb #c02e1e1e
 def synthesize(
     run: str | Path,                # a run folder
     out: str | Path,                # the dataset folder
@@ -435,7 +446,8 @@ def synthesize(
     journal = work/f"replies-{hash64(endpoint.model, endpoint.base_url):016x}.jsonl"
     counts: Counter[str] = Counter()
     spent: Counter[str] = Counter()
-    progress = follow(len(todo) if settings.limit is None else settings.limit, counts, quiet)
+    journal_state: dict[str, Any] = {}
+    progress = follow(settings.limit or len(todo), settings.limit is not None, counts, journal_state, quiet)
     def asking(prompts: Iterable[Prompt]) -> Iterator[Reply]:
         yield from (ask_batch if batch else ask)(prompts, endpoint, journal, prices=prices, budget=budget, progress=progress)
         counts["earlier"] = counts["replies"]
@@ -449,6 +461,7 @@ def synthesize(
     unanswered = spent["replies"] - spent["answers"]
     record |= {"generator": endpoint.model, "base_url": endpoint.base_url, "prompt_version": PROMPT_VERSION, "top": settings.top, "language": settings.language,
                "budget": budget, **{k: spent[k] for k in ("replies", "answers", "prompt_tokens", "completion_tokens")},
-               "usd": round(spent["usd"], 6), "usd_unsure": round(spent["usd_unsure"], 6), "complete": not unanswered}
+               "usd": round(spent["usd"], 6), "usd_unsure": round(spent["usd_unsure"], 6), "complete": not unanswered,
+               "journal": {k: v for k, v in journal_state.items() if k not in ("done", "errors", "requests")}}     # all that was ever asked here, probes as well
     write_json(out/"run.json", record)
     return record

@@ -196,7 +196,7 @@ class Model(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         system = body["messages"][0]["content"]
-        Model.asked[hash64(json.dumps(body["messages"]), body.get("seed"))] += 1
+        if body["messages"][0]["role"] == "system": Model.asked[hash64(json.dumps(body["messages"]))] += 1      # else it is a probe
         h = hash64(json.dumps(body["messages"]))
         words = " ".join(f"w{hash64(h, i) % 10_000}" for i in range(25))
         said = {"question": f"In Japan, what of {words}?", "statement": f"In Japan it is so that {words}.", "answer": "So it is.",
