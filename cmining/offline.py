@@ -28,7 +28,7 @@ __all__ = ['BLANK', 'LENGTHS', 'OFFLINE_VERSION', 'TEMPLATES', 'base_title', 'ti
            'read_material', 'drawn', 'wrong_ones', 'main_script', 'wrong_titles', 'wrong_passages', 'find_gap',
            'Candidate', 'make_draft', 'candidates', 'offline_items']
 
-# %% ../nbs/10_offline.ipynb #446d7190
+# %% ../nbs/10_offline.ipynb #b8060dd9
 BLANK = "____"
 _HAN, _OTHERS = "\u3005-\u3007\u3400-\u9fff\uf900-\ufaff", "\u3041-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _BRACKET = r"\s*[（(][^（）()]*(?:[（(][^（）()]*[）)][^（）()]*)*[）)]"
@@ -45,7 +45,8 @@ def title_pattern(title: str, lang: str) -> re.Pattern[str]:
     "What to look for to find a title, or a part of it, in a text."
     base = base_title(title)
     whole = r"\W{0,3}".join(map(re.escape, re.findall(r"\w+", base)))
-    found = [f"{re.escape(base)}|{whole}" if re.search(f"[{_HAN}{_OTHERS}]", base) else rf"\b{whole}(?:['’]s|\w{{1,2}})?\b" if len(base) > 3 else rf"\b{whole}(?:['’]?s)?\b"] if whole else []
+    ending = r"(?:['’]s|\w{1,2})?\b" if len(base) > 3 else r"(?:['’]?s)?\b"      # Go does not end in od
+    found = [f"{re.escape(base)}|{whole}" if re.search(f"[{_HAN}{_OTHERS}]", base) else rf"\b{whole}{ending}"] if whole else []
     words = [w for w in re.findall(rf"[^\W\d_{_HAN}{_OTHERS}]+", base) if len(w) >= 4 and w.casefold() not in function_words(lang)]
     found += [rf"\w*{w}\w*" for w in words if len(w) >= 5] + [rf"\b{w[:max(4, len(w) - 2)]}\w{{0,4}}\b" for w in words]
     for run in re.findall(rf"[{_HAN}{_OTHERS}]+", base):
@@ -57,8 +58,8 @@ def mask(text: str, title: str, lang: str) -> str:
     "A text with the title left out."
     return _GAPS.sub(BLANK, _BEHIND.sub(BLANK, title_pattern(title, lang).sub(BLANK, text)))
 
-# %% ../nbs/10_offline.ipynb #207cd673
-_SENTENCE = re.compile(r".+?(?:[。！？](?![^「『]*[」』])|[.!?…।؟۔](?<!\d\.)(?<!\b\w\.)(?<!\b[A-Z]\w\.)(?<!\b[A-Z]\w\w\.)[\"”»’)]*(?=\s+[^\sa-zà-ÿ])|$)")
+# %% ../nbs/10_offline.ipynb #eba32052
+_SENTENCE = re.compile(r".+?(?:[。！？](?![^「『]{0,200}[」』])|[.!?…।؟۔](?<!\d\.)(?<!\b\w\.)(?<!\b[A-Z]\w\.)(?<!\b[A-Z]\w\w\.)[\"”»’)]*(?=\s+[^\sa-zà-ÿ])|$)")
 
 def sentences(text: str) -> list[str]:
     "The sentences of a paragraph."
