@@ -8,14 +8,15 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from cmining.items import TASKS, fold, hash64, language_problem, read_items
-from cmining.llm import Endpoint
+from cmining.items import TASKS, Draft, Item, Point, Sieve, Source, fold, hash64, language_problem, read_items
+from cmining.llm import Endpoint, Reply
 from cmining.offline import BLANK, base_title, find_gap, mask, read_material, wrong_titles
 from cmining.pipeline import RunError, mine
 from cmining.synthesize import Settings, constellations, requests, synthesize, synthesize_offline, write_prompt
@@ -169,6 +170,15 @@ def test_language_of_the_sample():
     assert sum(wrong.values()) <= 3, wrong
 
 
+def test_a_language_without_templates():
+    text = "La taranta è una danza popolare che si balla nelle feste del paese e che secondo la tradizione guarisce chi è stato morso dal ragno."
+    source = Source(culture_points=[Point(id="1", lang="it", title="Taranta")], group=0, generator="offline", prompt_version="1", key="k", seed=0, run="r")
+    draft = Draft("short_answer", "it", "Describe “Taranta” in one to three sentences.", text, "The passage is from the entry “Taranta”.", source, text)
+    assert isinstance(Sieve(["en", "it"]).check(draft), Item)
+    english = replace(draft, source=source.model_copy(update={"generator": "m"}), answer="It is a dance of the people that is danced at the feasts of the village.")
+    assert Sieve(["en", "it"]).check(english).reason == "language"
+
+
 # ---- prompts
 
 def test_hostile_text_stays_inside_the_fence(run):
@@ -274,6 +284,17 @@ def test_a_budget_stops_and_more_money_goes_on(run, server, tmp_path):
     assert max(Model.asked.values()) == 1
 
 
+def test_batch_files_are_another_way_to_ask(run, tmp_path, monkeypatch):
+    def pretend(prompts, endpoint, journal, *, progress, **_):
+        for n, p in enumerate(prompts, 1):
+            said = {"question": f"Warum {hash64(p.key)} in Japan?", "answer": f"Weil {hash64(p.key, 1)}.", "explanation": "Darum.", "countries": ["Japan"]}
+            progress(dict(done=n, errors=0, answers=n, failures=0, prompt_tokens=n, completion_tokens=n, usd=0.0, usd_unsure=0.0, torn=0))
+            yield Reply(p.key, json.dumps(said, ensure_ascii=False) if n % 3 else '{"question": "\ud83c', None, "toy")
+    monkeypatch.setattr("cmining.synthesize.ask_batch", pretend)
+    record = synthesize(run, tmp_path / "d", Endpoint("toy"), Settings(limit=20, tasks=("short_answer",), language="de"), batch=True)
+    assert record["items"] == 20 and record["complete"] and record["journal"]["answers"] > 0 and record["rejects"]["no JSON"] > 0
+
+
 def test_a_dead_server(run, tmp_path):
     with pytest.raises(RunError, match="gives no answer"):
         synthesize(run, tmp_path / "d", Endpoint("toy", "http://127.0.0.1:9/v1", max_attempts=1), Settings(limit=3))
@@ -283,7 +304,7 @@ def test_a_dead_server(run, tmp_path):
 # ---- mistakes
 
 @pytest.mark.parametrize("settings, message", [
-    (dict(tasks=("essay",)), "not essay"), (dict(limit=0), "at least 1"), (dict(tasks=()), "at least one task"), (dict(top=0), "at least 1"),
+    (dict(tasks=("essay",)), "not essay"), (dict(limit=0), "at least 1"), (dict(language="../x"), "ISO 639-1"), (dict(tasks=()), "at least one task"), (dict(top=0), "at least 1"),
 ])
 def test_settings(settings, message):
     with pytest.raises(RunError, match=message): Settings(**settings)
