@@ -119,14 +119,16 @@ FIELDS: dict[str, str] = {
 }
 LANGUAGES = {"de": "German", "en": "English", "es": "Spanish", "fr": "French", "ja": "Japanese", "zh": "Chinese"}
 
-# %% ../nbs/10_synthesize.ipynb #15324587
+# %% ../nbs/10_synthesize.ipynb #2b4568ca
 class Options(BaseModel):
+    "The four options of a reply."
     A: str
     B: str
     C: str
     D: str
 
 class ChoiceReply(BaseModel):
+    "A reply to single_choice."
     question: str
     options: Options
     answer: Literal["A", "B", "C", "D"]
@@ -134,12 +136,14 @@ class ChoiceReply(BaseModel):
     countries: list[str]
 
 class StatementReply(BaseModel):
+    "A reply to true_false."
     statement: str
     answer: bool
     explanation: str
     countries: list[str]
 
 class AnswerReply(BaseModel):
+    "A reply to short_answer."
     question: str
     answer: str
     explanation: str
