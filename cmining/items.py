@@ -208,7 +208,7 @@ def scripts_of(lang: str) -> frozenset[str]:
     n = scripts(" ".join(function_words(lang)))
     return frozenset(name for name in n if n[name] > 0.1 * n.total())
 
-# %% ../nbs/10_items.ipynb #235e5b3d
+# %% ../nbs/10_items.ipynb #ce1f86d1
 def language_problem(
     text: str,
     lang: str,
@@ -225,7 +225,7 @@ def language_problem(
     if len(words) < 12 or own & {"Han", "Kana", "Thai"}: return None
     share = {l: sum(w in function_words(l) for w in words) for l in {lang, *rivals} if scripts_of(l) == own}
     best = max(sorted(share), key=lambda l: (share[l], l == lang))
-    return None if best == lang else f"reads as {best}: {share[best]} of {len(words)} words, {share[lang]} as {lang}"
+    return None if share[best] - share[lang] <= 1 + len(words) / 20 else f"reads as {best}: {share[best]} of {len(words)} words, {share[lang]} as {lang}"
 
 # %% ../nbs/10_items.ipynb #a6ead010
 SHINGLE, NEAR = 5, 0.8

@@ -23,17 +23,17 @@ from .items import TASKS, Draft, Item, Point, Reject, Sieve, Source, fold, funct
 from .pipeline import cached_encoder
 
 # %% auto #0
-__all__ = ['BLANK', 'LENGTHS', 'OFFLINE_VERSION', 'TEMPLATES', 'base_title', 'title_pattern', 'mask', 'sentences', 'is_dense',
-           'passages', 'is_clean', 'Passage', 'Material', 'point_passages', 'drop_shared', 'near_groups', 'read_texts',
-           'read_material', 'drawn', 'wrong_ones', 'main_script', 'wrong_titles', 'wrong_passages', 'find_gap',
-           'Candidate', 'make_draft', 'candidates', 'offline_items']
+__all__ = ['BLANK', 'LENGTHS', 'OFFLINE_VERSION', 'TEMPLATES', 'base_title', 'title_pattern', 'mentions', 'mask', 'sentences',
+           'is_dense', 'passages', 'is_clean', 'Passage', 'Material', 'point_passages', 'drop_shared', 'near_groups',
+           'read_texts', 'read_material', 'drawn', 'wrong_ones', 'main_script', 'wrong_titles', 'wrong_passages',
+           'find_gap', 'Candidate', 'make_draft', 'candidates', 'offline_items']
 
-# %% ../nbs/10_offline.ipynb #b8060dd9
+# %% ../nbs/10_offline.ipynb #22282121
 BLANK = "____"
 _HAN, _OTHERS = "\u3005-\u3007\u3400-\u9fff\uf900-\ufaff", "\u3041-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _BRACKET = r"\s*[（(][^（）()]*(?:[（(][^（）()]*[）)][^（）()]*)*[）)]"
 _AT_END = re.compile(_BRACKET + r"\s*$")
-_BEHIND = re.compile(BLANK + _BRACKET)
+_BEHIND = re.compile(rf"({BLANK}[』」”\"»’]?){_BRACKET}")
 _GAPS = re.compile(rf"{BLANK}(?:[\s・＝=\-–]*{BLANK})+")
 
 def base_title(title: str) -> str:
@@ -54,9 +54,13 @@ def title_pattern(title: str, lang: str) -> re.Pattern[str]:
         found += sorted((p for p in pieces if len(p) >= 3 or re.fullmatch(f"[{_HAN}]{{2}}", p)), key=lambda p: (-len(p), p))
     return re.compile("|".join(found) or r"(?!)", re.IGNORECASE)
 
+def mentions(text: str, title: str, lang: str) -> bool:
+    "Does a text name the title, or two fifths of it in one piece? (日本 is no 日本绿鹦嘴鱼, but 高橋 is 高橋幸宏.)"
+    return max((len(m.group()) for m in title_pattern(title, lang).finditer(text)), default=0) >= 0.4 * len(base_title(title))
+
 def mask(text: str, title: str, lang: str) -> str:
     "A text with the title left out."
-    return _GAPS.sub(BLANK, _BEHIND.sub(BLANK, title_pattern(title, lang).sub(BLANK, text)))
+    return _GAPS.sub(BLANK, _BEHIND.sub(r"\1", title_pattern(title, lang).sub(BLANK, text)))
 
 # %% ../nbs/10_offline.ipynb #eba32052
 _SENTENCE = re.compile(r".+?(?:[。！？](?![^「『]{0,200}[」』])|[.!?…।؟۔](?<!\d\.)(?<!\b\w\.)(?<!\b[A-Z]\w\.)(?<!\b[A-Z]\w\w\.)[\"”»’)]*(?=\s+[^\sa-zà-ÿ])|$)")
@@ -115,7 +119,7 @@ class Material:
     abroad: dict[int, list[int]]        # groups of other languages, the nearest first
     dropped: dict[str, int]             # passages that were left out, by reason
 
-# %% ../nbs/10_offline.ipynb #a4752e66
+# %% ../nbs/10_offline.ipynb #42477525
 def point_passages(
     point: int,
     title: str,
@@ -131,7 +135,7 @@ def point_passages(
             masked = mask(text, title, lang)
             left = masked.replace(BLANK, "")
             opens = i == j == 0
-            reason = ("not clean" if not is_clean(text) else "does not mention its title" if BLANK not in masked and not opens
+            reason = ("not clean" if not is_clean(text) else "does not mention its title" if not opens and not mentions(text, title, lang)
                       else "title remains" if len(base) > 1 and base in fold(left)
                       else "nothing but its title" if len(left) < 0.7 * max(len(text), LENGTHS[is_dense(text)][0]) else None)
             if reason: dropped[reason] += 1
