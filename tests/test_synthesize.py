@@ -166,7 +166,7 @@ def test_language_of_the_sample():
         wrong[file.stem] = len(problems)
         for other in {"de", "en", "es", "fr", "ja", "zh"} - {file.stem}:
             taken = sum(language_problem(r["paragraphs"][0], other, ("de", "en", "es", "fr")) is None for r in rows if r["paragraphs"] and len(r["paragraphs"][0].split()) > 15)
-            assert taken <= 1, (file.stem, other)
+            assert taken <= 0.02 * len(rows), (file.stem, other, taken)
     assert sum(wrong.values()) <= 3, wrong
 
 
