@@ -16,12 +16,12 @@ __all__ = ['MAJORITY', 'default_n_groups', 'find_groups', 'describe_groups', 'is
            'language_offset', 'project', 'has_counterpart', 'join_islands', 'jaccard', 'majority_groups', 'centrality',
            'rank_in_group']
 
-# %% ../nbs/04_discover.ipynb #a5455c11
+# %% ../nbs/04_discover.ipynb #666da634
 def default_n_groups(
     n: int,     # candidates of all languages
 ) -> int:
-    "Six times the cube root of n, at least 8 candidates to a group, at most 1000 groups (the authors' constant)."
-    return min(max(n // 8, 1), round(6 * max(n, 1) ** (1 / 3)), 1000)
+    "Four times the cube root of n, at least 8 candidates to a group, at most 1000 groups (the authors' constant)."
+    return min(max(n // 8, 1), round(4 * max(n, 1) ** (1 / 3)), 1000)
 
 # %% ../nbs/04_discover.ipynb #c273a4a9
 def find_groups(
