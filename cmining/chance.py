@@ -5,6 +5,7 @@
 # %% ../nbs/06_chance.ipynb #38510be9
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from .discover import find_groups, jaccard
 from .engine import local, scratch
-from .pipeline import Params, RunError, read_record, read_run, stage_two, work_folder
+from .pipeline import Params, RunError, read_record, read_run, counterpart_test, stage_two, work_folder
 
 # %% auto #0
-__all__ = ['CANDIDATE', 'permutation_tail', 'run_candidates', 'selections', 'stability']
+__all__ = ['CANDIDATE', 'permutation_tail', 'run_candidates', 'selections']
 
 # %% ../nbs/06_chance.ipynb #f6870e4e
 def permutation_tail(
@@ -55,12 +56,23 @@ def selections(
     vectors: np.ndarray,        # from run_candidates
     repeats: list[np.ndarray],  # group of each candidate, for some seeds
     params: Params,
+    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,  # from counterpart_test
 ) -> np.ndarray:                # bool [entries]
     "What Stage 2 selects by the majority of these repeats."
     before = entries.assign(stage=entries["stage"].where(~entries["stage"].isin(CANDIDATE), "candidate"))
-    return stage_two(before, vectors, repeats, params)[0]["stage"].to_numpy() == "culture_point"
+    return stage_two(before, vectors, repeats, params, counterpart)[0]["stage"].to_numpy() == "culture_point"
 
 # %% ../nbs/06_chance.ipynb #d897ec3b
+def lru_rows(test: Callable[[np.ndarray], np.ndarray], n: int) -> Callable[[np.ndarray], np.ndarray]:
+    "The same answers, each row of n asked once."
+    answers = np.full(n, -1, np.int8)
+    def ask(rows: np.ndarray) -> np.ndarray:
+        new = rows[answers[rows] < 0]
+        if len(new): answers[new] = test(new)
+        return answers[rows] == 1
+    return ask
+
+#| export
 def stability(
     run: str | Path,        # a run folder with its work/
     n_sets: int = 3,        # disjoint sets of seeds
@@ -70,11 +82,12 @@ def stability(
     entries, params = read_run(run, "entries"), Params(**read_record(run)["params"])
     vectors = run_candidates(run)
     if vectors is None: raise RunError(f"{run} has no work/ any more, so there are no vectors to group again: mine again without --clean")
-    with threadpool_limits(1):
+    with threadpool_limits(1), scratch():
+        test = lru_rows(counterpart_test(np.load(local(work_folder(run)/read_record(run)["kept"]), mmap_mode="r"), entries), len(entries))
         groups = [find_groups(vectors, params.n_groups, params.clusterer, params.tau, params.seed + i) for i in range(n_sets * params.n_repeats)]
         sets = [groups[i:i + params.n_repeats] for i in range(0, len(groups), params.n_repeats)]
-        chosen = {"one seed": [selections(entries, vectors, [g], params) for g in groups],
-                  f"majority of {params.n_repeats}": [selections(entries, vectors, s, params) for s in sets]}
+        chosen = {"one seed": [selections(entries, vectors, [g], params, test) for g in groups],
+                  f"majority of {params.n_repeats}": [selections(entries, vectors, s, params, test) for s in sets]}
     rows = {}
     for name, picked in chosen.items():
         overlap = [jaccard(a, b) for a, b in combinations(picked, 2)]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, hypergeom
 
-from .refine import kmeans, nearest_center
+from .refine import fit_centers, kmeans, nearest_center
 
 # %% auto #0
 __all__ = ['MAJORITY', 'default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of',
@@ -119,27 +119,44 @@ def project(
     norm = np.linalg.norm(projected, axis=1, keepdims=True)
     return projected / np.where(norm > 0, norm, 1)
 
+# %% ../nbs/04_discover.ipynb #c0ffee01
+def nearest_cells(vectors: np.ndarray, asked: np.ndarray, centers: np.ndarray, k: int, block: int = 8192) -> np.ndarray:
+    "The k nearest centres of some rows, int [a, k]."
+    if k == len(centers): return np.tile(np.arange(k), (len(asked), 1))
+    half_norms, found = 0.5 * (centers**2).sum(1), np.empty((len(asked), k), np.int32)
+    for i in range(0, len(asked), block):
+        near = half_norms - np.asarray(vectors[asked[i:i + block]], np.float32) @ centers.T
+        found[i:i + block] = np.argpartition(near, k - 1, axis=1)[:, :k]
+    return found
+
 # %% ../nbs/04_discover.ipynb #4186943d
 def has_counterpart(
-    vectors: np.ndarray,                # of the entries asked about, unit length, float16 or float32 [n, d]
-    lang: np.ndarray,                   # their languages, str [n]
-    everyone: dict[str, np.ndarray],    # all kept entries by language, these among them, float16 or float32 [m, d], may be memory maps
-    block: int = 8192,                  # rows of everyone that are float32 at a time
-    batch: int = 1024,                  # rows of vectors at a time; batch x block cosines are in memory
-) -> np.ndarray:                        # bool [n]
-    "Whose nearest neighbour over all languages is in another language? A tie goes to the own one."
-    found = np.zeros(len(vectors), bool)
-    for start in range(0, len(vectors), batch):
-        x, own = np.asarray(vectors[start:start + batch], np.float32), lang[start:start + batch]
-        home, abroad = np.full((len(x), 2), -np.inf, np.float32), np.full(len(x), -np.inf, np.float32)
-        for l, others in everyone.items():
-            mine = own == l
-            for i in range(0, len(others), block):
-                cosine = x @ np.asarray(others[i:i + block], np.float32).T
-                abroad[~mine] = np.maximum(abroad[~mine], cosine[~mine].max(1))
-                home[mine] = np.sort(np.hstack([home[mine], np.partition(cosine[mine], -min(2, cosine.shape[1]), 1)[:, -2:]]), 1)[:, -2:]
-        found[start:start + batch] = abroad > home[:, 0]
-    return found
+    asked: np.ndarray,      # rows of the entries asked about, int [a]
+    vectors: np.ndarray,    # of all kept entries, unit length, float16 or float32 [n, d], may be a memory map
+    lang: np.ndarray,       # their languages, str [n]
+    n_cells: int | None = None,     # 1 is exact; one for 1,000 entries beyond 50,000 when left out
+    probes: int = 8,        # cells in which an entry looks
+    block: int = 2048,      # entries on either side of the products in memory
+) -> np.ndarray:            # bool [a]
+    "Whose nearest neighbour of all is in another language? A tie goes to the own one."
+    code = pd.factorize(np.asarray(lang))[0]
+    n_cells = n_cells or (1 if len(vectors) <= 50_000 else min(len(vectors) // 1000, 4096))
+    centers = fit_centers(vectors, n_cells) if n_cells > 1 else np.zeros((1, vectors.shape[1]), np.float32)
+    cell = nearest_center(vectors, centers)
+    home, abroad = np.full(len(asked), -np.inf, np.float32), np.full(len(asked), -np.inf, np.float32)
+    looks = nearest_cells(vectors, asked, centers, min(probes, n_cells))
+    for c, members in enumerate(np.split(np.argsort(cell, kind="stable"), np.cumsum(np.bincount(cell, minlength=len(centers)))[:-1])):
+        who = np.flatnonzero((looks == c).any(1))
+        for q in (who[i:i + block] for i in range(0, len(who), block)):
+            x = np.asarray(vectors[asked[q]], np.float32)
+            for m in (members[i:i + block] for i in range(0, len(members), block)):
+                cosine = x @ np.asarray(vectors[m], np.float32).T
+                cosine[asked[q][:, None] == m] = -np.inf       # not itself
+                same = code[asked[q]][:, None] == code[m]
+                home[q] = np.maximum(home[q], np.where(same, cosine, -np.inf).max(1))
+                abroad[q] = np.maximum(abroad[q], np.where(same, -np.inf, cosine).max(1))
+    return abroad > home
+
 
 # %% ../nbs/04_discover.ipynb #c5149032
 MAJORITY = 0.5      # share of the repeats that makes a culture point
