@@ -18,10 +18,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import fsspec
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, TypeAdapter, ValidationError, model_validator
 
-from .corpus import CorpusError, open_source
+from .corpus import CorpusError
 
 # %% auto #0
 __all__ = ['Text', 'Question', 'Option', 'LETTERS', 'TASKS', 'AnyItem', 'SCRIPTS', 'SHINGLE', 'NEAR', 'BANDS', 'ROWS', 'WORDS',
@@ -311,7 +312,7 @@ def read_benchmarks(paths: Iterable[str | Path]) -> dict[int, set[str]]:
     "N-grams of benchmark files (.jsonl, .jsonl.gz). A CorpusError for a file that cannot be read or a line that is no JSON."
     def texts() -> Iterator[str]:
         for path in paths:
-            with open_source(path) as lines:
+            with fsspec.open(str(path), "rb", compression="infer") as lines:
                 for n, line in enumerate(lines, 1):
                     try:
                         if line.strip(): yield from strings(json.loads(line))

@@ -16,17 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from .encode import entry_text
 from .items import TASKS, Draft, Item, Point, Reject, Sieve, Source, fold, function_words, hash64, reveals, scripts
-from .pipeline import cached_encoder
+from .pipeline import cached_encoder, read_texts
 
 # %% auto #0
 __all__ = ['BLANK', 'LENGTHS', 'OFFLINE_VERSION', 'TEMPLATES', 'base_title', 'title_pattern', 'mentions', 'mask', 'sentences',
            'is_dense', 'passages', 'is_clean', 'Passage', 'Material', 'point_passages', 'drop_shared', 'near_groups',
-           'read_texts', 'read_material', 'drawn', 'wrong_ones', 'main_script', 'wrong_titles', 'wrong_passages',
-           'find_gap', 'Candidate', 'make_draft', 'candidates', 'offline_items']
+           'read_material', 'drawn', 'wrong_ones', 'main_script', 'wrong_titles', 'wrong_passages', 'find_gap',
+           'Candidate', 'make_draft', 'candidates', 'offline_items']
 
 # %% ../nbs/10_offline.ipynb #22282121
 BLANK = "____"
@@ -162,18 +161,6 @@ def near_groups(
     order, number = np.argsort(-np.round(center @ center.T, 5), axis=1, kind="stable"), [int(g) for g, _ in groups]
     def nearest(i: int, same: bool) -> list[int]: return [number[j] for j in order[i] if j != i and (lang[j] == lang[i]) == same][:3]
     return {g: nearest(i, True) for i, g in enumerate(number)}, {g: nearest(i, False) for i, g in enumerate(number)}
-
-def read_texts(
-    run: str | Path,
-    points: pd.DataFrame,       # id, lang
-) -> dict[tuple[str, str], list[str]]:      # by language and id; empty when the run's work was removed
-    "The paragraphs of entries."
-    texts = {}
-    for lang, wanted in points.groupby("lang")["id"].agg(set).items():
-        for shard in sorted(Path(run).glob(f"work/entries/{lang}-*/*.parquet")):
-            rows = pq.read_table(shard, columns=["id", "paragraphs"], filters=[("id", "in", wanted)])
-            texts |= {(lang, row["id"]): row["paragraphs"] for row in rows.to_pylist()}
-    return texts
 
 # %% ../nbs/10_offline.ipynb #d5f65aae
 def read_material(
