@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from joblib import cpu_count
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 from .wikitext import NAMESPACES, clean_text, in_namespace, split_text, wiki_paragraphs
 
 # %% auto #0
@@ -603,7 +603,8 @@ def parse_part(part: Part, how: How) -> SimpleNamespace:
 # %% ../nbs/00_corpus.ipynb #f564efe3
 def _in_order(tasks: Iterable[tuple[Part, How]], jobs: int) -> Iterator[SimpleNamespace]:
     if jobs == 1: return (yield from (parse_part(*t) for t in tasks))
-    pool, waiting = get_reusable_executor(jobs), deque()
+    # A pool of its own: joblib.Parallel would stumble over the reusable one.
+    pool, waiting = ProcessPoolExecutor(jobs), deque()
     try:
         for task in tasks:
             waiting.append(pool.submit(parse_part, *task))
@@ -613,6 +614,7 @@ def _in_order(tasks: Iterable[tuple[Part, How]], jobs: int) -> Iterator[SimpleNa
         raise CorpusError(f"A reading process died, perhaps for want of memory; there were {jobs}: take fewer, with --jobs.") from e
     finally:
         for w in waiting: w.cancel()
+        pool.shutdown()
 
 # %% ../nbs/00_corpus.ipynb #9b8ab58e
 def _namespaces(head: bytes) -> frozenset[str]:
