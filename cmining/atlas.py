@@ -23,9 +23,9 @@ from .evidence import thresholds
 from .pipeline import STAGES, Params, RunError, read_by_row, read_record, read_run, vector_shards, work_of
 
 # %% auto #0
-__all__ = ['ANCHORS', 'LEAD_CHARACTERS', 'LANG_STYLES', 'OTHER_STYLES', 'SHAPES', 'VERDICTS', 'FONT', 'HOVER', 'BUTTONS',
-           'SCRIPT', 'CSS', 'INTRO', 'PAGE', 'MAP_POINTS', 'choose', 'read_vectors', 'place', 'shorten', 'read_leads',
-           'tabulate', 'tell_groups', 'central', 'name_islands', 'lang_style', 'bokeh_source', 'draw_map',
+__all__ = ['ANCHORS', 'LEAD_CHARACTERS', 'NAME_CHARACTERS', 'LANG_STYLES', 'OTHER_STYLES', 'SHAPES', 'VERDICTS', 'FONT', 'HOVER',
+           'BUTTONS', 'SCRIPT', 'CSS', 'INTRO', 'PAGE', 'MAP_POINTS', 'choose', 'read_vectors', 'place', 'shorten',
+           'read_leads', 'tabulate', 'tell_groups', 'central', 'name_islands', 'lang_style', 'bokeh_source', 'draw_map',
            'draw_controls', 'renumber', 'safe_json', 'pick_examples', 'count_points', 'page', 'atlas']
 
 # %% ../nbs/08_atlas.ipynb #5e819b76
@@ -56,7 +56,7 @@ def read_vectors(
         first += len(x)
     return np.concatenate([np.empty((0, 1), np.float32)] if not found else found)
 
-# %% ../nbs/08_atlas.ipynb #5b734c00
+# %% ../nbs/08_atlas.ipynb #b07f383c
 ANCHORS = 4_000     # about 15 seconds of t-SNE on one core
 
 def place(
@@ -75,7 +75,7 @@ def place(
     with threadpool_limits(1):      # sums in a fixed order: the same bytes
         xy[first] = TSNE(metric="cosine", init="pca", perplexity=min(30, (len(first) - 1) / 3), random_state=seed).fit_transform(vectors[first])
         if len(rest):
-            near = NearestNeighbors(n_neighbors=5, metric="cosine").fit(vectors[first]).kneighbors(vectors[rest], return_distance=False)
+            near = NearestNeighbors(n_neighbors=5).fit(vectors[first]).kneighbors(vectors[rest], return_distance=False)    # of unit length: by cosine
             step = np.median(NearestNeighbors(n_neighbors=1).fit(xy[first]).kneighbors()[0])
             xy[rest] = np.median(xy[first][near], axis=1) + rng.normal(0, step, (len(rest), 2))
     return xy.round(2)
@@ -128,7 +128,9 @@ def tell_groups(
             "name": names[g["group"]], "island": g["group"] in islands}
     return told
 
-# %% ../nbs/08_atlas.ipynb #3533058e
+# %% ../nbs/08_atlas.ipynb #80b3c4d1
+NAME_CHARACTERS = 22
+
 def central(table: pd.DataFrame) -> pd.DataFrame:
     "The culture points of a table, the most central first."
     return table[table["stage"] == "culture_point"].sort_values("rank", kind="stable")
@@ -136,7 +138,7 @@ def central(table: pd.DataFrame) -> pd.DataFrame:
 def name_islands(
     table: pd.DataFrame,    # from tabulate
     told: dict[str, dict[str, Any]],    # from tell_groups
-    most: int = 80,
+    most: int = 40,
 ) -> list[int]:             # rows of the table
     "The points whose titles are written on the map, without overlaps on a screen of 900 by 600 pixels."
     if table.empty: return []
@@ -146,7 +148,7 @@ def name_islands(
     named: dict[int, tuple[float, float, float]] = {}   # row -> middle, and half the width
     done: set[float] = set()
     for i, t in order.iterrows():
-        half = pixel[0] * sum(12 if ord(c) > 0x2e80 else 6.5 for c in shorten(t["title"], 24)) / 2     # ideographs are wide
+        half = pixel[0] * sum(13 if ord(c) > 0x2e80 else 7.5 for c in shorten(t["title"], NAME_CHARACTERS)) / 2     # ideographs are wide
         free = all(abs(t["x"] - x) > half + half2 or abs(t["y"] - y) > 16 * pixel[1] for x, y, half2 in named.values())
         if t["group"] in done or len(named) == most or not free: continue
         named[int(i)] = t["x"], t["y"], half
@@ -163,7 +165,7 @@ def lang_style(lang: str) -> tuple[str, str]:
     "Colour and marker of a language."
     return LANG_STYLES.get(lang) or OTHER_STYLES[crc32(lang.encode()) % len(OTHER_STYLES)]
 
-# %% ../nbs/08_atlas.ipynb #2a2bcf17
+# %% ../nbs/08_atlas.ipynb #02b96c21
 VERDICTS = {"culture_point": "culture point", "mixed": "stopped at dominance", "small": "stopped at group size",
             "incoherent": "stopped at entropy", "sparse": "stopped at density"}
 FONT = 'system-ui, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", "PingFang SC", "Hiragino Sans", "Noto Sans CJK SC", "Yu Gothic", "Microsoft YaHei", sans-serif'
@@ -178,10 +180,10 @@ def bokeh_source(
     numbers = {c: table[c].to_numpy(np.float32) for c in ("x", "y", "dispersion", "max_dispersion", "entropy", "min_entropy", "centrality", "stability")}
     counts = {c: table[c].fillna(-1).to_numpy(np.int32) for c in ("domain", "group", "rank")}
     name = np.full(len(table), "", object)
-    name[named] = [shorten(t, 24) for t in table["title"].iloc[named]]
+    name[named] = [shorten(t, NAME_CHARACTERS) for t in table["title"].iloc[named]]
     return ColumnDataSource({**text, **numbers, **counts, "unstable": (table["reason"] == "unstable").to_numpy(np.uint8), "name": list(name)}, name="points")
 
-# %% ../nbs/08_atlas.ipynb #44821d92
+# %% ../nbs/08_atlas.ipynb #33f7b7d2
 HOVER = """<div style="width:300px;font:13px/1.45 system-ui,sans-serif;color:#222;white-space:normal">
 <b>@title</b> <span style="color:#555">@lang</span><div>@lead</div><div style="color:#555">@facts</div></div>"""
 
@@ -193,7 +195,7 @@ def draw_map(
     from bokeh.core.properties import value
     from bokeh.models import CDSView, HoverTool, IndexFilter, Range1d, TapTool
     from bokeh.plotting import figure
-    from bokeh.transform import factor_cmap, factor_mark
+    from bokeh.transform import factor_cmap
     def span(values: np.ndarray) -> Range1d:
         low, high = (float(values.min()), float(values.max())) if len(values) else (0., 1.)
         return Range1d(low - .05 * (high - low) - .5, high + .05 * (high - low) + .5)
@@ -201,17 +203,18 @@ def draw_map(
         parts = {"names": ("text",), "ring": ("line",)}.get(view, ("fill", "line"))
         return {"source": source, "view": CDSView(filter=IndexFilter(indices=[], name=view)), **{f"nonselection_{p}_alpha": alpha for p in parts}}
 
+    crowd = max(.5, min(1, (1000 / max(1, np.count_nonzero(source.data["rank"] > 0))) ** .25))      # many points are drawn smaller
     plot = figure(name="map", output_backend="webgl", tools="pan,wheel_zoom,box_zoom,reset", active_scroll="wheel_zoom", sizing_mode="stretch_both", min_border=0,
                   x_range=span(source.data["x"]), y_range=span(source.data["y"]), outline_line_color=None, lod_threshold=None)
     plot.axis.visible = plot.grid.visible = False
     plot.toolbar.logo = None
     color = factor_cmap("lang", [lang_style(l)[0] for l in langs], langs)
-    faint = plot.scatter("x", "y", size=4, color=color, alpha=.3, line_color=None, **shared("faint", .3))
-    bright = plot.scatter("x", "y", size=9, marker=factor_mark("lang", [lang_style(l)[1] for l in langs], langs), color=color, line_color="white", line_width=.5, **shared("bright"))
-    plot.scatter("x", "y", size=17, fill_color=None, line_color="#222222", selection_line_width=3, **shared("ring"))
+    faint = plot.scatter("x", "y", size=4 * crowd, color=color, alpha=.3, line_color=None, **shared("faint", .3))
+    bright = [plot.scatter("x", "y", size=9 * crowd, marker=lang_style(l)[1], fill_color=lang_style(l)[0], line_color="white", line_width=.5, **shared(f"bright {l}")) for l in langs]
+    plot.scatter("x", "y", size=8 + 9 * crowd, fill_color=None, line_color="#222222", selection_line_width=3, **shared("ring"))
     plot.text("x", "y", "name", y_offset=-7, text_align="center", text_baseline="bottom", text_color="#222222", text_font=value(FONT), text_font_size="12px",
               background_fill_color="white", background_fill_alpha=.7, **shared("names"))
-    plot.add_tools(HoverTool(tooltips=HOVER, renderers=[faint, bright], limit=1), TapTool(renderers=[faint, bright]))
+    plot.add_tools(HoverTool(tooltips=HOVER, renderers=[faint, *bright], limit=1), TapTool(renderers=[faint, *bright]))
     plot.toolbar.active_inspect = plot.tools[-2]
     return plot
 
@@ -261,7 +264,7 @@ def safe_json(value: Any) -> str:
     "JSON that can stand in a script element."
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
-# %% ../nbs/08_atlas.ipynb #f3d8fba8
+# %% ../nbs/08_atlas.ipynb #71edc35f
 SCRIPT = r"""
 const facts = JSON.parse(document.getElementById("facts").textContent)
 const model = name => Bokeh.documents[0].get_model_by_name(name)
@@ -287,18 +290,30 @@ const atlas = {
   label: i => `${d.title[i]} · ${d.lang[i]}`,
   button: i => make("button", d.title[i], {lang: d.lang[i], className: d.stage[i] == "culture_point" ? "" : "faint", onclick: () => atlas.go(i)}),
   open(label) { if (this.rows.has(label)) this.go(this.rows.get(label)) },
-  search() { this.open(model("search").value) },
+  search() {
+    const field = model("search")
+    this.open(field.value)
+    field.value = ""            // ready for the next one, or for the same again
+  },
   filter() {
     const active = (name, values) => new Set(model(name).active.map(k => values[k]))
     const langs = active("langs", facts.langs), stages = active("stages", Object.keys(facts.verdicts)), only = model("group").value
-    const shown = {faint: [], bright: [], names: []}
+    const shown = {faint: [], names: []}
+    for (const lang of facts.langs) shown[`bright ${lang}`] = []
+    let count = 0
     for (let i = 0; i < d.lang.length; i++) {
       if (!langs.has(d.lang[i]) || !stages.has(d.stage[i]) || only !== "" && d.group[i] != only) continue
-      shown[d.stage[i] == "culture_point" ? "bright" : "faint"].push(i)
+      shown[d.stage[i] == "culture_point" ? `bright ${d.lang[i]}` : "faint"].push(i)
+      count += d.stage[i] == "culture_point"
       if (d.name[i]) shown.names.push(i)
     }
     for (const name in shown) model(name).indices = shown[name]
-    document.getElementById("count").textContent = `${shown.bright.length.toLocaleString("en")} culture points and ${shown.faint.length.toLocaleString("en")} others shown`
+    document.getElementById("count").textContent = `${count.toLocaleString("en")} culture points and ${shown.faint.length.toLocaleString("en")} others shown`
+  },
+  back() {
+    model("map").reset.emit()
+    model("group").value = ""
+    points.selected.indices = []
   },
   go(i) {
     const {x_range, y_range} = model("map")
@@ -320,7 +335,7 @@ const atlas = {
       row.append(make("td", passed ? "✓" : "✗", {className: passed ? "yes" : "no"}), make("td", name), make("td", value), make("td", rule))
       return row
     }))
-    panel.replaceChildren(make("h2", d.title[i], {lang, dir: "auto"}), verdict, make("p", d.lead[i], {lang, dir: "auto"}), table)
+    panel.replaceChildren(make("button", "← whole map", {onclick: () => this.back()}), make("h2", d.title[i], {lang, dir: "auto"}), verdict, make("p", d.lead[i], {lang, dir: "auto"}), table)
     if (!members.length) return
     members.sort((a, b) => (d.rank[a] < 1) - (d.rank[b] < 1) || d.rank[a] - d.rank[b])
     const others = make("p", "", {className: "members"}), g = facts.groups[d.group[i]]
