@@ -96,16 +96,15 @@ def read_leads(
     shards = [s for same in work_of(run, "entries").values() for s in same]
     return [shorten(e["paragraphs"][0], LEAD_CHARACTERS) if e["paragraphs"] else "" for e in read_by_row(shards, rows, ["paragraphs"])]
 
-# %% ../nbs/08_atlas.ipynb #4c2e5989
+# %% ../nbs/08_atlas.ipynb #97fb135f
 def tabulate(
     run: str | Path | UPath,
     limit: int,             # points at most
-    seed: int = 0,
 ) -> pd.DataFrame:
     "All that the page knows of each point, a row each, in the order of entries.parquet."
     entries, points, params = read_run(run, "entries"), read_run(run, "culture_points"), Params(**read_record(run)["params"])
-    rows = choose(entries, limit, seed)
-    xy = place(read_vectors(run, entries, rows), (entries["stage"] == "culture_point").to_numpy()[rows], seed=seed)
+    rows = choose(entries, limit, params.seed)
+    xy = place(read_vectors(run, entries, rows), (entries["stage"] == "culture_point").to_numpy()[rows], seed=params.seed)
     table = pd.concat([entries, thresholds(entries, params)], axis=1).iloc[rows]
     table = table.merge(points[["lang", "id", "rank", "centrality", "stability"]], "left", ["lang", "id"])
     return table.assign(title=[shorten(t, 200) for t in table["title"]], lead=read_leads(run, rows), x=xy[:, 0], y=xy[:, 1])
@@ -183,7 +182,7 @@ def bokeh_source(
     name[named] = [shorten(t, NAME_CHARACTERS) for t in table["title"].iloc[named]]
     return ColumnDataSource({**text, **numbers, **counts, "unstable": (table["reason"] == "unstable").to_numpy(np.uint8), "name": list(name)}, name="points")
 
-# %% ../nbs/08_atlas.ipynb #33f7b7d2
+# %% ../nbs/08_atlas.ipynb #cd313756
 HOVER = """<div style="width:300px;font:13px/1.45 system-ui,sans-serif;color:#222;white-space:normal">
 <b>@title</b> <span style="color:#555">@lang</span><div>@lead</div><div style="color:#555">@facts</div></div>"""
 
@@ -195,7 +194,6 @@ def draw_map(
     from bokeh.core.properties import value
     from bokeh.models import CDSView, HoverTool, IndexFilter, Range1d, TapTool
     from bokeh.plotting import figure
-    from bokeh.transform import factor_cmap
     def span(values: np.ndarray) -> Range1d:
         low, high = (float(values.min()), float(values.max())) if len(values) else (0., 1.)
         return Range1d(low - .05 * (high - low) - .5, high + .05 * (high - low) + .5)
@@ -204,17 +202,16 @@ def draw_map(
         return {"source": source, "view": CDSView(filter=IndexFilter(indices=[], name=view)), **{f"nonselection_{p}_alpha": alpha for p in parts}}
 
     crowd = max(.5, min(1, (1000 / max(1, np.count_nonzero(source.data["rank"] > 0))) ** .25))      # many points are drawn smaller
-    plot = figure(name="map", output_backend="webgl", tools="pan,wheel_zoom,box_zoom,reset", active_scroll="wheel_zoom", sizing_mode="stretch_both", min_border=0,
-                  x_range=span(source.data["x"]), y_range=span(source.data["y"]), outline_line_color=None, lod_threshold=None)
+    plot = figure(name="map", tools="pan,wheel_zoom,box_zoom,reset", active_scroll="wheel_zoom", sizing_mode="stretch_both", min_border=0,
+                  x_range=span(source.data["x"]), y_range=span(source.data["y"]), outline_line_color=None, lod_threshold=3000)    # while it is moved, of many points every tenth is drawn
     plot.axis.visible = plot.grid.visible = False
     plot.toolbar.logo = None
-    color = factor_cmap("lang", [lang_style(l)[0] for l in langs], langs)
-    faint = plot.scatter("x", "y", size=4 * crowd, color=color, alpha=.3, line_color=None, **shared("faint", .3))
+    faint = [plot.scatter("x", "y", size=4 * crowd, color=lang_style(l)[0], alpha=.3, line_color=None, **shared(f"faint {l}", .3)) for l in langs]
     bright = [plot.scatter("x", "y", size=9 * crowd, marker=lang_style(l)[1], fill_color=lang_style(l)[0], line_color="white", line_width=.5, **shared(f"bright {l}")) for l in langs]
     plot.scatter("x", "y", size=8 + 9 * crowd, fill_color=None, line_color="#222222", selection_line_width=3, **shared("ring"))
     plot.text("x", "y", "name", y_offset=-7, text_align="center", text_baseline="bottom", text_color="#222222", text_font=value(FONT), text_font_size="12px",
               background_fill_color="white", background_fill_alpha=.7, **shared("names"))
-    plot.add_tools(HoverTool(tooltips=HOVER, renderers=[faint, *bright], limit=1), TapTool(renderers=[faint, *bright]))
+    plot.add_tools(HoverTool(tooltips=HOVER, renderers=faint + bright, limit=1), TapTool(renderers=faint + bright))
     plot.toolbar.active_inspect = plot.tools[-2]
     return plot
 
@@ -264,7 +261,7 @@ def safe_json(value: Any) -> str:
     "JSON that can stand in a script element."
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
-# %% ../nbs/08_atlas.ipynb #71edc35f
+# %% ../nbs/08_atlas.ipynb #4b7d9218
 SCRIPT = r"""
 const facts = JSON.parse(document.getElementById("facts").textContent)
 const model = name => Bokeh.documents[0].get_model_by_name(name)
@@ -298,17 +295,17 @@ const atlas = {
   filter() {
     const active = (name, values) => new Set(model(name).active.map(k => values[k]))
     const langs = active("langs", facts.langs), stages = active("stages", Object.keys(facts.verdicts)), only = model("group").value
-    const shown = {faint: [], names: []}
-    for (const lang of facts.langs) shown[`bright ${lang}`] = []
-    let count = 0
+    const shown = {names: []}, counts = {bright: 0, faint: 0}
+    for (const lang of facts.langs) for (const look in counts) shown[`${look} ${lang}`] = []
     for (let i = 0; i < d.lang.length; i++) {
       if (!langs.has(d.lang[i]) || !stages.has(d.stage[i]) || only !== "" && d.group[i] != only) continue
-      shown[d.stage[i] == "culture_point" ? `bright ${d.lang[i]}` : "faint"].push(i)
-      count += d.stage[i] == "culture_point"
+      const look = d.stage[i] == "culture_point" ? "bright" : "faint"
+      counts[look]++
+      shown[`${look} ${d.lang[i]}`].push(i)
       if (d.name[i]) shown.names.push(i)
     }
     for (const name in shown) model(name).indices = shown[name]
-    document.getElementById("count").textContent = `${count.toLocaleString("en")} culture points and ${shown.faint.length.toLocaleString("en")} others shown`
+    document.getElementById("count").textContent = `${counts.bright.toLocaleString("en")} culture points and ${counts.faint.toLocaleString("en")} others shown`
   },
   back() {
     model("map").reset.emit()
@@ -347,7 +344,7 @@ const atlas = {
     if (facts.menu.includes(String(d.group[i]))) panel.append(only)
   },
   verdict(i) {
-    const g = facts.groups[d.group[i]], {tau, theta} = facts.params
+    const g = facts.groups[d.group[i]], {tau, theta, max_q} = facts.params
     switch (d.stage[i]) {
       case "culture_point": return `A culture point: ${g.own} of the ${g.size} entries of its group are ${g.lang}, an island of its language.`
       case "sparse": return "Not selected: it lies where its domain is thin, its nearest neighbours are far."
@@ -356,16 +353,18 @@ const atlas = {
     }
     if (g.dominance > theta && d.lang[i] != g.lang) return `Not selected: it is a guest on an island of ${g.lang}.`
     if (d.unstable[i]) return "Not selected: it lay on an island in fewer than half of the repeats of the grouping."
+    if (max_q !== null && g.q > max_q) return "Not selected: a group as pure as its own comes by chance too often."
     return "Not selected: the languages mix in its group."
   },
   tests(i) {
-    const g = facts.groups[d.group[i]], {tau, theta} = facts.params, stage = d.stage[i]
+    const g = facts.groups[d.group[i]], {tau, theta, max_q} = facts.params, stage = d.stage[i]
     const tests = [["dispersion", stage != "sparse", say(d.dispersion[i]), `below ${say(d.max_dispersion[i])}`]]
     if (stage == "sparse") return tests
     tests.push(["entropy", stage != "incoherent", say(d.entropy[i]), `at least ${say(d.min_entropy[i])}`])
     if (stage == "incoherent" || !g) return tests
     tests.push(["group size", g.size >= tau, g.size, `at least ${tau}`], ["dominance", g.dominance > theta, say(g.dominance), `above ${theta}`],
                ["language", d.lang[i] == g.lang, d.lang[i], `the group's, ${g.lang}`])
+    if (max_q !== null) tests.push(["chance, q", g.q <= max_q, say(g.q), `at most ${max_q}`])
     if (d.unstable[i]) tests.push(["majority", false, "below half", "half of the repeats"])
     if (stage == "culture_point") tests.push(["majority", true, `${Math.round(100 * d.stability[i])} %`, "half of the repeats"])
     return tests
@@ -437,41 +436,40 @@ def count_points(
     if missing: said += f" {missing:,} more entries, {culture - shown:,} of them culture points, were left out at random to keep the page light."
     return said
 
-# %% ../nbs/08_atlas.ipynb #8393377c
+# %% ../nbs/08_atlas.ipynb #97a84733
 def page(
     entries: pd.DataFrame,  # entries.parquet of a run
     groups: pd.DataFrame,   # groups.parquet
     table: pd.DataFrame,    # from tabulate
     params: Params,
 ) -> str:
-    "The atlas as HTML. Raises ImportError without Bokeh."
-    try:
-        from bokeh.embed import json_item
-        from bokeh.layouts import column, row
-        from bokeh.resources import Resources
-    except ImportError as e: raise ImportError("the atlas needs Bokeh: pip install 'cmining[atlas]'") from e
+    "The atlas as HTML."
+    from bokeh.embed import json_item
+    from bokeh.layouts import column, row
+    from bokeh.resources import Resources
     told, langs = tell_groups(groups, table), sorted(table["lang"].unique())
     source = bokeh_source(table, name_islands(table, told))
     controls = draw_controls(source, langs, told, params.tau)
     item = json_item(column(row(controls, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"}), draw_map(source, langs), sizing_mode="stretch_both"))
     menu = [group for options in controls[2].options.values() for group, _ in options]
-    facts = {"langs": langs, "verdicts": VERDICTS, "groups": told, "menu": menu, "examples": pick_examples(table, told), "params": {"tau": params.tau, "theta": params.theta}}
-    bokeh = Resources(mode="inline", components=["bokeh", "bokeh-gl", "bokeh-widgets"]).render_js()
+    facts = {"langs": langs, "verdicts": VERDICTS, "groups": told, "menu": menu, "examples": pick_examples(table, told), "params": {"tau": params.tau, "theta": params.theta, "max_q": getattr(params, "max_q", None)}}
+    bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"]).render_js()
     return PAGE.format(css=CSS.replace("FONT", FONT), bokeh=bokeh, intro=INTRO.format(counts=html.escape(count_points(entries, table))),
                        facts=safe_json(facts), item=safe_json(renumber(item)), script=SCRIPT)
 
-# %% ../nbs/08_atlas.ipynb #8a04879b
-MAP_POINTS = 50_000     # a page of some 20 MB, still smooth
+# %% ../nbs/08_atlas.ipynb #aeaa1e05
+MAP_POINTS = 50_000     # a page of about 17 MB that still moves smoothly
 
 def atlas(
     run: str | Path | UPath,        # a run folder that still has its work/
     out: str | Path | UPath,        # the page to write, .html
     limit: int = MAP_POINTS,        # points at most
-    seed: int = 0,
 ) -> dict[str, int]:                # points and culture points shown, bytes of the page
     "Write the interactive map of a run. RunError when the run is not finished or was cleaned, ImportError without Bokeh."
     if limit < 1: raise RunError(f"a map shows at least 1 point, not {limit}")
-    table = tabulate(run, limit, seed)
+    try: import bokeh   # before the work, not after it
+    except ImportError as e: raise ImportError("the atlas needs Bokeh: pip install 'cmining[atlas]'") from e
+    table = tabulate(run, limit)
     text = page(read_run(run, "entries"), read_run(run, "groups"), table, Params(**read_record(run)["params"])).encode()
     with whole(as_path(out)) as unfinished: unfinished.write_bytes(text)
     return {"points": len(table), "culture_points": int((table["stage"] == "culture_point").sum()), "bytes": len(text)}

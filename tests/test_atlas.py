@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
-import numpy as np
 import pytest
 
 pytest.importorskip("bokeh")
-from cmining.atlas import LANG_STYLES, MAP_POINTS, atlas, tabulate
+from cmining.atlas import LANG_STYLES, atlas
 from cmining.evidence import thresholds
 from cmining.pipeline import Params, RunError, mine, read_record, read_run
 
