@@ -2,7 +2,9 @@
 # make test   set up what the tests need, run every notebook and test
 # make setup  everything a contributor needs (tests, notebooks, git hooks)
 # make docs   render the site (needs Quarto)
-# make bench  measure speed and memory
+# make bench  measure speed and memory into reports/bench
+# make report regenerate reports/sample, the example report
+# make lab    open the notebooks in JupyterLab
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mine test docs bench readme clean
+.PHONY: help setup mine test docs bench report lab readme clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -38,6 +40,9 @@ setup: $(VENV)/.test
 
 mine: $(VENV)/.base
 	@$(BIN)/cmining mine data/sample --out runs/sample
+	@echo; echo "Instruction items of this run, made offline from its text alone (a model makes better ones: cmining synthesize --help):"
+	@$(BIN)/cmining synthesize runs/sample --out runs/items --offline --limit 60
+	@echo; echo "The figures of this run: open reports/sample/index.html (make report redraws them). Next: $(BIN)/cmining --help"
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest
@@ -48,6 +53,15 @@ docs: $(VENV)/.test
 
 bench: $(VENV)/.test
 	@$(BIN)/python tests/bench.py
+
+# A run of its own: one that goes on where another stopped would have cost almost nothing.
+report: $(VENV)/.test
+	@rm -rf runs/report
+	@$(BIN)/cmining mine data/sample --out runs/report/sample
+	@$(BIN)/cmining report runs/report/sample --out reports/sample --small --labels data/sample/labels.csv --translations data/sample/labels.csv
+
+lab: $(VENV)/.test
+	@$(BIN)/jupyter lab nbs
 
 # README.md is the text of nbs/index.ipynb.
 readme: $(VENV)/.test

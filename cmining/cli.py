@@ -34,9 +34,9 @@ from .synthesize import Settings, plan, synthesize, synthesize_offline
 # %% auto #0
 __all__ = ['COMMANDS', 'add_param_options', 'params_from', 'width', 'fit', 'show_points', 'run_ingest', 'ingest_options',
            'run_mine', 'mine_options', 'run_explain', 'explain_options', 'grid_from', 'run_sweep', 'sweep_options',
-           'json_value', 'run_report', 'report_options', 'run_new_notebook', 'new_notebook_options', 'plan_text',
-           'run_synthesize', 'synthesized_text', 'synthesize_options', 'run_export', 'export_options', 'run_cost',
-           'cost_options', 'build_parser', 'main']
+           'json_value', 'run_report', 'report_options', 'run_new_notebook', 'new_notebook_options', 'run_atlas',
+           'atlas_options', 'plan_text', 'run_synthesize', 'synthesized_text', 'synthesize_options', 'run_export',
+           'export_options', 'run_cost', 'cost_options', 'build_parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #0859e011
 def add_param_options(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +218,18 @@ def run_new_notebook(options: argparse.Namespace) -> None:
 def new_notebook_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("notebook", type=Path, help="the notebook to write; nothing is overwritten")
 
+# %% ../nbs/90_cli.ipynb #3a073954
+def run_atlas(options: argparse.Namespace) -> None:
+    "cmining atlas"
+    from cmining.atlas import MAP_POINTS, atlas
+    told = atlas(options.run, options.out, options.limit or MAP_POINTS)
+    print(f"{told['points']:,} points, {told['culture_points']:,} of them culture points, in {options.out} ({told['bytes'] / 1e6:.1f} MB): open it in a browser")
+
+def atlas_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=as_path, help="a run folder that was made without --clean")
+    sub.add_argument("--out", type=Path, required=True, help="the page to write, .html")
+    sub.add_argument("--limit", type=int, help="points at most: culture points first, then a random sample (default 50,000)")
+
 # %% ../nbs/90_cli.ipynb #e0e31ae1
 def plan_text(told: dict[str, Any]) -> str:
     "What synthesizing would take, for the terminal."
@@ -301,7 +313,7 @@ def cost_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--gpu-hour", type=float, metavar="USD", help="price of an hour of one GPU; with both prices a machine pays both")
     sub.add_argument("--gpus", type=int, default=1, help="GPUs of the machine, with --gpu-hour (default 1)")
 
-# %% ../nbs/90_cli.ipynb #e586b4ec
+# %% ../nbs/90_cli.ipynb #5605321e
 # name: what it does, its options, a sentence, an example
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[argparse.ArgumentParser], None], str, str]] = {
     "ingest": (run_ingest, ingest_options, "Turn a Wikipedia, a dump, Parquet or JSONL into a corpus folder.", "cmining ingest wikipedia:ja --out corpus --sample 1000000"),
@@ -310,6 +322,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[
     "sweep": (run_sweep, sweep_options, "Mine a grid of parameters and compare what comes out.",
               "cmining sweep data/sample --theta 0.6,0.8,1.0 --n-groups 50,none --labels data/sample/labels.csv --out runs/sweep"),
     "report": (run_report, report_options, "Every figure of one run or several, as pages, pictures and numbers.", "cmining report runs/sample --out reports/mine --labels data/sample/labels.csv"),
+    "atlas": (run_atlas, atlas_options, "Make the interactive map of a run, one page that needs no network.", "cmining atlas runs/sample --out atlas.html"),
     "new-notebook": (run_new_notebook, new_notebook_options, "A notebook to start from, which runs against a run folder.", "cmining new-notebook figures/fig_mine.ipynb"),
     "synthesize": (run_synthesize, synthesize_options, "Make instruction items of the culture points of a run.", "cmining synthesize runs/sample --out data/items --offline"),
     "export": (run_export, export_options, "Turn a dataset into training files, split by concept.", "cmining export data/items --format llamafactory --gpus 4"),
