@@ -109,7 +109,8 @@ def main() -> None:
             result["ours"].append(row)
             print(json.dumps(row), flush=True)
             if n == options.compare:
-                one = ours(Path(d) / "corpus", Path(d) / "once", "--n-repeats", "1")
+                # what the plain one does: Stage 2 once, and nothing asked of single entries
+                one = ours(Path(d) / "corpus", Path(d) / "once", "--n-repeats", "1", "--no-balanced", "--counterparts", "keep")
                 plain = watch([sys.executable, ROOT / "tests" / "plain_pipeline.py", Path(d) / "corpus", Path(d) / "plain.json"])
                 same = watch([sys.executable, ROOT / "tests" / "plain_pipeline.py", Path(d) / "corpus", Path(d) / "same.json", "--centers-of", Path(d) / "once"])
                 told = {name: json.loads((Path(d) / f"{name}.json").read_text()) for name in ("plain", "same")}

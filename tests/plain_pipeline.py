@@ -16,10 +16,13 @@ from sentence_transformers import SentenceTransformer
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
-from cmining.encode import BUNDLED
-from cmining.pipeline import Params, read_record, read_run, run_centers
+from threadpoolctl import threadpool_limits
+
+from cmining.discover import default_n_groups
+from cmining.encode import BUNDLED, entry_text
+from cmining.pipeline import Params, load_vectors, read_record, read_run, work_folder, work_of
 from cmining.prune import prune_reasons
-from cmining.refine import default_n_domains, nearest_center
+from cmining.refine import default_n_domains, fit_centers, nearest_center
 
 
 def row_entropy(v: np.ndarray) -> float:
@@ -28,6 +31,15 @@ def row_entropy(v: np.ndarray) -> float:
     np.fill_diagonal(s, 1)
     p = s / s.sum(1, keepdims=True)
     return float(-(p * np.log(np.where(p > 0, p, 1))).sum() / len(v) / np.log(len(v)))
+
+
+def centers_of(run: Path) -> dict[str, np.ndarray]:
+    "The centres that K-Means found in a run, by language, and those of its groups."
+    with threadpool_limits(1):
+        found = {lang: load_vectors(shards) for lang, shards in work_of(run, "vectors").items()}
+        centers = {lang: fit_centers(x, default_n_domains(len(x))) for lang, x in found.items()}
+        x = np.load(work_folder(run) / read_record(run)["candidates"], mmap_mode="r")
+        return centers | {"groups": fit_centers(x, default_n_groups(len(x)))}
 
 
 def main(corpus: Path, out: Path, run: Path | None) -> None:
@@ -44,14 +56,14 @@ def main(corpus: Path, out: Path, run: Path | None) -> None:
     lap("read")
     vectors = {}
     for lang, table in tables.items():
-        vectors[lang] = model.encode([" ".join([t, *p[:params.n_paragraphs]]) for t, p in zip(table["title"], table["paragraphs"])], normalize_embeddings=True)
+        vectors[lang] = model.encode([entry_text(t, p, params.n_paragraphs) for t, p in zip(table["title"], table["paragraphs"])], normalize_embeddings=True)
     lap("encode")
     for lang, table in tables.items():
         sizes = [len(p[:params.max_paragraphs]) for p in table["paragraphs"]]
         flat = model.encode([q for p in table["paragraphs"] for q in p[:params.max_paragraphs]], normalize_embeddings=True)
         table["entropy"] = [row_entropy(v) for v in np.split(flat, np.cumsum(sizes)[:-1])]
     lap("entropy")
-    centers = run_centers(run) if run else {}
+    centers = centers_of(run) if run else {}
     candidates = []
     for lang, table in tables.items():
         x, k = vectors[lang], default_n_domains(len(table))
@@ -59,13 +71,13 @@ def main(corpus: Path, out: Path, run: Path | None) -> None:
         for _, rows in table.groupby("domain").indices.items():
             near = NearestNeighbors(n_neighbors=min(params.k_neighbors, len(rows) - 1) + 1).fit(x[rows]).kneighbors(x[rows])[0]
             table.loc[rows, "dispersion"] = near[:, 1:].mean(1)
-        dense = table[table["dispersion"] < table.groupby("domain")["dispersion"].transform("median")]
+        dense = table[table["dispersion"] < table.groupby("domain")["dispersion"].transform(lambda d: d.quantile(params.density_quantile))]
         dense = dense[dense["entropy"] >= dense.groupby("domain")["entropy"].transform(lambda h: h.quantile(1 - params.entropy_keep))]
         candidates.append(dense.assign(lang=lang, row=dense.index))
     lap("refine")
     table = pd.concat(candidates, ignore_index=True)
     x = np.concatenate([vectors[lang][rows["row"]] for lang, rows in table.groupby("lang", sort=False)])
-    table["group"] = nearest_center(x, centers["groups"]) if run else KMeans(min(len(x) // 8, 1000), random_state=0).fit_predict(x)
+    table["group"] = nearest_center(x, centers["groups"]) if run else KMeans(default_n_groups(len(x)), random_state=0).fit_predict(x)
     share = table.groupby("group")["lang"].agg(lambda s: s.value_counts(normalize=True).iloc[0])
     main_lang = table.groupby("group")["lang"].agg(lambda s: s.mode().iloc[0])
     size = table["group"].value_counts()
