@@ -181,7 +181,7 @@ def bokeh_source(
     counts = {c: table[c].fillna(-1).to_numpy(np.int32) for c in ("domain", "group", "rank")}
     name = np.full(len(table), "", object)
     name[named] = [shorten(t, NAME_CHARACTERS) for t in table["title"].iloc[named]]
-    return ColumnDataSource({**text, **numbers, **counts, "unstable": (table["reason"] == "unstable").to_numpy(np.uint8), "name": list(name)}, name="points")
+    return ColumnDataSource({**text, **numbers, **counts, "unstable": (table["reason"] == "unstable").to_numpy(np.uint8), "counterpart": (table["reason"] == "counterpart").to_numpy(np.uint8), "name": list(name)}, name="points")
 
 # %% ../nbs/08_atlas.ipynb #cd313756
 HOVER = """<div style="width:300px;font:13px/1.45 system-ui,sans-serif;color:#222;white-space:normal">
@@ -354,6 +354,7 @@ const atlas = {
     }
     if (g.dominance > theta && d.lang[i] != g.lang) return `Not selected: it is a guest on an island of ${g.lang}.`
     if (d.unstable[i]) return "Not selected: it lay on an island in fewer than half of the repeats of the grouping."
+    if (d.counterpart[i]) return "Not selected: the entry nearest to it is in another language."
     if (max_q !== null && g.q > max_q) return "Not selected: a group as pure as its own comes by chance too often."
     return "Not selected: the languages mix in its group."
   },
@@ -367,6 +368,7 @@ const atlas = {
                ["language", d.lang[i] == g.lang, d.lang[i], `the group's, ${g.lang}`])
     if (max_q !== null) tests.push(["chance, q", g.q <= max_q, say(g.q), `at most ${max_q}`])
     if (d.unstable[i]) tests.push(["majority", false, "below half", "half of the repeats"])
+    if (d.counterpart[i]) tests.push(["counterpart", false, "nearest abroad", "in its own language"])
     if (stage == "culture_point") tests.push(["majority", true, `${Math.round(100 * d.stability[i])} %`, "half of the repeats"])
     return tests
   },

@@ -8,6 +8,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from html import escape
 from itertools import count
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from .quality import STAGES, quality
 from .refine import domain_quantile
 
 # %% auto #0
-__all__ = ['STEPS', 'VERDICTS', 'funnel', 'find_entry', 'thresholds', 'share_below', 'neighbors', 'explain_group', 'tell_group',
-           'fewer_foreign', 'more_own', 'more_foreign', 'entry_tests', 'changes', 'say_dominance', 'plural', 'explain',
-           'say_value', 'say_test', 'group_line', 'explain_text', 'explain_group_text', 'bar', 'explain_html', 'show']
+__all__ = ['STEPS', 'VERDICTS', 'WHY', 'funnel', 'find_entry', 'thresholds', 'share_below', 'neighbors', 'explain_group',
+           'tell_group', 'fewer_foreign', 'more_own', 'more_foreign', 'entry_tests', 'changes', 'say_dominance',
+           'plural', 'explain', 'verdict', 'say_value', 'say_test', 'group_line', 'explain_text', 'explain_group_text',
+           'bar', 'explain_html', 'show']
 
 # %% ../nbs/06_evidence.ipynb #efe19b7b
 STEPS = ("title", "dispersion", "entropy", "group size", "dominance")     # the test behind each stage but the last
@@ -130,11 +132,11 @@ def tell_group(run: str | Path, entries: pd.DataFrame, groups: pd.DataFrame, poi
     return told | {"terms": [{"title": t.title, "lang": t.lang, "centrality": None if pd.isna(t.centrality) else round(float(t.centrality), 3)} for t in terms.itertuples()]}
 
 # %% ../nbs/06_evidence.ipynb #2f0a40a0
-def fewer_foreign(own: int, size: int, theta: float) -> int:
+def fewer_foreign(own: int, size: float, theta: float) -> int:
     "How many foreign members fewer give the language a group of this size."
-    return next(x for x in range(size - own + 1) if own == size - x or own / (size - x) > theta)
+    return next(x for x in range(ceil(size - own) + 1) if own >= size - x or own / (size - x) > theta)
 
-def more_own(own: int, size: int, theta: float) -> int | None:
+def more_own(own: int, size: float, theta: float) -> int | None:
     "How many members more of its own give it to the language; None when no number would do."
     if own == size: return 0
     if theta >= 1: return None
@@ -152,6 +154,7 @@ def entry_tests(
     group: pd.Series | None,    # the entry's row of groups.parquet
     stability: float | None,    # share of the repeats that select the entry, where known
     params: Params,
+    candidates: pd.Series | None = None,    # of each language, by column n_<lang>: what balanced dominance weighs with
 ) -> list[dict[str, Any]]:      # test, passed, value, rule, threshold; below (share of peers) and peers; own and size of its group
     "The tests that an entry was put to, in their order."
     entry = entries.iloc[row]
@@ -168,13 +171,18 @@ def entry_tests(
                       below=share_below(entry["entropy"], peers["entropy"]), peers=f"{peers['entropy'].notna().sum()} dense entries of its domain"))
     if entry["stage"] == "incoherent": return found
     if group is None: return [*found, test("group size", False, 0, "at least", params.tau)]
-    def counts(lang: str) -> dict[str, Any]: return {"lang": lang, "own": int(group[f"n_{lang}"]), "size": int(group["size"]), "theta": params.theta, "tau": params.tau}
+    def counts(lang: str) -> dict[str, Any]:
+        own, size = int(group[f"n_{lang}"]), int(group["size"])
+        if params.balanced and candidates is not None:      # a foreign entry counts as many as its language has fewer candidates
+            size = round(own + sum(group[c] * candidates[f"n_{lang}"] / candidates[c] for c in candidates.index[candidates > 0] if c != f"n_{lang}"), 1)
+        return {"lang": lang, "own": own, "size": size, "theta": params.theta, "tau": params.tau, "balanced": params.balanced}
     dominated = bool(is_dominated(group.to_frame().T.astype({"dominance": float}), params.theta)[0])
     found += [test("group size", group["size"] >= params.tau, int(group["size"]), "at least", params.tau),
               test("dominance", dominated, float(group["dominance"]), "above", params.theta, **counts(group["lang"])),
               test("language", entry["lang"] == group["lang"], entry["lang"], "the group's", group["lang"], **counts(entry["lang"]))]
     if (max_q := getattr(params, "max_q", None)) is not None: found.append(test("chance", group["q_value"] <= max_q, float(group["q_value"]), "at most", max_q))
-    if all(t["passed"] for t in found) and params.n_repeats > 1: found.append(test("majority", entry["stage"] == "culture_point", stability, "at least", MAJORITY))
+    if all(t["passed"] for t in found) and params.n_repeats > 1: found.append(test("majority", entry["reason"] != "unstable", stability, "at least", MAJORITY))
+    if all(t["passed"] for t in found) and params.counterparts == "drop": found.append(test("counterpart", entry["reason"] != "counterpart"))
     return found
 
 # %% ../nbs/06_evidence.ipynb #9242069a
@@ -192,6 +200,7 @@ def changes(
         elif name == "group size": told.append(f"its group would need {plural(t['threshold'] - t['value'], 'more entry', 'more entries')}" if t["value"] else "it would have to lie in a group")
         elif name == "dominance" and "language" in failed: continue     # told there, for the entry's own language
         elif name in ("dominance", "language"): told.append(say_dominance(t))
+        elif name == "counterpart": told.append("its nearest entry of all would have to be in its own language")
         elif name == "chance": told.append(f"q of its group would have to fall from {t['value']:.1e} to {t['threshold']:g}")
         else: told.append("half of the repeats of Stage 2 would have to select it")
     if failed and tests[-1]["test"] in ("title", "dispersion", "entropy"): told.append("what comes after that is not known: the run looked no further")
@@ -201,6 +210,7 @@ def changes(
     bears = more_foreign(dominance["own"], dominance["size"], dominance["threshold"])
     told = [f"with a dispersion of {by['dispersion']['threshold']:.3f} or more (it has {by['dispersion']['value']:.3f})", f"with an entropy below {by['entropy']['threshold']:.3f} (it has {by['entropy']['value']:.3f})",
             f"if its group lost {plural(size['value'] - size['threshold'] + 1, 'entry', 'entries')}"]
+    if "counterpart" in by: told.append("if an entry of another language were nearer to it than any of its own")
     if bears: told.append(f"if its group got {plural(bears, 'foreign entry', 'foreign entries')} more (γ {dominance['value']:.2f} → {dominance['own'] / (dominance['size'] + bears):.2f})")
     return told
 
@@ -209,7 +219,7 @@ def say_dominance(t: dict[str, Any]) -> str:
     fewer, more = (ask(t["own"], t["size"], t["theta"]) for ask in (fewer_foreign, more_own))
     ways = [f"{plural(fewer, 'foreign entry', 'foreign entries')} fewer"] if t["size"] - fewer >= t["tau"] else []
     if more: ways.append(f"{plural(more, 'entry', 'entries')} more in {t['lang']}")
-    return f"its group would need {' or '.join(ways) or 'other members'}: {t['own']} of {t['size']} are in {t['lang']}, which is {t['own'] / t['size']:.2f}"
+    return f"its group would need {' or '.join(ways) or 'other members'}: {t['own']} of {t['size']:g} are in {t['lang']}{', with the others counted as if all languages had as many candidates' * t['balanced']}, which is {t['own'] / t['size']:.2f}"
 
 def plural(n: int, one: str, many: str) -> str:
     "A number with its noun."
@@ -231,7 +241,7 @@ def explain(
     point = points[points["id"].eq(entry["id"]) & points["lang"].eq(entry["lang"])]
     if len(point): told |= {name: round(point[name].item(), 4) for name in ("rank", "centrality", "stability")}
     facts = groups[groups["group"] == entry["group"]]       # none for a missing group, or -1
-    told["tests"] = entry_tests(entries, row, facts.iloc[0] if len(facts) else None, told.get("stability"), params)
+    told["tests"] = entry_tests(entries, row, facts.iloc[0] if len(facts) else None, told.get("stability"), params, groups.filter(like="n_").sum())
     told["changes"] = changes(told["tests"])
     told["group"] = tell_group(run, entries, groups, points, int(entry["group"])) if len(facts) else None
     return told | {"neighbors": neighbors(run, entries, row)}
@@ -243,6 +253,12 @@ VERDICTS = {
 }
 
 # %% ../nbs/06_evidence.ipynb #434a782a
+WHY = {"unstable": "not selected by half of the repeats", "counterpart": "has a counterpart in another language"}
+
+def verdict(told: dict[str, Any]) -> str:
+    "What became of an entry, in a few words."
+    return WHY.get(told["reason"]) or VERDICTS[told["stage"]]
+
 def say_value(value: Any) -> str:
     "A number of a test for people."
     return f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < .001 else f"{value:.3f}" if isinstance(value, float) else str(value)
@@ -251,6 +267,8 @@ def say_test(t: dict[str, Any]) -> str:
     "One test in words."
     if t["test"] == "title": return "no date, number, measure or list" if t["passed"] else t["value"]
     if t["test"] == "dispersion" and t["value"] is None: return "undefined: alone in its domain"
+    if t["test"] == "counterpart": return "none: its nearest entry of all is in its own language" if t["passed"] else "its nearest entry of all is in another language"
+    if t["test"] == "majority" and t["value"] is None and t["passed"]: return "selected by half of the repeats of Stage 2, or more"
     if t["test"] == "majority" and t["value"] is None: return "selected by fewer than half of the repeats of Stage 2"
     said = f"{say_value(t['value'])}, must be {t['rule']} {say_value(t['threshold'])}"
     if "peers" in t: said += f"; {t['below']:.0%} of the {t['peers']} are lower"
@@ -264,7 +282,7 @@ def group_line(g: dict[str, Any]) -> str:
 
 def explain_text(told: dict[str, Any]) -> str:
     "What explain found, for a terminal."
-    lines = [f"{told['title']} ({told['lang']}): {VERDICTS[told['stage']]}"]
+    lines = [f"{told['title']} ({told['lang']}): {verdict(told)}"]
     lines += [f"  {'' if t['passed'] else '✗':<2}{t['test']:<12}{say_test(t)}" for t in told["tests"]]
     if "rank" in told: lines.append(f"    {'centrality':<12}{told['centrality']:.3f}, rank {told['rank']} of its group")
     if g := told["group"]:
@@ -297,7 +315,7 @@ def explain_html(told: dict[str, Any]) -> str:
         rows += [row("", "group", text(group_line(g)), ""), row("", "", text(", ".join(f"{t['title']} ({t['lang']})" for t in g["terms"])), "")]
     rows += [row("", "it would be none" if told["stage"] == "culture_point" else "to be one", "<br>".join(map(text, told["changes"])), "")]
     rows += [row("", f"near in {text(lang)}", text(", ".join(f"{n['title']} {n['distance']:.2f}" for n in near)), "") for lang, near in sorted(told["neighbors"].items())]
-    return f"<p><b>{text(told['title'])}</b> ({text(told['lang'])}): {VERDICTS[told['stage']]}</p><table>{''.join(rows)}</table>"
+    return f"<p><b>{text(told['title'])}</b> ({text(told['lang'])}): {verdict(told)}</p><table>{''.join(rows)}</table>"
 
 def show(told: dict[str, Any]) -> Any:
     "What explain found, to be displayed by a notebook."

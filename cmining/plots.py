@@ -456,7 +456,7 @@ def theta_curve(
     rows = []
     for theta in sorted(thetas):
         stage = stage_of(candidates["group"].to_numpy(int), candidates["lang"].to_numpy(object), groups, params.tau, theta)
-        chosen = (stage == "culture_point") & candidates["reason"].ne("unstable").to_numpy()
+        chosen = (stage == "culture_point") & ~candidates["reason"].isin(("unstable", "counterpart")).to_numpy()
         row = {"theta": theta, "groups": candidates.loc[chosen, "group"].nunique(), "culture_point": int(chosen.sum())}
         if right is not None:
             hits, n = int(right[chosen].sum()), int(chosen.sum())
