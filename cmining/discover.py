@@ -58,7 +58,8 @@ def describe_groups(
     table["dominance"] = weights.max(axis=1) / weights.sum(axis=1)
     best = pd.Series([counts.at[g, l] for g, l in table["lang"].items()], table.index, int)
     table["p_value"] = hypergeom.sf(best - 1, n, total.reindex(table["lang"]).to_numpy(), table["size"])
-    table["q_value"] = false_discovery_control(table["p_value"]) if len(table) else table["p_value"]
+    # The language was chosen after looking: as many chances as there are languages.
+    table["q_value"] = false_discovery_control(np.minimum(len(total) * table["p_value"], 1)) if len(table) else table["p_value"]
     return table.join(counts.add_prefix("n_")).rename_axis("group").reset_index()
 
 # %% ../nbs/04_discover.ipynb #ffb89bec
