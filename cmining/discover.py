@@ -43,7 +43,7 @@ def hdbscan_groups(vectors: np.ndarray, tau: int) -> np.ndarray:
     if len(vectors) <= tau: return np.full(len(vectors), -1, np.int32)
     return HDBSCAN(min_cluster_size=tau, core_dist_n_jobs=1).fit_predict(np.asarray(vectors, np.float64)).astype(np.int32)
 
-# %% ../nbs/04_discover.ipynb #324fb1ac
+# %% ../nbs/04_discover.ipynb #769d0c2f
 def describe_groups(
     group: np.ndarray,  # group of each candidate, int [n]; -1 (none) is left out
     lang: np.ndarray,   # language code of each candidate, str [n]
@@ -54,7 +54,7 @@ def describe_groups(
     total, n = counts.sum(), int(counts.to_numpy().sum())       # unassigned candidates are part of the deck, too
     counts = counts[counts.index >= 0]
     weights = counts / total if balanced else counts
-    table = pd.DataFrame({"size": counts.sum(1), "lang": weights.idxmax(axis=1).astype(object) if len(counts) else pd.Series(dtype=object)})
+    table = pd.DataFrame({"size": counts.sum(axis=1), "lang": weights.idxmax(axis=1).astype(object) if len(counts) else pd.Series(dtype=object)})
     table["dominance"] = weights.max(axis=1) / weights.sum(axis=1)
     best = pd.Series([counts.at[g, l] for g, l in table["lang"].items()], table.index, int)
     table["p_value"] = hypergeom.sf(best - 1, n, total.reindex(table["lang"]).to_numpy(), table["size"])
