@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -202,6 +203,8 @@ def _is_death(e: BaseException) -> bool:
 def _attempt(name: str, todo: list[Task], jobs: int, log: Log) -> None:
     "Run all tasks, or raise what the first failing one raised."
     backend = joblib.parallel.get_active_backend()[0]
+    # loky replaces a worker that has grown by 300 MB; what it had to do is done by the next one, so nobody need worry.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     # Ray's backend hands results over at the end only.
     run = joblib.Parallel(n_jobs=min(jobs, len(todo)), batch_size=1, return_as="generator_unordered" if backend.supports_return_generator else "list")
     for process, peak in tqdm(run(joblib.delayed(do_task)(t) for t in todo), name, len(todo), leave=False, disable=not log.bar):

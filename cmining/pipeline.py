@@ -587,10 +587,10 @@ def mine(
     place, shared = open_run(out), open_run(as_path(work)) if work else None
     try:
         with engine(backend, jobs, address) as jobs, scratch():
-            return mine_files(corpus, files, out, shared or place, params, jobs, log, start)
+            points = mine_files(corpus, files, out, shared or place, params, jobs, log, start)
     except OSError as e: raise disk_full(e, out/"work") from e
-    finally:
-        if clean: remove(place)
+    if clean: remove(place)
+    return points
 
 # %% ../nbs/05_pipeline.ipynb #5bcd4ddd
 def mine_files(
