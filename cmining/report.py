@@ -226,7 +226,7 @@ def report(
     return failures
 
 # %% ../nbs/80_report.ipynb #92775644
-SKELETON = """%% markdown
+SKELETON = """=== markdown
 # My figure
 
 > One sentence: what it shows.
@@ -234,30 +234,30 @@ SKELETON = """%% markdown
 Run it as it is for the bundled sample, or over runs of your own:
 
     cmining report RUN --figures FOLDER-OF-THIS-NOTEBOOK --out my-report
-%% parameters
+=== parameters
 run_dir = None      # a run folder; the bundled sample is mined when None
 save_to = None      # a folder for the figure (SVG, PNG) and its numbers (CSV)
 top = 3             # groups of a language
-%% code
+=== code
 import matplotlib.pyplot as plt
 
 from cmining.pipeline import read_run
 from cmining.plots import keep, lang_style, sample_run, use_style
-%% markdown
+=== markdown
 ## The run
 
 Three tables: `entries` says where every entry stopped, `groups` which languages are in each group, `culture_points`
 what was found.
-%% code
+=== code
 use_style()
 run = run_dir or sample_run()
 entries, groups, points = (read_run(run, table) for table in ("entries", "groups", "culture_points"))
 points.drop(columns="lead").head()
-%% markdown
+=== markdown
 ## The figure
 
 As an example, the largest groups of each language.
-%% code
+=== code
 largest = points[points["rank"] == 1].sort_values(["lang", "group_size"], ascending=[True, False]).groupby("lang").head(top)
 numbers = largest[["lang", "group", "group_size", "dominance", "q_value"]]
 fig, ax = plt.subplots(figsize=(6, .8 + .22 * len(numbers)))
@@ -274,7 +274,7 @@ def new_notebook(
     if path.suffix != ".ipynb": raise RunError(f"a notebook's name ends with .ipynb, {path} does not")
     if path.exists(): raise RunError(f"{path} is there already; name a new file")
     cells: list[dict[str, Any]] = []
-    for i, (kind, source) in enumerate(re.findall(r"^%% (\w+)\n(.*?)\n(?=%%|\Z)", SKELETON, re.M | re.S)):
+    for i, (kind, source) in enumerate(re.findall(r"^=== (\w+)\n(.*?)\n(?====|\Z)", SKELETON, re.M | re.S)):
         cell = {"cell_type": "markdown" if kind == "markdown" else "code", "id": f"cell-{i}", "metadata": {"tags": ["parameters"]} if kind == "parameters" else {}, "source": source.splitlines(keepends=True)}
         cells.append(cell if kind == "markdown" else cell | {"execution_count": None, "outputs": []})
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
