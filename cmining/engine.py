@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
+from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 from upath import UPath
@@ -142,6 +143,11 @@ class Log:
         self.steps: list[dict[str, Any]] = []
         self.memory: dict[str, int] = {}    # peak by process
 
+    def peak(self, jobs: int) -> int:
+        "An upper bound of the memory of all processes together: this one's peak, and those of as many workers as there are at a time."
+        here = this_process()
+        return self.memory.get(here, 0) + sum(sorted(m for p, m in self.memory.items() if p != here)[-jobs:])
+
     def say(self, line: str) -> None:
         if not self.quiet: print(line, file=sys.stderr, flush=True)
 
@@ -170,6 +176,7 @@ def engine(
 # %% ../nbs/05_engine.ipynb #4045efa6
 def _loky(stack: ExitStack, jobs: int | None, address: str | None) -> int:
     stack.enter_context(joblib.parallel_config("loky"))
+    stack.callback(lambda: get_reusable_executor().shutdown())      # else idle workers keep their memory for minutes
     return jobs or joblib.cpu_count()
 
 def _ray(stack: ExitStack, jobs: int | None, address: str | None) -> int:

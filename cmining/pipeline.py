@@ -586,14 +586,14 @@ def mine(
     files = corpus_files(as_path(corpus))
     place, shared = open_run(out), open_run(as_path(work)) if work else None
     try:
-        with engine(backend, jobs, address) as jobs, scratch():
-            points = mine_files(corpus, files, out, shared or place, params, jobs, log, start)
+        with scratch():
+            points = mine_files(corpus, files, out, shared or place, params, (backend, jobs, address), log, start)
     except OSError as e: raise disk_full(e, out/"work") from e
     if clean: remove(place)
     return points
 
-# %% ../nbs/05_pipeline.ipynb #5bcd4ddd
-def mine_files(
+# %% ../nbs/05_pipeline.ipynb #7a5c0f0e
+def tasks_of(
     corpus: str | Path | UPath,
     files: dict[str, list[Path | UPath]],
     out: Path | UPath,
@@ -601,9 +601,8 @@ def mine_files(
     params: Params,
     jobs: int,
     log: Log,
-    start: float,
-) -> pd.DataFrame:
-    "The steps of mine, once it is clear what, where and by whom."
+) -> tuple[dict[str, Any], dict[Path | UPath, str], list[Language], pd.DataFrame, Path | UPath, list[np.ndarray]]:
+    "What the engine does for a run: the plan, the files' digests, the languages, all entries after Stage 1, the candidates' vectors, their groups."
     needs = plan(files, params, jobs)
     log.say(f"{corpus}: about {sum(needs['entries'].values()):,} entries in {len(files)} languages ({', '.join(sorted(files))}). Encoder: {cached_encoder(params.encoder).name}.\n"
             f"The run needs about {needs['disk_bytes'] / 1e6:,.0f} MB of disk, {needs['memory_bytes'] / 1e6:,.0f} MB of memory and {fit_time(needs['seconds'])} in {jobs} process{'es' if jobs > 1 else ''}.")
@@ -613,6 +612,23 @@ def mine_files(
 
     entries = pd.concat([stage_one(w, sorted(files), params) for w in languages], ignore_index=True)
     vectors, repeats = repeat_groups(languages, entries, work, params, jobs, log)
+    return needs, digests, languages, entries, vectors, repeats
+
+
+# %% ../nbs/05_pipeline.ipynb #5bcd4ddd
+def mine_files(
+    corpus: str | Path | UPath,
+    files: dict[str, list[Path | UPath]],
+    out: Path | UPath,
+    work: Path | UPath,
+    params: Params,
+    by: tuple[str, int | None, str | None],     # backend, jobs, address
+    log: Log,
+    start: float,
+) -> pd.DataFrame:
+    "The steps of mine, once it is clear what, where and by whom."
+    with engine(*by) as jobs:
+        needs, digests, languages, entries, vectors, repeats = tasks_of(corpus, files, out, work, params, jobs, log)
     begin = time.perf_counter()
     kept = work/"kept"/f"{digest([e.relative_to(work).as_posix() for w in languages for e in w.encoded])}.npy"
     if not is_whole(kept): do_task(Task(kept, keep_vectors, (languages,)))
@@ -684,7 +700,7 @@ def run_record(
         "tokens": needs["tokens"],                      # of the bundled encoder, estimated from the first entries
         "steps": log.steps,
         "seconds": round(seconds, 2),
-        "peak_memory_bytes": sum(log.memory.values()),  # all processes, each at its own peak: an upper bound
+        "peak_memory_bytes": log.peak(jobs),            # all processes, each at its own peak: an upper bound
         "jobs": jobs,
         "versions": {"cmining": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
         "work": os.path.relpath(work, out) if isinstance(work, Path) and isinstance(out, Path) else str(work),
