@@ -82,7 +82,8 @@ def stage_of(
     max_q: float | None = None,     # largest q-value of a group
 ) -> np.ndarray:            # "small", "mixed" or "culture_point", str [n]
     "Where each candidate stops: the selection of Algorithm 1, lines 20-28."
-    island = is_dominated(groups, theta) & (True if max_q is None else groups["q_value"].to_numpy() <= max_q)
+    # Purity that could not be otherwise says nothing: a corpus of one language has no islands.
+    island = is_dominated(groups, theta) & (groups["p_value"].to_numpy() < 1) & (True if max_q is None else groups["q_value"].to_numpy() <= max_q)
     verdict = pd.Series(np.where(~is_large(groups, tau), "small", np.where(island, "culture_point", "mixed")), index=groups["group"], dtype=object)
     stage = pd.Series(group).map(verdict).fillna("small").to_numpy(object)
     guest = pd.Series(group).map(groups.set_index("group")["lang"]).to_numpy() != np.asarray(lang)
