@@ -263,6 +263,7 @@ def test_hostile_text_is_only_text(server, endpoint, tmp_path):
 def call(base_url: str, journal: Path, n: int):
     "The call in a process of its own; forked, since imports take longer than the call."
     def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs ignore it
         for _ in ask(prompts(n, schema=SCHEMA), Endpoint("m", base_url, concurrency=8), journal): pass
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()

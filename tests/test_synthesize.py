@@ -96,7 +96,7 @@ def test_false_statements_name_a_neighbour(run):
 def test_a_limit_is_balanced(run, tmp_path):
     record = synthesize_offline(run, tmp_path / "d", Settings(limit=180))
     assert record["items"] == 180 and max(record["tasks"].values()) - min(record["tasks"].values()) <= 6
-    assert len(record["languages"]) == 6 and len({i.group for i in read_items(tmp_path / "d")}) > 15
+    assert len(record["languages"]) == 6 and len({i.group for i in read_items(tmp_path / "d")}) > 6
 
 
 def test_a_shorter_dataset_leaves_nothing_of_a_longer_one(run, offline, tmp_path):
@@ -123,6 +123,7 @@ def test_same_bytes_with_another_hash_seed_and_after_kills(run, tmp_path, monkey
 def test_a_cleaned_run_still_gives_items_of_its_leads(run, tmp_path):
     points = pd.read_parquet(run / "culture_points.parquet")
     points.to_parquet(tmp_path / "culture_points.parquet")
+    (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
     record = synthesize_offline(tmp_path, tmp_path / "d")
     assert 200 < record["items"] <= len(points) * 6
 
