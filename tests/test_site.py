@@ -147,7 +147,7 @@ def examples(run: str) -> str:
     row = next(e for e in sample if e["title"] == "江湖")
     lines = [f"In goes a folder with a file for each language: {len(entries):,} entries in the sample, a title and paragraphs each.", "",
              "```json", f'{{"title": "{row["title"]}", "paragraphs": ["{row["paragraphs"][0][:36]}…", …]}}', "```", "",
-             f"Out come {len(points)} culture points. {len(chosen)} of them are in the half of the sample whose labels no parameter was chosen by; of these "
+             f"Out come {len(points)} culture points. {len(chosen)} of them are in the half of the sample that is kept for testing; of these "
              f"{right} are labelled culture ({right / len(chosen):.0%}; of all entries of that half, {(held_out['kind'] == 'culture').mean():.0%}). "
              "The largest island of each language, its most central titles first:", ""]
     table = [["", "culture points", "largest island", "in English", "γ", "size", "q"]]
