@@ -1,0 +1,48 @@
+"""Kill a run at random moments, go on each time, and compare what comes out with an undisturbed run.
+
+    python tests/kill_run.py CORPUS [--kills 20]
+
+Prints how often it was killed in which step, how many tasks were unfinished at a kill (they are repeated), and whether the
+bytes are the same. For large corpora; the test suite kills runs of the bundled sample.
+"""
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+COMMAND = str(Path(sys.executable).parent / "cmining")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    options = parser.parse_args()
+    rng, steps, unfinished = random.Random(0), Counter(), []
+    with tempfile.TemporaryDirectory() as d:
+        undisturbed, killed = Path(d) / "undisturbed", Path(d) / "killed"
+        start = time.perf_counter()
+        subprocess.run([COMMAND, "mine", options.corpus, "--out", undisturbed, "--jobs", "2"], check=True, capture_output=True)
+        seconds = time.perf_counter() - start
+        for _ in range(options.kills):
+            process = subprocess.Popen([COMMAND, "mine", options.corpus, "--out", killed, "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+            time.sleep(4 + rng.uniform(0, 2 * seconds / options.kills))      # starting takes about four seconds
+            os.killpg(process.pid, signal.SIGKILL)
+            if process.wait() == 0: break       # it was done
+            left = [f for f in (killed / "work").glob("*/.*") if f.name != ".cmining"]
+            unfinished.append(len(left))
+            steps.update({f.parent.name for f in left} or {"between steps"})
+        subprocess.run([COMMAND, "mine", options.corpus, "--out", killed, "--jobs", "2"], check=True, capture_output=True)
+        same = all((undisturbed / name).read_bytes() == (killed / name).read_bytes() for name in ("entries.parquet", "groups.parquet", "culture_points.parquet"))
+        print(f"{len(unfinished)} kills ({', '.join(f'{n} in {step}' for step, n in steps.items())}); at most {max(unfinished)} tasks unfinished at a kill; the same bytes: {same}")
+        sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()
