@@ -23,10 +23,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from . import __version__
+from .items import TASKS
 from .pipeline import RunError, write_json
 
 # %% auto #0
-__all__ = ['TASKS', 'INSTRUCTIONS', 'CONTROL', 'SPLITS', 'ITEM', 'ROWS', 'EFFECTIVE_BATCH', 'LORA', 'EVALUATION', 'CARD',
+__all__ = ['INSTRUCTIONS', 'CONTROL', 'SPLITS', 'ITEM', 'ROWS', 'EFFECTIVE_BATCH', 'LORA', 'EVALUATION', 'CARD',
            'OPENAI_EXAMPLES', 'OPENAI_BYTES', 'OURS', 'to_pair', 'item_problem', 'is_controlling', 'read_items',
            'titles', 'concepts', 'components', 'place_components', 'assign_splits', 'message', 'alpaca_row',
            'sharegpt_row', 'trl_row', 'openai_row', 'hf_row', 'split_file', 'write_rows', 'batch_settings',
@@ -34,8 +35,6 @@ __all__ = ['TASKS', 'INSTRUCTIONS', 'CONTROL', 'SPLITS', 'ITEM', 'ROWS', 'EFFECT
            'turns', 'row_problem', 'written_rows', 'check_export', 'check_dataset_info', 'put_in_place', 'export']
 
 # %% ../nbs/11_dataset.ipynb #1412e68d
-TASKS = ("single_choice", "true_false", "short_answer")
-
 INSTRUCTIONS: dict[str, dict[str, str]] = {
     "en": {"single_choice": "Answer the question about culture with the letter of the one correct option.",
            "true_false": "Is the statement about culture true or false?",
