@@ -18,8 +18,8 @@ import pandas as pd
 from .chance import CANDIDATE, run_candidates
 from .discover import MAJORITY, centrality, is_dominated
 from .engine import scratch
-from .pipeline import Params, RunError, read_record, read_run, vector_shards, work_of
-from .quality import STAGES, quality
+from .pipeline import STAGES, Params, RunError, read_record, read_run, vector_shards, work_of
+from .quality import quality
 from .refine import domain_quantile
 
 # %% auto #0

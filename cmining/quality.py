@@ -19,12 +19,12 @@ import pandas as pd
 from .chance import CANDIDATE
 from .corpus import corpus_files, read_entries
 from .discover import jaccard
-from .pipeline import Params, RunError, mine, read_record, read_run
+from .pipeline import STAGES, Params, RunError, mine, read_record, read_run
 
 # %% auto #0
-__all__ = ['UNSPACED', 'WORD', 'POINTS', 'STAGES', 'read_labels', 'labelled', 'Measure', 'measures_of', 'ratios', 'units',
-           'replicates', 'draw_like', 'words', 'title_frequency', 'rarest_like', 'judge', 'quality', 'dish_quality',
-           'grid_points', 'point_name', 'sweep', 'sweep_row']
+__all__ = ['UNSPACED', 'WORD', 'POINTS', 'read_labels', 'labelled', 'Measure', 'measures_of', 'ratios', 'units', 'replicates',
+           'draw_like', 'words', 'title_frequency', 'rarest_like', 'judge', 'quality', 'dish_quality', 'grid_points',
+           'point_name', 'sweep', 'sweep_row']
 
 # %% ../nbs/06_quality.ipynb #4f994c40
 def read_labels(
@@ -223,9 +223,6 @@ def quality(
         found, known = labelled(labels, entries, split)
         tables.append(judge(entries, {name: (entries["stage"] == "culture_point").to_numpy()}, measures_of(found), known, n_boot, seed))
     return pd.concat(tables, ignore_index=True)
-
-# %% ../nbs/06_quality.ipynb #c8eda911
-STAGES = ("pruned", "sparse", "incoherent", "small", "mixed", "culture_point")
 
 # %% ../nbs/06_quality.ipynb #cc296c15
 def dish_quality(
