@@ -13,19 +13,21 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from itertools import chain
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy import sparse
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 # %% auto #0
-__all__ = ['BUNDLED', 'entry_text', 'normalize_rows', 'pool', 'quantize', 'dequantize', 'Encoder', 'StaticEncoder', 'load_static',
-           'my_gpus', 'HubEncoder', 'load_hub', 'load_encoder']
+__all__ = ['SEPARATORS', 'BUNDLED', 'entry_text', 'normalize_rows', 'pool', 'quantize', 'dequantize', 'Encoder', 'cut',
+           'cuts_like', 'piece_ids', 'spell', 'StaticEncoder', 'load_static', 'my_gpus', 'HubEncoder', 'load_hub',
+           'load_encoder']
 
 # %% ../nbs/02_encode.ipynb #ace5352f
 def entry_text(
@@ -45,13 +47,12 @@ def normalize_rows(x: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/02_encode.ipynb #e156e74a
 def pool(
-    tokens: Sequence[Sequence[int]],  # token ids of n texts
+    ids: np.ndarray,    # int32, the token ids of n texts one after the other
+    ends: np.ndarray,   # int [n + 1], text i has ids[ends[i]:ends[i + 1]]
     table: np.ndarray,  # float32 [vocabulary, d], one row a token
-) -> np.ndarray:  # float32 [n, d], unit rows; zero where a text has no token
+) -> np.ndarray:        # float32 [n, d], unit rows; zero where a text has no token
     "Sum of the token vectors of each text, brought to unit length."
-    ends = np.cumsum([0, *map(len, tokens)])
-    ids = np.fromiter(chain.from_iterable(tokens), np.int32, ends[-1])
-    counts = sparse.csr_matrix((np.ones(len(ids), np.float32), ids, ends), shape=(len(tokens), len(table)))
+    counts = sparse.csr_matrix((np.ones(len(ids), np.float32), ids, ends), shape=(len(ends) - 1, len(table)))
     return normalize_rows(counts @ table)
 
 # %% ../nbs/02_encode.ipynb #9a287f69
@@ -92,7 +93,7 @@ def _one_thread() -> Iterator[None]:
         else: os.environ["TOKENIZERS_PARALLELISM"] = before
 
 # %% ../nbs/02_encode.ipynb #5504828a
-def _runs(texts: Sequence[str], n_chars: int = 500_000) -> Iterator[list[str]]:
+def _runs(texts: Sequence[str], n_chars: int = 2_000_000) -> Iterator[list[str]]:
     "Consecutive runs of `texts` of about `n_chars` characters, at least one text each."
     run, size = [], 0
     for text in texts:
@@ -102,19 +103,61 @@ def _runs(texts: Sequence[str], n_chars: int = 500_000) -> Iterator[list[str]]:
     if run: yield run
 
 # %% ../nbs/02_encode.ipynb #52a5516b
+SEPARATORS = " \t\n\r\u00a0\u3000" + """"#$%&'()*+,-./:;@[\\]^_{|}~«»“”„’‘–—・、。「」『』（），：；《》〈〉"""
+_BETWEEN = "[" + "".join(rf"\x{{{ord(c):x}}}" for c in SEPARATORS) + "]+"
+_SCRIPTS = "([一-鿿々〆]+|[ぁ-ゖー]+|[ァ-ヺー]+)"      # in the tokenizer's order: ー goes with what comes before it
+_RARE = r"[^\x{0}-\x{2E7F}、-〠ぁ-ゖァ-ー㐀-䶿一-鿿々〆！-～]"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def _token_ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    clean = [_SURROGATES.sub(" ", t) for t in texts]
-    with _one_thread():
-        return [e.ids for e in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
+def cut(texts: list[str]) -> pa.ListArray:  # of strings, some of them empty
+    "The pieces of each text that can be tokenised apart: together they have the tokens of the text."
+    try: found = pa.array(texts, pa.string())
+    except UnicodeEncodeError: found = pa.array([_SURROGATES.sub(" ", t) for t in texts], pa.string())
+    scripts = pc.and_(pc.match_substring_regex(found, "[ぁ-鿿]"), pc.invert(pc.match_substring_regex(found, _RARE)))
+    if pc.any(scripts).as_py(): found = pc.if_else(scripts, pc.replace_substring_regex(found, _SCRIPTS, r" \1 "), found)
+    return pc.split_pattern_regex(found, _BETWEEN)
+
+# %% ../nbs/02_encode.ipynb #715ad99d
+def cuts_like(tokenizer: Tokenizer) -> bool:
+    "Whether a tokenizer drops the SEPARATORS, and joins nothing over them or over borders between scripts."
+    def ids(text: str) -> list[int]: return tokenizer.encode(text, add_special_tokens=False).ids
+    sides = ["カé", "が", "漢", "1a"]
+    apart = sum(map(ids, sides), [])
+    return ids("".join(sides)) == apart and all(ids(c.join(sides)) == apart for c in SEPARATORS)
+
+# %% ../nbs/02_encode.ipynb #aaf6c664
+def piece_ids(tokenizer: Tokenizer, pieces: list[str], batch: int = 128) -> list[bytes]:
+    "The token ids of each piece, int32, as bytes."
+    lines = [pieces[i:i + batch] for i in range(0, len(pieces), batch)]
+    with _one_thread(): found = tokenizer.encode_batch([" ".join(line) for line in lines], add_special_tokens=False)
+    ids = []
+    for line, tokens in zip(lines, found):
+        starts = np.array([start for start, _ in tokens.offsets], np.int64)
+        last = np.searchsorted(starts, np.cumsum([len(piece) + 1 for piece in line]))    # tokens up to the end of each piece
+        ids += [part.tobytes() for part in np.split(np.array(tokens.ids, np.int32), last[:-1])]
+    return ids
+
+# %% ../nbs/02_encode.ipynb #ec470c73
+def spell(
+    places: np.ndarray,     # int [m], which piece stands at each place of the texts, one text after the other
+    ids: list[bytes],       # the token ids of each piece, from piece_ids
+    ends: np.ndarray,       # int [n + 1], text i has places[ends[i]:ends[i + 1]]
+) -> tuple[np.ndarray, np.ndarray]:     # int32 ids and int64 [n + 1] where the texts end, as pool takes them
+    "The token ids of texts from those of their pieces."
+    sizes, flat = np.fromiter(map(len, ids), np.int64, len(ids)) // 4, np.frombuffer(b"".join(ids), np.int32)
+    begins, here = np.cumsum(sizes) - sizes, sizes[places]
+    stops = np.concatenate([[0], np.cumsum(here)])
+    return flat[np.repeat(begins[places] - stops[:-1], here) + np.arange(stops[-1])], stops[ends]
 
 # %% ../nbs/02_encode.ipynb #81a1e8dc
 class StaticEncoder:
     """A static encoder read from its folder (`tokenizer.json` and `model.safetensors` with int8 `embeddings` and float32 `weights`).
 
-    `encode` is a pure function of each text: the same bytes whatever the batch, the process or the number of threads."""
+    `encode` is a pure function of each text: the same bytes whatever the batch, the process or the number of threads. What is remembered
+    between calls, the tokens of pieces, saves time and changes nothing."""
+
+    n_known, longest = 1 << 18, 20      # pieces that are remembered, about 50 MB; what is longer is hardly ever seen twice
 
     def __init__(self, folder: Path | str, name: str | None = None) -> None:
         files = [Path(folder) / f for f in ("tokenizer.json", "model.safetensors")]
@@ -123,14 +166,30 @@ class StaticEncoder:
         arrays = load_file(files[1])
         self.table = dequantize(arrays["embeddings"], arrays["weights"])
         self.tokenizer = Tokenizer.from_file(str(files[0]))
+        if not cuts_like(self.tokenizer):
+            raise ValueError(f"the tokenizer in {folder} does not cut text at spaces, punctuation and borders between scripts, as that of nbs/encoder/train.ipynb does; "
+                             "load the folder with load_hub")
         self.name, self.dim = name or str(folder), self.table.shape[1]
         self.fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+        self._known: dict[str, bytes] = {}
+
+    def tokens(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        "Token ids, int32, and where the texts end, int64 [n + 1], as `pool` takes them."
+        pieces = cut(texts)
+        words = pieces.values.dictionary_encode()
+        names = words.dictionary.to_pylist()
+        ids = list(map(self._known.get, names))
+        new = [i for i, known in enumerate(ids) if known is None]
+        for i, found in zip(new, piece_ids(self.tokenizer, [names[i] for i in new])): ids[i] = found
+        if len(self._known) + len(new) > self.n_known: self._known.clear()
+        self._known.update((names[i], ids[i]) for i in new if len(names[i]) <= self.longest)
+        return spell(words.indices.to_numpy(), ids, pieces.offsets.to_numpy())
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         "float32 [n, dim], unit rows; a zero row for a text without a known token. Beyond the result, memory is bounded."
         out, done = np.zeros((len(texts), self.dim), np.float32), 0
         for run in _runs(texts):
-            out[done:done + len(run)] = pool(_token_ids(self.tokenizer, run), self.table)
+            out[done:done + len(run)] = pool(*self.tokens(run), self.table)
             done += len(run)
         return out
 
