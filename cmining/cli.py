@@ -10,9 +10,10 @@ import json
 import shutil
 import sys
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import fields
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,8 @@ def width(text: str) -> int:
 def fit(text: str, columns: int) -> str:
     "Cut or pad a text to a number of columns; control characters become spaces."
     text = "".join(c if c.isprintable() else " " for c in text)
-    if width(text) > columns:
-        while width(text) > columns - 1: text = text[:-1]
-        text += "…"
+    ends = list(accumulate(map(width, text)))
+    if ends and ends[-1] > columns: text = text[:bisect_right(ends, columns - 1)] + "…"
     return text + " " * (columns - width(text))
 
 # %% ../nbs/90_cli.ipynb #92e73846

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from multiprocessing import current_process
@@ -93,19 +93,21 @@ def _one_thread() -> Iterator[None]:
         else: os.environ["TOKENIZERS_PARALLELISM"] = before
 
 # %% ../nbs/02_encode.ipynb #5504828a
-def _runs(texts: Sequence[str], n_chars: int = 2_000_000) -> Iterator[list[str]]:
-    "Consecutive runs of `texts` of about `n_chars` characters, at least one text each."
-    run, size = [], 0
-    for text in texts:
-        run.append(text)
-        size += len(text) + 20  # a short text costs as well
-        if size >= n_chars: yield run; run, size = [], 0
-    if run: yield run
+def _runs(sizes: Iterable[int], n_chars: int = 2_000_000) -> Iterator[slice]:
+    "Consecutive runs of texts with these lengths, of about `n_chars` characters and at least one text each."
+    first = size = stop = 0
+    for stop, n in enumerate(sizes, 1):
+        size += n + 20  # a short text costs as well
+        if size >= n_chars:
+            yield slice(first, stop)
+            first, size = stop, 0
+    if size: yield slice(first, stop)
 
 # %% ../nbs/02_encode.ipynb #52a5516b
-SEPARATORS = " \t\n\r\u00a0\u3000" + """"#$%&'()*+,-./:;@[\\]^_{|}~«»“”„’‘–—・、。「」『』（），：；《》〈〉"""
-_BETWEEN = "[" + "".join(rf"\x{{{ord(c):x}}}" for c in SEPARATORS) + "]+"
-_SCRIPTS = "([一-鿿々〆]+|[ぁ-ゖー]+|[ァ-ヺー]+)"      # in the tokenizer's order: ー goes with what comes before it
+SEPARATORS = " \t\n\v\f\r\u00a0\u3000" + """"#$%&'()*+,-./:;@[\\]^_{|}~«»“”„’‘–—・、。「」『』（），：；《》〈〉"""
+_TO_SPACE = bytes(32 if chr(i) in SEPARATORS and i < 128 else i for i in range(256))    # those that are one byte in UTF-8
+_BETWEEN = "[" + "".join(rf"\x{{{ord(c):x}}}" for c in SEPARATORS if not c.isascii()) + "]+"
+_SCRIPTS = "([一-鿿々〆]+|[ァ-ヺ][ァ-ヺー]*)"      # hiragana is what lies between; ー goes with what it follows
 _RARE = r"[^\x{0}-\x{2E7F}、-〠ぁ-ゖァ-ー㐀-䶿一-鿿々〆！-～]"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -114,9 +116,12 @@ def cut(texts: list[str]) -> pa.ListArray:  # of strings, some of them empty
     "The pieces of each text that can be tokenised apart: together they have the tokens of the text."
     try: found = pa.array(texts, pa.string())
     except UnicodeEncodeError: found = pa.array([_SURROGATES.sub(" ", t) for t in texts], pa.string())
-    scripts = pc.and_(pc.match_substring_regex(found, "[ぁ-鿿]"), pc.invert(pc.match_substring_regex(found, _RARE)))
+    _, ends, letters = found.buffers()
+    found = pa.StringArray.from_buffers(len(found), ends, pa.py_buffer(letters.to_pybytes().translate(_TO_SPACE)))
+    found = pc.replace_substring_regex(found, _BETWEEN, " ")
+    scripts = pc.and_(pc.match_substring_regex(found, "[ァ-鿿]"), pc.invert(pc.match_substring_regex(found, _RARE)))
     if pc.any(scripts).as_py(): found = pc.if_else(scripts, pc.replace_substring_regex(found, _SCRIPTS, r" \1 "), found)
-    return pc.split_pattern_regex(found, _BETWEEN)
+    return pc.ascii_split_whitespace(found)
 
 # %% ../nbs/02_encode.ipynb #715ad99d
 def cuts_like(tokenizer: Tokenizer) -> bool:
@@ -133,9 +138,9 @@ def piece_ids(tokenizer: Tokenizer, pieces: list[str], batch: int = 128) -> list
     with _one_thread(): found = tokenizer.encode_batch([" ".join(line) for line in lines], add_special_tokens=False)
     ids = []
     for line, tokens in zip(lines, found):
-        starts = np.array([start for start, _ in tokens.offsets], np.int64)
-        last = np.searchsorted(starts, np.cumsum([len(piece) + 1 for piece in line]))    # tokens up to the end of each piece
-        ids += [part.tobytes() for part in np.split(np.array(tokens.ids, np.int32), last[:-1])]
+        begins, written = [begin for begin, _ in tokens.offsets], np.array(tokens.ids, np.int32).tobytes()
+        stops = np.searchsorted(begins, np.cumsum([len(piece) + 1 for piece in line])) * 4     # bytes up to the end of each piece
+        ids += [written[a:b] for a, b in zip([0, *stops], stops)]
     return ids
 
 # %% ../nbs/02_encode.ipynb #ec470c73
@@ -187,11 +192,27 @@ class StaticEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         "float32 [n, dim], unit rows; a zero row for a text without a known token. Beyond the result, memory is bounded."
-        out, done = np.zeros((len(texts), self.dim), np.float32), 0
-        for run in _runs(texts):
-            out[done:done + len(run)] = pool(*self.tokens(run), self.table)
-            done += len(run)
+        out = np.zeros((len(texts), self.dim), np.float32)
+        for run in _runs(map(len, texts)): out[run] = pool(*self.tokens(texts[run]), self.table)
         return out
+
+    def encode_articles(
+        self,
+        titles: list[str],
+        paragraphs: list[list[str]],    # of each title
+        n: int,                         # how many of them go into the article's vector
+    ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Run by run of articles: their vectors, float32 [articles, dim], as `encode` makes them of `entry_text`; and of each the vectors
+        of all its paragraphs, float32 [paragraphs, dim]. Every text is tokenised once for both."""
+        parts = [[t, *ps] for t, ps in zip(titles, paragraphs)]
+        for run in _runs(sum(map(len, p)) for p in parts):
+            these = parts[run]
+            stops = np.cumsum([0, *map(len, these)])
+            ids, ends = self.tokens([part for p in these for part in p])
+            of_parts, begins = pool(ids, ends, self.table), ends[stops[:-1]]
+            lasts = ends[stops[:-1] + np.minimum(np.diff(stops), n + 1)]
+            own = np.concatenate([np.empty(0, np.int32), *(ids[a:b] for a, b in zip(begins, lasts))])
+            yield pool(own, np.concatenate([[0], np.cumsum(lasts - begins)]), self.table), [of_parts[a + 1:b] for a, b in zip(stops, stops[1:])]
 
 # %% ../nbs/02_encode.ipynb #89b5653c
 def load_static(folder: Path | str, name: str | None = None) -> StaticEncoder:

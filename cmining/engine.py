@@ -164,18 +164,19 @@ def engine(
     backend: str = "loky",          # one of BACKENDS
     jobs: int | None = None,        # processes; all there are when None
     address: str | None = None,     # of a Ray or Dask cluster; one is started on this machine when None
+    prepare: Callable[[], None] | None = None,  # what a process of loky does before its first task
 ) -> Iterator[int]:                 # processes in use
     "While the block lasts, run_step runs its tasks there. RunError for an engine that is unknown, not installed or not reached."
     if backend not in BACKENDS: raise RunError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
     if jobs is not None and jobs < 1: raise RunError(f"jobs is at least 1, not {jobs}")
     if address and backend == "loky": raise RunError(f"--address {address} names a cluster, which takes --backend ray or --backend dask")
     with ExitStack() as stack:
-        jobs = {"loky": _loky, "ray": _ray, "dask": _dask}[backend](stack, jobs, address)
+        jobs = _loky(stack, jobs, prepare) if backend == "loky" else {"ray": _ray, "dask": _dask}[backend](stack, jobs, address)
         yield jobs
 
 # %% ../nbs/05_engine.ipynb #4045efa6
-def _loky(stack: ExitStack, jobs: int | None, address: str | None) -> int:
-    stack.enter_context(joblib.parallel_config("loky"))
+def _loky(stack: ExitStack, jobs: int | None, prepare: Callable[[], None] | None) -> int:
+    stack.enter_context(joblib.parallel_config("loky", initializer=prepare))
     stack.callback(lambda: get_reusable_executor().shutdown())      # else idle workers keep their memory for minutes
     return jobs or joblib.cpu_count()
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
@@ -34,15 +34,15 @@ from . import __version__
 from .corpus import corpus_files, read_entries
 from .control import encoder_control
 from .discover import MAJORITY, centrality, describe_groups, find_groups, has_counterpart, language_offset, majority_groups, project, rank_in_group, stage_of
-from .encode import entry_text, load_encoder
+from .encode import StaticEncoder, entry_text, load_encoder
 from .engine import Log, RunError, Task, as_path, digest, disk_full, do_task, engine, file_digest, is_whole, local, peak_memory, remove, run_step, save_array, scratch, whole, write_json
-from .prune import load_ner, prune_reasons
+from .prune import functional_ruler, load_ner, prune_reasons
 from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans
 
 # %% auto #0
 __all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'cached_encoder', 'cached_ner', 'STAGES', 'TABLES', 'ARROW',
            'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES', 'setting', 'Params', 'sort_key', 'text_runs', 'read_file',
-           'read_rows', 'mark_duplicates', 'sort_language', 'ner_models', 'encode_shard', 'vector_shards',
+           'read_rows', 'mark_duplicates', 'sort_language', 'warm_up', 'ner_models', 'encode_shard', 'vector_shards',
            'load_vectors', 'stack_vectors', 'refine_language', 'is_kept', 'shard_entropies', 'Language', 'stage_one',
            'offset_language', 'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors',
            'counterpart_test', 'read_by_row', 'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run',
@@ -170,8 +170,13 @@ def sort_language(
     (target/"counts.json").write_text(json.dumps(counts, sort_keys=True))
 
 # %% ../nbs/05_pipeline.ipynb #b6f5ccdc
-cached_encoder = lru_cache(maxsize=1)(load_encoder)
+cached_encoder = lru_cache(maxsize=2)(load_encoder)      # the run's own, and the bundled one, which counts tokens
 cached_ner = lru_cache(maxsize=None)(load_ner)
+
+def warm_up(encoder: str | None) -> None:
+    "Load what the tasks of a worker need: spaCy, and the encoder where it is the bundled one. (Another may be meant for a GPU, and for fewer workers.)"
+    functional_ruler("en")
+    if encoder in (None, "bundled"): cached_encoder(encoder)
 
 def ner_models(names: tuple[str, ...]) -> dict[str, str]:
     "Which of the spaCy models serves which language; two for one language are a RunError."
@@ -190,16 +195,25 @@ def encode_shard(
     params: Params,
     ner: str | None,        # the language's spaCy model
 ) -> None:
-    "Prune the titles of a shard and encode the entries that are left: titles.parquet and vectors.npy."
+    "Prune the titles of a shard and encode the entries that are left: titles.parquet, vectors.npy, and of a static encoder entropy.npy, float32 [kept]."
     target.mkdir()
-    entries = pq.read_table(local(shard))
-    titles = entries["title"].to_pylist()
-    functional = prune_reasons(titles, lang, cached_ner(ner) if ner else None)
-    reasons = [have or found for have, found in zip(entries["reason"].to_pylist(), functional)]
-    texts = [entry_text(t, p, params.n_paragraphs) for t, p, r in zip(titles, entries["paragraphs"].to_pylist(), reasons) if r is None]
-    np.save(target/"vectors.npy", cached_encoder(params.encoder).encode(texts).astype(np.float16))
-    table = entries.select(["id", "title"]).append_column("reason", pa.array(reasons, pa.string()))
-    pq.write_table(table, target/"titles.parquet")
+    entries, encoder = pq.read_table(local(shard)), cached_encoder(params.encoder)
+    functional = prune_reasons(entries["title"].to_pylist(), lang, cached_ner(ner) if ner else None)
+    reasons = pa.array([have or found for have, found in zip(entries["reason"].to_pylist(), functional)], pa.string())
+    pq.write_table(entries.select(["id", "title"]).append_column("reason", reasons), target/"titles.parquet")
+    kept = entries.filter(reasons.is_null())
+    titles, paragraphs = kept["title"].to_pylist(), kept["paragraphs"].to_pylist()
+    if isinstance(encoder, StaticEncoder):
+        vectors, h = [np.empty((0, encoder.dim), np.float16)], []
+        paragraphs = [p[:max(params.n_paragraphs, params.max_paragraphs)] for p in paragraphs]
+        for of_articles, of_paragraphs in encoder.encode_articles(titles, paragraphs, params.n_paragraphs):
+            vectors.append(of_articles.astype(np.float16))
+            h += [entropy(v[:params.max_paragraphs], params.entropy) for v in of_paragraphs]
+        np.save(target/"vectors.npy", np.concatenate(vectors))
+        np.save(target/"entropy.npy", np.array(h, np.float32))
+    else:
+        texts = [entry_text(t, p, params.n_paragraphs) for t, p in zip(titles, paragraphs)]
+        np.save(target/"vectors.npy", encoder.encode(texts).astype(np.float16))
 
 # %% ../nbs/05_pipeline.ipynb #b4f8a658
 def vector_shards(shards: list[Path | UPath]) -> Iterator[np.ndarray]:
@@ -249,16 +263,17 @@ def shard_entropies(
     dense: np.ndarray,      # bool, which of the kept entries of the shard are dense
     params: Params,
 ) -> None:
-    "Entropy of the dense entries of a shard, float32 [dense], by encoding their paragraphs."
+    "Entropy of the dense entries of a shard by encoding their paragraphs, float32 [kept]; NaN for the others."
     kept = np.flatnonzero(is_kept(encoded))
     paragraphs = pq.read_table(local(shard), columns=["paragraphs"])["paragraphs"].take(pa.array(kept[dense])).to_pylist()
-    encoder, values = cached_encoder(params.encoder), np.empty(len(paragraphs), np.float32)
+    encoder, values = cached_encoder(params.encoder), []
     for i in range(0, len(paragraphs), 256):    # a few thousand paragraphs at a time
         texts = [p[:params.max_paragraphs] for p in paragraphs[i:i + 256]]
         ends = np.cumsum([len(t) for t in texts])
-        vectors = np.split(encoder.encode([p for t in texts for p in t]), ends[:-1])
-        values[i:i + 256] = [entropy(v, params.entropy) for v in vectors]
-    save_array(target, values)
+        values += [entropy(v, params.entropy) for v in np.split(encoder.encode([p for t in texts for p in t]), ends[:-1])]
+    h = np.full(len(dense), np.nan, np.float32)
+    h[dense] = values
+    save_array(target, h)
 
 # %% ../nbs/05_pipeline.ipynb #9a17fe85
 STAGES = ("pruned", "sparse", "incoherent", "small", "mixed", "culture_point")
@@ -269,7 +284,7 @@ class Language(NamedTuple):
     shards: list[Path | UPath]      # entries
     encoded: list[Path | UPath]     # titles and vectors
     refined: Path | UPath           # domain, dispersion, dense
-    entropies: list[Path | UPath]
+    entropies: list[Path | UPath]   # H of each kept entry, or of the dense ones
 
 # %% ../nbs/05_pipeline.ipynb #0cd458e1
 def stage_one(work: Language, langs: list[str], params: Params) -> pd.DataFrame:
@@ -278,7 +293,7 @@ def stage_one(work: Language, langs: list[str], params: Params) -> pd.DataFrame:
     n = sum(pq.read_metadata(local(e/"titles.parquet")).num_rows for e in work.encoded)
     refined = pq.read_table(local(work.refined)).to_pandas()
     dense = kept[refined["dense"]]
-    h = np.concatenate([np.empty(0, np.float32), *(np.load(local(p)) for p in work.entropies)])
+    h = np.concatenate([np.empty(0, np.float32), *(np.load(local(p)) for p in work.entropies)])[refined["dense"]]
     coherent = is_coherent(h, refined["domain"][refined["dense"]], params.entropy_keep)
     kinds = (*STAGES, "candidate")
     stage = np.zeros(n, np.int8)
@@ -478,8 +493,10 @@ def work_on(
     sort_files(files, digests, entries, work, jobs, log)
     shards = {lang: sorted(entries[lang].glob("*.parquet")) for lang in langs}
 
+    once = isinstance(encoder, StaticEncoder)
+    with_entropy = (params.entropy, params.max_paragraphs) if once else ()
     model = {lang: [ner[lang], cached_ner(ner[lang]).meta["version"]] for lang in ner}
-    name = {lang: f"{lang}-{digest(contents[lang], encoder.fingerprint, model.get(lang), params.n_paragraphs)}" for lang in langs}
+    name = {lang: f"{lang}-{digest(contents[lang], encoder.fingerprint, model.get(lang), params.n_paragraphs, *with_entropy)}" for lang in langs}
     encoded = {lang: [work/"vectors"/f"{name[lang]}-{s.stem}" for s in shards[lang]] for lang in langs}
     run_step("encode", [Task(t, encode_shard, (s, lang, params, ner.get(lang))) for lang in langs for s, t in zip(shards[lang], encoded[lang])], encode_jobs, log)
 
@@ -489,8 +506,9 @@ def work_on(
 
     name = {lang: f"{name[lang]}-{digest(params.entropy, params.max_paragraphs)}" for lang in langs}
     entropies = {lang: [work/"entropy"/f"{name[lang]}-{s.stem}.npy" for s in shards[lang]] for lang in langs}
-    run_step("cohere", [Task(t, shard_entropies, (s, e, dense, params)) for lang in langs
-                        for s, e, dense, t in zip(shards[lang], encoded[lang], dense_by_shard(refined[lang], encoded[lang]), entropies[lang])], encode_jobs, log)
+    if once: entropies = {lang: [e/"entropy.npy" for e in encoded[lang]] for lang in langs}
+    else: run_step("cohere", [Task(t, shard_entropies, (s, e, dense, params)) for lang in langs
+                              for s, e, dense, t in zip(shards[lang], encoded[lang], dense_by_shard(refined[lang], encoded[lang]), entropies[lang])], encode_jobs, log)
     return [Language(lang, shards[lang], encoded[lang], refined[lang], entropies[lang]) for lang in langs]
 
 # %% ../nbs/05_pipeline.ipynb #86767eda
@@ -536,7 +554,6 @@ def plan(
 ) -> dict[str, Any]:    # entries and tokens by language, characters, seconds, bytes of disk and memory: all estimates
     "What mining these files will need, from a short probe."
     encoder, total, tokens, characters, seconds = cached_encoder(params.encoder), {}, {}, 0., 0.
-    count = load_encoder().tokenizer.encode_batch_fast
     for lang, same in files.items():
         with scratch(): first = list(islice(read_entries(local(same[0]), lang, Counter()), PROBE_ENTRIES))
         total[lang] = sum(count_entries(f, first) for f in same)
@@ -547,7 +564,7 @@ def plan(
         with threadpool_limits(1): encoder.encode(texts + paragraphs)
         seconds += (time.process_time() - start) / len(first) * total[lang]
         whole_texts = [" ".join([e["title"], *e["paragraphs"]]) for e in first]
-        tokens[lang] = round(sum(len(t.ids) for t in count(whole_texts, add_special_tokens=False)) / len(first) * total[lang])
+        tokens[lang] = round(len(cached_encoder(None).tokens(whole_texts)[0]) / len(first) * total[lang])
         characters += sum(map(len, whole_texts)) / len(first) * total[lang]
     n = sum(total.values())
     return {"entries": total, "tokens": tokens, "characters": round(characters), "seconds": round((seconds + n * 2e-4) / jobs),
@@ -627,7 +644,7 @@ def mine_files(
     start: float,
 ) -> pd.DataFrame:
     "The steps of mine, once it is clear what, where and by whom."
-    with engine(*by) as jobs:
+    with engine(*by, partial(warm_up, params.encoder)) as jobs:
         needs, digests, languages, entries, vectors, repeats = tasks_of(corpus, files, out, work, params, jobs, log)
     begin = time.perf_counter()
     kept = work/"kept"/f"{digest([e.relative_to(work).as_posix() for w in languages for e in w.encoded])}.npy"

@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any
-import spacy
-from spacy.language import Language
-from spacy.tokens import Doc
+from typing import TYPE_CHECKING, Any
 from .corpus import list_title
+
+if TYPE_CHECKING: from spacy.language import Language     # spaCy takes a second to import, and is needed where titles are looked at
 
 # %% auto #0
 __all__ = ['PATTERNS', 'WORDS', 'RULES', 'Test', 'NER_LABELS', 'tokens', 'rule_patterns', 'functional_ruler', 'prune_reasons',
@@ -268,6 +267,7 @@ def _patterns(lang: str) -> list[dict[str, Any]]:
         rule + " LP KIND RP") for p in rule_patterns(r, lang)]
 
 def _tokenizer(nlp: Language) -> Any:
+    from spacy.tokens import Doc
     def tokenize(text: str) -> Doc:
         found = list(_TOKEN.finditer(text))
         spaces = [m.end() < n.start() for m, n in zip(found, found[1:])] + [False] * bool(found)
@@ -277,6 +277,7 @@ def _tokenizer(nlp: Language) -> Any:
 # %% ../nbs/01_prune.ipynb #e0f8ef93
 def functional_ruler(lang: str) -> Language:
     "A blank spaCy pipeline whose EntityRuler marks dates, times, numbers, quantities and standards; neutral rules only outside the six languages."
+    import spacy
     nlp = spacy.blank("xx")
     nlp.tokenizer = _tokenizer(nlp)
     nlp.add_pipe("entity_ruler").add_patterns(_patterns(lang))
@@ -331,6 +332,7 @@ def prune_reasons(
 # %% ../nbs/01_prune.ipynb #3aa9dd09
 def load_ner(name: str) -> Language:
     "A spaCy pipeline by package name or path. Raises `OSError`, with the way out, where there is none or it finds no entities."
+    import spacy
     try: nlp = spacy.load(name)
     except (OSError, ImportError, ValueError) as e:
         raise OSError(f"No spaCy model {name!r} here: install it with `python -m spacy download {name}`, or leave --ner out "
