@@ -105,7 +105,7 @@ def _runs(sizes: Iterable[int], n_chars: int = 2_000_000) -> Iterator[slice]:
 
 # %% ../nbs/02_encode.ipynb #52a5516b
 SEPARATORS = " \t\n\v\f\r\u00a0\u3000" + """"#$%&'()*+,-./:;@[\\]^_{|}~«»“”„’‘–—・、。「」『』（），：；《》〈〉"""
-_TO_SPACE = bytes(32 if chr(i) in SEPARATORS and i < 128 else i for i in range(256))    # those that are one byte in UTF-8
+_ONE_BYTE = bytes(ord(" ") if chr(i) in SEPARATORS and i < 128 else i for i in range(256)).lower()     # separators to spaces, A to a
 _BETWEEN = "[" + "".join(rf"\x{{{ord(c):x}}}" for c in SEPARATORS if not c.isascii()) + "]+"
 _SCRIPTS = "([一-鿿々〆]+|[ァ-ヺ][ァ-ヺー]*)"      # hiragana is what lies between; ー goes with what it follows
 _RARE = r"[^\x{0}-\x{2E7F}、-〠ぁ-ゖァ-ー㐀-䶿一-鿿々〆！-～]"
@@ -117,7 +117,7 @@ def cut(texts: list[str]) -> pa.ListArray:  # of strings, some of them empty
     try: found = pa.array(texts, pa.string())
     except UnicodeEncodeError: found = pa.array([_SURROGATES.sub(" ", t) for t in texts], pa.string())
     _, ends, letters = found.buffers()
-    found = pa.StringArray.from_buffers(len(found), ends, pa.py_buffer(letters.to_pybytes().translate(_TO_SPACE)))
+    found = pa.StringArray.from_buffers(len(found), ends, pa.py_buffer(letters.to_pybytes().translate(_ONE_BYTE)))
     found = pc.replace_substring_regex(found, _BETWEEN, " ")
     scripts = pc.and_(pc.match_substring_regex(found, "[ァ-鿿]"), pc.invert(pc.match_substring_regex(found, _RARE)))
     if pc.any(scripts).as_py(): found = pc.if_else(scripts, pc.replace_substring_regex(found, _SCRIPTS, r" \1 "), found)
