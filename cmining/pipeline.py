@@ -5,7 +5,7 @@
 # %% ../nbs/05_pipeline.ipynb #15b35f82
 from __future__ import annotations
 
-import heapq
+import hashlib
 import json
 import os
 import platform
@@ -40,14 +40,15 @@ from .prune import functional_ruler, load_ner, prune_reasons
 from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans
 
 # %% auto #0
-__all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'cached_encoder', 'cached_ner', 'STAGES', 'TABLES', 'ARROW',
-           'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES', 'setting', 'Params', 'sort_key', 'text_runs', 'read_file',
-           'read_rows', 'mark_duplicates', 'sort_language', 'warm_up', 'ner_models', 'encode_shard', 'vector_shards',
-           'load_vectors', 'stack_vectors', 'refine_language', 'is_kept', 'shard_entropies', 'Language', 'stage_one',
-           'offset_language', 'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors',
-           'counterpart_test', 'read_by_row', 'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run',
-           'sweep_unfinished', 'work_on', 'sort_files', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of',
-           'run_record', 'read_run', 'read_record', 'work_folder', 'work_of', 'read_texts']
+__all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'KEYS', 'PACKED', 'cached_encoder', 'cached_ner', 'STAGES',
+           'TABLES', 'ARROW', 'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES', 'setting', 'Params', 'sorted_run',
+           'text_runs', 'read_file', 'row_reader', 'nth_of_its_id', 'mark', 'sort_language', 'warm_up', 'ner_models',
+           'encode_shard', 'vector_shards', 'load_vectors', 'stack_vectors', 'refine_language', 'is_kept',
+           'shard_entropies', 'Language', 'stage_one', 'offset_language', 'candidate_vectors', 'group_candidates',
+           'repeat_groups', 'stage_two', 'keep_vectors', 'counterpart_test', 'read_by_row', 'arrow_table',
+           'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished', 'work_on', 'sort_files',
+           'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record', 'read_run', 'read_record',
+           'work_folder', 'work_of', 'read_texts']
 
 # %% ../nbs/05_pipeline.ipynb #bc5a7fd3
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -111,10 +112,16 @@ RUN_CHARACTERS = 8_000_000     # text in one sorted run; Python needs a few time
 SHARD_ENTRIES = 2048            # small enough to be redone, large enough to be worth a task
 
 ENTRY = pa.schema([("id", pa.string()), ("title", pa.string()), ("paragraphs", pa.list_(pa.string()))])
+KEYS = [("id", "ascending"), ("size", "descending"), ("hash", "ascending")]      # what entries are sorted by
 
-def sort_key(entry: dict[str, Any]) -> tuple:
-    "By id; of entries with the same id the longest text first."
-    return entry["id"], -sum(map(len, entry["paragraphs"])), entry["title"], entry["paragraphs"]
+def sorted_run(entries: list[dict[str, Any]]) -> pa.Table:
+    "Entries as a table with their keys, in the order of the keys."
+    texts = [[e["title"], *e["paragraphs"]] for e in entries]
+    table = pa.table([[e[name] for e in entries] for name in ENTRY.names], ENTRY)
+    table = table.append_column("size", pa.array([sum(map(len, t)) for t in texts], pa.int32()))
+    hashes = [int.from_bytes(hashlib.blake2b("\0".join(t).encode(), digest_size=8).digest(), signed=True) for t in texts]
+    table = table.append_column("hash", pa.array(hashes, pa.int64()))
+    return table.take(pc.sort_indices(table, KEYS))
 
 # %% ../nbs/05_pipeline.ipynb #23b8e9f9
 def text_runs(entries: Iterable[dict[str, Any]], limit: int) -> Iterator[list[dict[str, Any]]]:
@@ -126,6 +133,8 @@ def text_runs(entries: Iterable[dict[str, Any]], limit: int) -> Iterator[list[di
     if run: yield run
 
 # %% ../nbs/05_pipeline.ipynb #e607d402
+PACKED = {"compression": "zstd", "use_dictionary": False}       # no two texts are the same
+
 def read_file(
     target: Path,
     path: Path | UPath,
@@ -135,23 +144,37 @@ def read_file(
     target.mkdir()
     counts: Counter[str] = Counter()
     for i, run in enumerate(text_runs(read_entries(local(path), lang, counts), RUN_CHARACTERS)):
-        pq.write_table(pa.Table.from_pylist(sorted(run, key=sort_key), ENTRY), target/f"{i:05}.parquet", compression="zstd")
+        pq.write_table(sorted_run(run), target/f"{i:05}.parquet", **PACKED)
     (target/"counts.json").write_text(json.dumps(counts))
 
 # %% ../nbs/05_pipeline.ipynb #93d0ea41
-def read_rows(path: Path, batch: int = 64) -> Iterator[dict[str, Any]]:
-    "Stream the rows of a Parquet file as dictionaries."
-    with pq.ParquetFile(path) as file:
-        for rows in file.iter_batches(batch): yield from rows.to_pylist()
+def row_reader(path: Path) -> Callable[[int], pa.Table]:
+    "A function that reads the next n entries of a run."
+    batches = pq.ParquetFile(path).iter_batches(64, columns=ENTRY.names)
+    left = ENTRY.empty_table()
+    def read(n: int) -> pa.Table:
+        nonlocal left
+        parts = [left]
+        while sum(map(len, parts)) < n: parts.append(pa.Table.from_batches([next(batches)]))
+        found = pa.concat_tables(parts)
+        left = found.slice(n)
+        return found.slice(0, n)
+    return read
 
 # %% ../nbs/05_pipeline.ipynb #fa7abcd7
-def mark_duplicates(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    "Of sorted entries with the same id keep the first; number the others and give them a reason."
-    for id, same in groupby(entries, key=lambda e: e["id"]):
-        for n, entry in enumerate(same, 1):
-            if n > 1: entry = {**entry, "id": f"{id}-{n}"}
-            blank = "no title" if not entry["title"] else "no text" if not entry["paragraphs"] else None
-            yield {**entry, "reason": "duplicate" if n > 1 else blank}
+def nth_of_its_id(ids: pa.Array) -> np.ndarray:     # int [n], 1 for the first
+    "Of sorted ids, which number each has among its equals."
+    place = np.arange(len(ids))
+    same = np.concatenate([np.zeros(min(len(ids), 1), bool), pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)])
+    return place - np.maximum.accumulate(np.where(same, 0, place)) + 1
+
+def mark(entries: pa.Table, nth: np.ndarray) -> pa.Table:
+    "Entries with a reason for not being used, or none; the second of an id and those after it are numbered."
+    ids = [f"{id}-{n}" if n > 1 else id for id, n in zip(entries["id"].to_pylist(), nth)]
+    no_text = pc.equal(pc.list_value_length(entries["paragraphs"]), 0)
+    blank = pc.case_when(pc.make_struct(pc.equal(entries["title"], ""), no_text), "no title", "no text", pa.scalar(None, pa.string()))
+    reason = pc.if_else(pa.array(nth > 1), "duplicate", blank)
+    return entries.set_column(0, "id", [ids]).append_column("reason", reason)
 
 # %% ../nbs/05_pipeline.ipynb #75d8ddd7
 def sort_language(
@@ -161,11 +184,17 @@ def sort_language(
     "Merge the sorted runs of a language into shards of SHARD_ENTRIES entries; add up the counts of what was no entry."
     target.mkdir()
     files = [local(f) for f in files]
-    runs = [read_rows(run) for file in files for run in sorted(file.glob("*.parquet"))]
-    entries = mark_duplicates(heapq.merge(*runs, key=sort_key))
-    schema = ENTRY.append(pa.field("reason", pa.string()))
-    for i, shard in enumerate(iter(lambda: list(islice(entries, SHARD_ENTRIES)), [])):
-        pq.write_table(pa.Table.from_pylist(shard, schema), target/f"{i:05}.parquet", compression="zstd")
+    runs = [run for file in files for run in sorted(file.glob("*.parquet"))]
+    keys = [pq.read_table(run, columns=[name for name, _ in KEYS]) for run in runs]
+    if keys:
+        merged, read, ends = pa.concat_tables(keys), [row_reader(run) for run in runs], np.cumsum([len(k) for k in keys])
+        order = pc.sort_indices(merged, KEYS)
+        nth = nth_of_its_id(merged["id"].take(order).combine_chunks())
+        for i, rows in enumerate(np.split(order.to_numpy(), range(SHARD_ENTRIES, len(order), SHARD_ENTRIES))):
+            wanted = np.bincount(np.searchsorted(ends, rows, "right"), minlength=len(runs))
+            entries = pa.concat_tables([read[run](wanted[run]) for run in np.flatnonzero(wanted)])
+            entries = entries.take(np.argsort(np.argsort(rows)))    # from the order of runs to that of keys
+            pq.write_table(mark(entries, nth[i * SHARD_ENTRIES:][:len(rows)]), target/f"{i:05}.parquet", **PACKED)
     counts = sum((Counter(json.loads((file/"counts.json").read_text())) for file in files), Counter())
     (target/"counts.json").write_text(json.dumps(counts, sort_keys=True))
 
