@@ -5,6 +5,8 @@
 # %% ../nbs/04_discover.ipynb #ed90c709
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, hypergeom
@@ -13,8 +15,8 @@ from .refine import fit_centers, kmeans, nearest_center
 
 # %% auto #0
 __all__ = ['MAJORITY', 'default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of',
-           'language_offset', 'project', 'has_counterpart', 'join_islands', 'jaccard', 'majority_groups', 'centrality',
-           'rank_in_group']
+           'language_offset', 'project', 'has_counterpart', 'join_islands', 'jaccard', 'selects', 'majority_groups',
+           'centrality', 'rank_in_group']
 
 # %% ../nbs/04_discover.ipynb #666da634
 def default_n_groups(
@@ -50,7 +52,9 @@ def describe_groups(
     balanced: bool = False,     # weigh the languages as if all had as many candidates
 ) -> pd.DataFrame:      # group, size, lang, dominance, p_value, q_value, n_<lang>…; a row a group
     "Size, dominant language and dominance (Eq. 4) of every group, with its null probability."
-    counts = pd.crosstab(pd.Series(np.asarray(group), name="group"), pd.Series(np.asarray(lang), name="lang"))
+    (of_group, names), (of_lang, langs) = pd.factorize(np.asarray(group), sort=True), pd.factorize(np.asarray(lang), sort=True)
+    pairs = np.bincount(of_group * len(langs) + of_lang, minlength=len(names) * len(langs)).reshape(len(names), len(langs))
+    counts = pd.DataFrame(pairs, pd.Index(names, name="group"), pd.Index(langs, name="lang"))
     total, n = counts.sum(), int(counts.to_numpy().sum())       # unassigned candidates are part of the deck, too
     counts = counts[counts.index >= 0]
     weights = counts / total if balanced else counts
@@ -84,10 +88,10 @@ def stage_of(
     "Where each candidate stops: the selection of Algorithm 1, lines 20-28."
     # Purity that could not be otherwise says nothing: a corpus of one language has no islands.
     island = is_dominated(groups, theta) & (groups["p_value"].to_numpy() < 1) & (True if max_q is None else groups["q_value"].to_numpy() <= max_q)
-    verdict = pd.Series(np.where(~is_large(groups, tau), "small", np.where(island, "culture_point", "mixed")), index=groups["group"], dtype=object)
-    stage = pd.Series(group).map(verdict).fillna("small").to_numpy(object)
-    guest = pd.Series(group).map(groups.set_index("group")["lang"]).to_numpy() != np.asarray(lang)
-    stage[guest & (stage == "culture_point")] = "mixed"
+    verdict = np.where(~is_large(groups, tau), "small", np.where(island, "culture_point", "mixed"))
+    which = pd.Index(groups["group"]).get_indexer(group)    # -1, the last, where there is no group
+    stage, home = np.array([*verdict, "small"], object)[which], np.array([*groups["lang"], None], object)[which]
+    stage[(stage == "culture_point") & (home != np.asarray(lang))] = "mixed"
     return stage
 
 # %% ../nbs/04_discover.ipynb #2f1da2ec
@@ -143,7 +147,7 @@ def has_counterpart(
     "Whose nearest neighbour of all is in another language? A tie goes to the own one."
     code = pd.factorize(np.asarray(lang))[0]
     n_cells = n_cells or (1 if len(vectors) <= 50_000 else min(len(vectors) // 1000, 4096))
-    centers = fit_centers(vectors, n_cells) if n_cells > 1 else np.zeros((1, vectors.shape[1]), np.float32)
+    centers = fit_centers(vectors, n_cells, rows=64 * n_cells) if n_cells > 1 else np.zeros((1, vectors.shape[1]), np.float32)
     cell = nearest_center(vectors, centers)
     home, abroad = np.full(len(asked), -np.inf, np.float32), np.full(len(asked), -np.inf, np.float32)
     looks = nearest_cells(vectors, asked, centers, min(probes, n_cells))
@@ -187,24 +191,29 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / union) if union else 1.0
 
 # %% ../nbs/04_discover.ipynb #791687c8
+def selects(
+    group: np.ndarray,  # of one repeat, int [n]
+    lang: np.ndarray,   # str [n]
+    balanced: bool = False,         # see describe_groups
+    tau: int = 5,
+    theta: float = 0.8,
+    max_q: float | None = None,     # see stage_of
+) -> np.ndarray:        # bool [n]
+    "Which candidates a grouping makes culture points."
+    return stage_of(group, lang, describe_groups(group, lang, balanced), tau, theta, max_q) == "culture_point"
+
 def majority_groups(
     vectors: np.ndarray,        # of the candidates, float16 or float32 [n, d]
     repeats: list[np.ndarray],  # group of each candidate in each repeat, int [n]
+    selected: list[np.ndarray], # what each repeat selects, bool [n]
     lang: np.ndarray,           # str [n]
-    tau: int = 5,
-    theta: float = 0.8,
-    max_q: float | None = None,         # see stage_of
-    balanced: bool = False,             # see describe_groups
-    barred: np.ndarray | None = None,   # what may be in a group but is not selected, bool [n]
-) -> tuple[np.ndarray, np.ndarray]:     # final group, int [n], and stability, float32 [n]
-    "One grouping for what the majority of the repeats selects, and the share of repeats that select each entry."
-    def selects(group: np.ndarray) -> np.ndarray: return stage_of(group, lang, describe_groups(group, lang, balanced), tau, theta, max_q) == "culture_point"
-    selected = np.array([selects(group) for group in repeats])
-    stability = selected.mean(0, dtype=np.float32)
-    chosen = (stability >= MAJORITY) & (True if barred is None else ~barred)
+    chosen: np.ndarray,         # what the majority selects and nothing bars, bool [n]
+    **rule: Any,                # as selects takes it
+) -> np.ndarray:                # int [n]
+    "One grouping for what the majority of the repeats selects."
     joined = [join_islands(vectors, group, lang, own, chosen) for group, own in zip(repeats, selected)]
-    fit = [((selects(group) & chosen).sum(), jaccard(own, chosen)) for group, own in zip(joined, selected)]
-    return joined[max(range(len(fit)), key=fit.__getitem__)], stability
+    fit = [((selects(group, lang, **rule) & chosen).sum(), jaccard(own, chosen)) for group, own in zip(joined, selected)]
+    return joined[max(range(len(fit)), key=fit.__getitem__)]
 
 # %% ../nbs/04_discover.ipynb #ac3a19ed
 def centrality(

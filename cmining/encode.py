@@ -119,8 +119,10 @@ def cut(texts: list[str]) -> pa.ListArray:  # of strings, some of them empty
     _, ends, letters = found.buffers()
     found = pa.StringArray.from_buffers(len(found), ends, pa.py_buffer(letters.to_pybytes().translate(_ONE_BYTE)))
     found = pc.replace_substring_regex(found, _BETWEEN, " ")
-    scripts = pc.and_(pc.match_substring_regex(found, "[ァ-鿿]"), pc.invert(pc.match_substring_regex(found, _RARE)))
-    if pc.any(scripts).as_py(): found = pc.if_else(scripts, pc.replace_substring_regex(found, _SCRIPTS, r" \1 "), found)
+    scripts = pc.match_substring_regex(found, "[ァ-鿿]")
+    if pc.any(scripts).as_py():
+        scripts = pc.and_not(scripts, pc.match_substring_regex(found, _RARE))
+        found = pc.if_else(scripts, pc.replace_substring_regex(found, _SCRIPTS, r" \1 "), found)
     return pc.ascii_split_whitespace(found)
 
 # %% ../nbs/02_encode.ipynb #715ad99d

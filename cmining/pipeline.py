@@ -33,7 +33,7 @@ from upath import UPath
 from . import __version__
 from .corpus import corpus_files, read_entries
 from .control import encoder_control
-from .discover import MAJORITY, centrality, describe_groups, find_groups, has_counterpart, language_offset, majority_groups, project, rank_in_group, stage_of
+from .discover import MAJORITY, centrality, describe_groups, find_groups, has_counterpart, language_offset, majority_groups, project, rank_in_group, selects, stage_of
 from .encode import StaticEncoder, entry_text, load_encoder
 from .engine import Log, RunError, Task, as_path, digest, disk_full, do_task, engine, file_digest, is_whole, local, peak_memory, remove, run_step, save_array, scratch, whole, write_json
 from .prune import functional_ruler, load_ner, prune_reasons
@@ -395,11 +395,11 @@ def stage_two(
     candidates = np.flatnonzero(entries["stage"] == "candidate")
     lang = entries["lang"].iloc[candidates].to_numpy(object)
     rule = dict(tau=params.tau, theta=params.theta, max_q=params.max_q, balanced=params.balanced)
-    group, share = majority_groups(vectors, repeats, lang, **rule)
-    barred = np.zeros(len(candidates), bool)
-    if counterpart and params.counterparts == "drop" and (share >= MAJORITY).any():
-        barred[share >= MAJORITY] = counterpart(candidates[share >= MAJORITY])
-        group, share = majority_groups(vectors, repeats, lang, **rule, barred=barred)
+    selected = [selects(group, lang, **rule) for group in repeats]
+    share, barred = np.mean(selected, 0, dtype=np.float32), np.zeros(len(candidates), bool)
+    chosen = share >= MAJORITY
+    if counterpart and params.counterparts == "drop" and chosen.any(): barred[chosen] = counterpart(candidates[chosen])
+    group = majority_groups(vectors, repeats, selected, lang, chosen & ~barred, **rule)
     groups = describe_groups(group, lang, params.balanced)
     stage = stage_of(group, lang, groups, params.tau, params.theta, params.max_q)
     reason = np.where(stage != "culture_point", None, np.where(share < MAJORITY, "unstable", np.where(barred, "counterpart", None)))
