@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import chain
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 # %% auto #0
-__all__ = ['SEPARATORS', 'BUNDLED', 'entry_text', 'normalize_rows', 'pool', 'quantize', 'dequantize', 'Encoder', 'cut',
+__all__ = ['SEPARATORS', 'BUNDLED', 'entry_text', 'normalize_rows', 'add_up', 'quantize', 'dequantize', 'Encoder', 'cut',
            'cuts_like', 'piece_ids', 'spell', 'StaticEncoder', 'load_static', 'my_gpus', 'HubEncoder', 'load_hub',
            'load_encoder']
 
@@ -46,14 +47,13 @@ def normalize_rows(x: np.ndarray) -> np.ndarray:
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
 
 # %% ../nbs/02_encode.ipynb #e156e74a
-def pool(
-    ids: np.ndarray,    # int32, the token ids of n texts one after the other
-    ends: np.ndarray,   # int [n + 1], text i has ids[ends[i]:ends[i + 1]]
-    table: np.ndarray,  # float32 [vocabulary, d], one row a token
-) -> np.ndarray:        # float32 [n, d], unit rows; zero where a text has no token
-    "Sum of the token vectors of each text, brought to unit length."
-    counts = sparse.csr_matrix((np.ones(len(ids), np.float32), ids, ends), shape=(len(ends) - 1, len(table)))
-    return normalize_rows(counts @ table)
+def add_up(
+    rows: np.ndarray,   # int [m], row numbers of all sums, one after the other
+    ends: np.ndarray,   # int [n + 1], sum i has rows[ends[i]:ends[i + 1]]
+    table: np.ndarray,  # float32 [v, d]
+) -> np.ndarray:        # float32 [n, d]
+    "Sums of rows of the table: of the vectors of a text's tokens."
+    return sparse.csr_matrix((np.ones(len(rows), np.float32), rows, ends), shape=(len(ends) - 1, len(table))) @ table
 
 # %% ../nbs/02_encode.ipynb #9a287f69
 def quantize(
@@ -181,7 +181,7 @@ class StaticEncoder:
         self._known: dict[str, bytes] = {}
 
     def tokens(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        "Token ids, int32, and where the texts end, int64 [n + 1], as `pool` takes them."
+        "Token ids, int32, and where the texts end, int64 [n + 1], as `add_up` takes them."
         pieces = cut(texts)
         words = pieces.values.dictionary_encode()
         names = words.dictionary.to_pylist()
@@ -192,29 +192,33 @@ class StaticEncoder:
         self._known.update((names[i], ids[i]) for i in new if len(names[i]) <= self.longest)
         return spell(words.indices.to_numpy(), ids, pieces.offsets.to_numpy())
 
+    def sums(self, texts: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+        "Of texts cut into lines: the sum of each line's token vectors, float32 [lines, dim], and where the texts end among the lines, int [n + 1]."
+        return add_up(*self.tokens(list(chain.from_iterable(texts))), self.table), np.cumsum([0, *map(len, texts)])
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         "float32 [n, dim], unit rows; a zero row for a text without a known token. Beyond the result, memory is bounded."
         out = np.zeros((len(texts), self.dim), np.float32)
-        for run in _runs(map(len, texts)): out[run] = pool(*self.tokens(texts[run]), self.table)
+        for run in _runs(map(len, texts)):
+            lines, ends = self.sums([t.split("\n") for t in texts[run]])
+            out[run] = normalize_rows(add_up(np.arange(len(lines)), ends, lines))
         return out
 
     def encode_articles(
         self,
         titles: list[str],
-        paragraphs: list[list[str]],    # of each title
+        paragraphs: list[list[str]],    # of each title, no line breaks in them
         n: int,                         # how many of them go into the article's vector
     ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Run by run of articles: their vectors, float32 [articles, dim], as `encode` makes them of `entry_text`; and of each the vectors
         of all its paragraphs, float32 [paragraphs, dim]. Every text is tokenised once for both."""
-        parts = [[t, *ps] for t, ps in zip(titles, paragraphs)]
-        for run in _runs(sum(map(len, p)) for p in parts):
-            these = parts[run]
-            stops = np.cumsum([0, *map(len, these)])
-            ids, ends = self.tokens([part for p in these for part in p])
-            of_parts, begins = pool(ids, ends, self.table), ends[stops[:-1]]
-            lasts = ends[stops[:-1] + np.minimum(np.diff(stops), n + 1)]
-            own = np.concatenate([np.empty(0, np.int32), *(ids[a:b] for a, b in zip(begins, lasts))])
-            yield pool(own, np.concatenate([[0], np.cumsum(lasts - begins)]), self.table), [of_parts[a + 1:b] for a, b in zip(stops, stops[1:])]
+        articles = [[t, *ps] for t, ps in zip(titles, paragraphs)]
+        for run in _runs(sum(map(len, a)) for a in articles):
+            lines, ends = self.sums(articles[run])
+            own = [np.arange(a, min(a + n + 1, b)) for a, b in zip(ends, ends[1:])]     # the lines of each that count
+            of_articles = add_up(np.concatenate(own), np.cumsum([0, *map(len, own)]), lines)
+            of_lines = normalize_rows(lines)
+            yield normalize_rows(of_articles), [of_lines[a + 1:b] for a, b in zip(ends, ends[1:])]
 
 # %% ../nbs/02_encode.ipynb #89b5653c
 def load_static(folder: Path | str, name: str | None = None) -> StaticEncoder:

@@ -61,7 +61,7 @@ def test_renamed_files_and_shuffled_rows(reference, tmp_path):
     assert points_of(tmp_path / "run") == points_of(reference)
 
 
-@pytest.mark.parametrize("step", ["entries", "vectors", "entropy"])
+@pytest.mark.parametrize("step", ["entries", "vectors", "refined"])
 def test_killed_and_resumed(reference, tmp_path, step):
     run = tmp_path / "run"
     command = [COMMAND, "mine", str(SAMPLE), "--out", str(run), "--jobs", "2"]
