@@ -28,7 +28,7 @@ from .pipeline import RunError, write_json
 
 # %% auto #0
 __all__ = ['INSTRUCTIONS', 'CONTROL', 'SPLITS', 'ITEM', 'ROWS', 'EFFECTIVE_BATCH', 'LORA', 'EVALUATION', 'CARD',
-           'OPENAI_EXAMPLES', 'OPENAI_BYTES', 'OURS', 'to_pair', 'item_problem', 'is_controlling', 'read_items',
+           'OPENAI_EXAMPLES', 'OPENAI_BYTES', 'OURS', 'to_pair', 'item_problem', 'is_controlling', 'trainable_items',
            'titles', 'concepts', 'components', 'place_components', 'assign_splits', 'message', 'alpaca_row',
            'sharegpt_row', 'trl_row', 'openai_row', 'hf_row', 'split_file', 'write_rows', 'batch_settings',
            'safe_length', 'lora_yaml', 'dataset_info', 'inert', 'quoted', 'size_category', 'table', 'dataset_card',
@@ -105,7 +105,7 @@ def is_controlling(item: dict[str, Any]) -> bool:
     return any(CONTROL.search(text) for text in to_pair(item))
 
 # %% ../nbs/11_dataset.ipynb #cbb96c56
-def read_items(
+def trainable_items(
     dataset: str | Path,                # folder with items-*.jsonl
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:   # items in the order of their ids, and how many were left out for what reason
     "All items that can be trained on. A broken one is a RunError that names its file and line."
@@ -537,7 +537,7 @@ def export(
     if out.exists() and not out.is_dir(): raise RunError(f"--out {out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not (out/"export.json").is_file(): raise RunError(f"{out} holds other files and is no export; name a new or empty folder with --out")
     batch_settings(gpus)
-    items, left_out = read_items(dataset)
+    items, left_out = trainable_items(dataset)
     assigned = assign_splits(items, validation, test, seed)
     if None in assigned: left_out["shows a concept that is held out"] = assigned.count(None)
     items, splits = [item for item, own in zip(items, assigned) if own], [own for own in assigned if own]

@@ -6,7 +6,7 @@ absent): an entry takes its paragraphs from two articles of its language, shuffl
 
     python tests/bench.py                 10,000 to 300,000 entries, and the comparison at 100,000
     python tests/bench.py --full          a million as well
-    python tests/bench.py --sizes 3000    these sizes only
+    python tests/bench.py --sizes 3000    these sizes only; the others keep what was measured of them before
 """
 import argparse
 import json
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import psutil
@@ -101,12 +102,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPORT)
     options = parser.parse_args()
     sizes = options.sizes or [10_000, 30_000, 100_000, 300_000, *([1_000_000] if options.full else [])]
-    result = {"cores": psutil.cpu_count(), "python": platform.python_version(), "real": REAL.is_dir(), "ours": []}
+    here = {"cores": psutil.cpu_count(), "python": platform.python_version(), "real": REAL.is_dir()}
+    before = json.loads((options.out / "bench.json").read_text()) if (options.out / "bench.json").exists() else {}
+    result = {"ours": [], **(before if before.items() >= here.items() else here)}
     for n in sizes:
         with tempfile.TemporaryDirectory() as d:
             characters = make_corpus(n, Path(d) / "corpus")
-            row = {"entries": n, "characters": characters, **ours(Path(d) / "corpus", Path(d) / "run")}
-            result["ours"].append(row)
+            row = {"entries": n, "characters": characters, "date": date.today().isoformat(), **ours(Path(d) / "corpus", Path(d) / "run")}
+            result["ours"] = sorted([r for r in result["ours"] if r["entries"] != n] + [row], key=lambda r: r["entries"])
             print(json.dumps(row), flush=True)
             if n == options.compare:
                 # what the plain one does: Stage 2 once, and nothing asked of single entries
@@ -114,7 +117,7 @@ def main() -> None:
                 plain = watch([sys.executable, ROOT / "tests" / "plain_pipeline.py", Path(d) / "corpus", Path(d) / "plain.json"])
                 same = watch([sys.executable, ROOT / "tests" / "plain_pipeline.py", Path(d) / "corpus", Path(d) / "same.json", "--centers-of", Path(d) / "once"])
                 told = {name: json.loads((Path(d) / f"{name}.json").read_text()) for name in ("plain", "same")}
-                result["comparison"] = {"entries": n, "ours": one, "plain": {**plain, **told["plain"]}, "ratio": round(plain["seconds"] / one["seconds"], 2),
+                result["comparison"] = {"entries": n, "date": row["date"], "ours": one, "plain": {**plain, **told["plain"]}, "ratio": round(plain["seconds"] / one["seconds"], 2),
                                         "jaccard_with_the_same_centres": told["same"]["jaccard"]}
                 print(json.dumps(result["comparison"]), flush=True)
     result["slope"] = slope(result["ours"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cmining.dataset import ROWS, SPLITS, check_export, concepts, export, read_items
+from cmining.dataset import ROWS, SPLITS, check_export, concepts, export, trainable_items
 from cmining.pipeline import RunError
 
 LLAMAFACTORY = os.environ.get("CMINING_LLAMAFACTORY")
@@ -46,7 +46,7 @@ def chat_model(dataset, tmp_path_factory):
     from tokenizers import ByteLevelBPETokenizer
     folder = tmp_path_factory.mktemp("model")
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([json.dumps(i, ensure_ascii=False) for i in read_items(dataset)[0]], 500, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False)
+    bpe.train_from_iterator([json.dumps(i, ensure_ascii=False) for i in trainable_items(dataset)[0]], 500, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
                                "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
