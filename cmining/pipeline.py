@@ -36,7 +36,7 @@ from .control import encoder_control
 from .discover import MAJORITY, centrality, describe_groups, find_groups, has_counterpart, language_offset, majority_groups, project, rank_in_group, selects, stage_of
 from .encode import StaticEncoder, entry_text, load_encoder
 from .engine import Log, RunError, Task, as_path, digest, disk_full, do_task, engine, file_digest, is_whole, local, peak_memory, remove, run_step, save_array, scratch, whole, write_json
-from .prune import functional_ruler, load_ner, prune_reasons
+from .prune import load_ner, prune_reasons
 from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans
 
 # %% auto #0
@@ -204,7 +204,7 @@ cached_ner = lru_cache(maxsize=None)(load_ner)
 
 def warm_up(encoder: str | None) -> None:
     "Load what the tasks of a worker need: spaCy, and the encoder where it is the bundled one. (Another may be meant for a GPU, and for fewer workers.)"
-    functional_ruler("en")
+    prune_reasons([], "en")
     if encoder in (None, "bundled"): cached_encoder(encoder)
 
 def ner_models(names: tuple[str, ...]) -> dict[str, str]:
