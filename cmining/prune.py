@@ -11,11 +11,13 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 from .corpus import list_title
 
-if TYPE_CHECKING: from spacy.language import Language     # spaCy takes a second to import, and is needed where titles are looked at
-
 # %% auto #0
 __all__ = ['PATTERNS', 'WORDS', 'RULES', 'Test', 'NER_LABELS', 'tokens', 'rule_patterns', 'functional_ruler', 'prune_reasons',
            'load_ner']
+
+# %% ../nbs/01_prune.ipynb #59d96112
+if TYPE_CHECKING: from spacy.language import Language
+else: Language = Any    # spaCy takes a second to import, and is needed only where titles are looked at
 
 # %% ../nbs/01_prune.ipynb #29505641
 _LETTER = r"[^\W\d_\u3005-\u3007\u3041-\u30ff\u3400-\u9fff]"
