@@ -167,6 +167,22 @@ def test_memory_is_bounded(encoder):
 
 
 @pytest.mark.skipif(not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout")
+def test_tokens_of_pieces_are_those_of_the_text(encoder):
+    for file in sorted(WIKI.glob("*.jsonl.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as f: texts = [p for _, line in zip(range(120), f) for p in json.loads(line)["paragraphs"]]
+        ids, ends = encoder.tokens(texts)
+        assert [ids[a:b].tolist() for a, b in zip(ends, ends[1:])] == [e.ids for e in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def test_what_is_remembered_changes_nothing(encoder, monkeypatch):
+    fresh = load_encoder()
+    monkeypatch.setattr(fresh, "n_known", 3)
+    monkeypatch.setattr(fresh, "longest", 4)
+    for _ in range(3): assert np.array_equal(fresh.encode(TEXTS), encoder.encode(TEXTS))
+    assert fresh._known and max(map(len, fresh._known)) <= 4
+
+
+@pytest.mark.skipif(not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout")
 def test_speed(encoder):
     "250,000 tokens a second on one thread on a quiet machine; half of that is asked for here, since tests share theirs."
     texts = []
