@@ -147,7 +147,7 @@ def has_counterpart(
     "Whose nearest neighbour of all is in another language? A tie goes to the own one."
     code = pd.factorize(np.asarray(lang))[0]
     n_cells = n_cells or (1 if len(vectors) <= 50_000 else min(len(vectors) // 1000, 4096))
-    centers = fit_centers(vectors, n_cells, rows=64 * n_cells) if n_cells > 1 else np.zeros((1, vectors.shape[1]), np.float32)
+    centers = fit_centers(vectors, n_cells) if n_cells > 1 else np.zeros((1, vectors.shape[1]), np.float32)
     cell = nearest_center(vectors, centers)
     home, abroad = np.full(len(asked), -np.inf, np.float32), np.full(len(asked), -np.inf, np.float32)
     looks = nearest_cells(vectors, asked, centers, min(probes, n_cells))

@@ -150,7 +150,7 @@ def spell(
     places: np.ndarray,     # int [m], which piece stands at each place of the texts, one text after the other
     ids: list[bytes],       # the token ids of each piece, from piece_ids
     ends: np.ndarray,       # int [n + 1], text i has places[ends[i]:ends[i + 1]]
-) -> tuple[np.ndarray, np.ndarray]:     # int32 ids and int64 [n + 1] where the texts end, as pool takes them
+) -> tuple[np.ndarray, np.ndarray]:     # int32 ids and int64 [n + 1] where the texts end, as add_up takes them
     "The token ids of texts from those of their pieces."
     sizes, flat = np.fromiter(map(len, ids), np.int64, len(ids)) // 4, np.frombuffer(b"".join(ids), np.int32)
     begins, here = np.cumsum(sizes) - sizes, sizes[places]

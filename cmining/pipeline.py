@@ -5,7 +5,6 @@
 # %% ../nbs/05_pipeline.ipynb #15b35f82
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -31,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from upath import UPath
 
 from . import __version__
-from .corpus import corpus_files, read_entries
+from .corpus import corpus_files, read_entries, text_hash
 from .control import encoder_control
 from .discover import MAJORITY, centrality, describe_groups, find_groups, has_counterpart, language_offset, majority_groups, project, rank_in_group, selects, stage_of
 from .encode import StaticEncoder, entry_text, load_encoder
@@ -116,11 +115,9 @@ KEYS = [("id", "ascending"), ("size", "descending"), ("hash", "ascending")]     
 
 def sorted_run(entries: list[dict[str, Any]]) -> pa.Table:
     "Entries as a table with their keys, in the order of the keys."
-    texts = [[e["title"], *e["paragraphs"]] for e in entries]
-    table = pa.table([[e[name] for e in entries] for name in ENTRY.names], ENTRY)
-    table = table.append_column("size", pa.array([sum(map(len, t)) for t in texts], pa.int32()))
-    hashes = [int.from_bytes(hashlib.blake2b("\0".join(t).encode(), digest_size=8).digest(), signed=True) for t in texts]
-    table = table.append_column("hash", pa.array(hashes, pa.int64()))
+    keys = {"size": pa.array([sum(map(len, e["paragraphs"])) for e in entries], pa.int32()),
+            "hash": pa.array([text_hash(e["title"], *e["paragraphs"]) for e in entries], pa.uint64())}
+    table = pa.table({**{f.name: pa.array([e[f.name] for e in entries], f.type) for f in ENTRY}, **keys})
     return table.take(pc.sort_indices(table, KEYS))
 
 # %% ../nbs/05_pipeline.ipynb #23b8e9f9
@@ -533,11 +530,12 @@ def work_on(
     refined = {lang: work/"refined"/f"{name[lang]}.parquet" for lang in langs}
     run_step("refine", [Task(refined[lang], refine_language, (encoded[lang], params)) for lang in langs], jobs, log)
 
-    name = {lang: f"{name[lang]}-{digest(params.entropy, params.max_paragraphs)}" for lang in langs}
-    entropies = {lang: [work/"entropy"/f"{name[lang]}-{s.stem}.npy" for s in shards[lang]] for lang in langs}
     if once: entropies = {lang: [e/"entropy.npy" for e in encoded[lang]] for lang in langs}
-    else: run_step("cohere", [Task(t, shard_entropies, (s, e, dense, params)) for lang in langs
-                              for s, e, dense, t in zip(shards[lang], encoded[lang], dense_by_shard(refined[lang], encoded[lang]), entropies[lang])], encode_jobs, log)
+    else:
+        name = {lang: f"{name[lang]}-{digest(params.entropy, params.max_paragraphs)}" for lang in langs}
+        entropies = {lang: [work/"entropy"/f"{name[lang]}-{s.stem}.npy" for s in shards[lang]] for lang in langs}
+        run_step("cohere", [Task(t, shard_entropies, (s, e, dense, params)) for lang in langs
+                            for s, e, dense, t in zip(shards[lang], encoded[lang], dense_by_shard(refined[lang], encoded[lang]), entropies[lang])], encode_jobs, log)
     return [Language(lang, shards[lang], encoded[lang], refined[lang], entropies[lang]) for lang in langs]
 
 # %% ../nbs/05_pipeline.ipynb #86767eda
