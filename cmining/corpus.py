@@ -33,7 +33,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from .wikitext import NAMESPACES, clean_text, in_namespace, split_text, wiki_paragraphs
 
 # %% auto #0
-__all__ = ['CorpusError', 'text_hash', 'entry_id', 'corpus_files', 'whole_chunks', 'to_entry', 'read_entries', 'write_corpus',
+__all__ = ['CorpusError', 'hash64', 'entry_id', 'corpus_files', 'whole_chunks', 'to_entry', 'read_entries', 'write_corpus',
            'list_title', 'is_redirect', 'is_disambiguation', 'dump_pages', 'source_lang', 'Part', 'source_files',
            'cirrus_paragraphs', 'How', 'parse_part', 'ingest']
 
@@ -42,13 +42,13 @@ class CorpusError(ValueError):
     "A corpus or a source that cannot be read; the message says what, where, and the way out."
 
 # %% ../nbs/00_corpus.ipynb #36775edc
-def text_hash(*parts: str) -> int:
-    "64 bits of BLAKE2b over the parts, a NUL between them."
-    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode("utf-8", "replace"), digest_size=8).digest(), "big")
+def hash64(*parts: Any) -> int:
+    "64 bits of BLAKE2b over the parts as text, a NUL between them; the same in every process."
+    return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 def entry_id(lang: str, title: str) -> str:
     "16 hex digits: BLAKE2b over lang, NUL, title."
-    return f"{text_hash(lang, title):016x}"
+    return f"{hash64(lang, title):016x}"
 
 # %% ../nbs/00_corpus.ipynb #6d8ef6d3
 _LANG = re.compile(r"[a-z]{2,3}")
@@ -593,12 +593,12 @@ def parse_part(part: Part, how: How) -> SimpleNamespace:
             tally.left_out[reason] += 1
             continue
         tally.articles += 1
-        key = text_hash(*([] if how.seed is None else [str(how.seed)]), how.lang, page["title"])
+        key = hash64(*([] if how.seed is None else [how.seed]), how.lang, page["title"])
         if key > how.limit: continue
         entry, reason = _extract(page, how.lang, how.most)
         if entry is None: failed.append((key, reason))
         else: entries.append(entry), keys.append(key)
-    ties = keys if how.seed is None else [text_hash(*e["paragraphs"], _extra(e) or "") for e in entries]
+    ties = keys if how.seed is None else [hash64(*e["paragraphs"], _extra(e) or "") for e in entries]
     return SimpleNamespace(tally=tally, failed=failed, entries=_pack(entries), keys=np.array(keys, np.uint64), ties=np.array(ties, np.uint64))
 
 # %% ../nbs/00_corpus.ipynb #f564efe3

@@ -5,7 +5,6 @@
 # %% ../nbs/10_items.ipynb #f747222c
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -22,20 +21,15 @@ import fsspec
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, TypeAdapter, ValidationError, model_validator
 
-from .corpus import CorpusError
+from .corpus import CorpusError, hash64
 
 # %% auto #0
 __all__ = ['Text', 'Question', 'Option', 'LETTERS', 'TASKS', 'AnyItem', 'SCRIPTS', 'SHINGLE', 'NEAR', 'BANDS', 'ROWS', 'WORDS',
-           'CHARACTERS', 'hash64', 'fold', 'Strict', 'Point', 'Source', 'reveals', 'Asked', 'Item', 'SingleChoice',
-           'TrueFalse', 'ShortAnswer', 'answer_text', 'check_item', 'read_items', 'fair_slot', 'Draft', 'finish',
-           'scripts', 'function_words', 'scripts_of', 'language_problem', 'shingles', 'jaccard', 'minhash',
-           'NearDuplicates', 'ngram_tokens', 'strings', 'benchmark_ngrams', 'contamination', 'read_benchmarks',
-           'Reject', 'draft_reject', 'Sieve', 'shorten', 'show_items']
-
-# %% ../nbs/10_items.ipynb #63a350c6
-def hash64(*parts: Any) -> int:
-    "64 bits that depend on the parts alone, the same in every process."
-    return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8).digest(), "big")
+           'CHARACTERS', 'fold', 'Strict', 'Point', 'Source', 'reveals', 'Asked', 'Item', 'SingleChoice', 'TrueFalse',
+           'ShortAnswer', 'answer_text', 'check_item', 'read_items', 'fair_slot', 'Draft', 'finish', 'scripts',
+           'function_words', 'scripts_of', 'language_problem', 'shingles', 'jaccard', 'minhash', 'NearDuplicates',
+           'ngram_tokens', 'strings', 'benchmark_ngrams', 'contamination', 'read_benchmarks', 'Reject', 'draft_reject',
+           'Sieve', 'shorten', 'show_items']
 
 # %% ../nbs/10_items.ipynb #862e307e
 _MARKS = "\u0900-\u109f\u1780-\u17ff"     # scripts whose vowel signs count as no word characters in re

@@ -23,17 +23,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .corpus import hash64
 from .pipeline import RunError, whole
 
 # %% auto #0
 __all__ = ['FIRST_WAIT', 'LONGEST_WAIT', 'PATIENCE', 'TYPES', 'IN_WORDS', 'OTHERWISE', 'NO_BUDGET', 'PROBE', 'WINDOW',
            'FILE_REQUESTS', 'FILE_BYTES', 'ENDED', 'Prompt', 'Endpoint', 'Reply', 'load_prices', 'check_price', 'cost',
            'prompt_bytes', 'most_tokens', 'estimate', 'in_thread', 'Purse', 'Pace', 'backoff', 'retry_after',
-           'satisfies', 'find_json', 'tidy', 'key_hash', 'question_digest', 'lock_file', 'as_reply', 'Journal',
-           'request_body', 'Failure', 'Stopped', 'redact', 'short', 'status_failure', 'Talk', 'attempt', 'read_answer',
-           'converse', 'schema_digest', 'endpoint_name', 'load_modes', 'save_modes', 'probe', 'mode_of', 'give_up',
-           'answer', 'ask_all', 'connect', 'start_talk', 'find_price', 'state_of', 'ask', 'to_come', 'cut_files',
-           'submit', 'collect', 'finish_batches', 'note_batch', 'mode_now', 'batch_lines', 'ask_batch']
+           'satisfies', 'find_json', 'tidy', 'question_digest', 'lock_file', 'as_reply', 'Journal', 'request_body',
+           'Failure', 'Stopped', 'redact', 'short', 'status_failure', 'Talk', 'attempt', 'read_answer', 'converse',
+           'schema_digest', 'endpoint_name', 'load_modes', 'save_modes', 'probe', 'mode_of', 'give_up', 'answer',
+           'ask_all', 'connect', 'start_talk', 'find_price', 'state_of', 'ask', 'to_come', 'cut_files', 'submit',
+           'collect', 'finish_batches', 'note_batch', 'mode_now', 'batch_lines', 'ask_batch']
 
 # %% ../nbs/09_llm.ipynb #95976a59
 @dataclass(frozen=True)
@@ -226,10 +227,6 @@ def _is_object(text: str) -> bool:
     except (ValueError, RecursionError): return False
 
 # %% ../nbs/09_llm.ipynb #5e43dd20
-def key_hash(key: str) -> int:
-    "A key in 64 bits."
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest())
-
 def question_digest(prompt: Prompt) -> str:
     "What is asked, in 16 hex digits: messages and schema. Settings like the temperature may change between calls."
     return hashlib.blake2b(json.dumps([prompt.messages, prompt.schema], sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -281,7 +278,7 @@ class Journal:
         "Take note of a line that is in the file."
         try:
             r = json.loads(line)
-            final, place = r["final"], key_hash(r["key"])
+            final, place = r["final"], hash64(r["key"])
             spent = r["usd"] or cost(price, r["prompt_tokens"], r["completion_tokens"])
             self.totals.update({"answers" if final else "failures": 1, "prompt_tokens": r["prompt_tokens"], "completion_tokens": r["completion_tokens"], "usd": spent, "usd_unsure": r["usd_unsure"]})
             if final: self.places[place] = self.size
@@ -317,7 +314,7 @@ class Journal:
 
     def read(self, key: str) -> dict[str, Any] | None:
         "The line with the answer to the prompt of this key."
-        if (place := self.places.get(key_hash(key))) is None: return None
+        if (place := self.places.get(hash64(key))) is None: return None
         self.reader.seek(place)
         return json.loads(self.reader.readline())
 
@@ -712,11 +709,11 @@ def collect(
                 response = got.get("response") or {}
                 body = response.get("body") or {}
                 if response.get("status_code") != 200 or not body.get("choices"): failures[known["key"]] = short(f"HTTP {response.get('status_code')}: {body.get('error') or got.get('error')}")
-                elif key_hash(known["key"]) not in book.places:     # else a kill came between collecting and noting it
+                elif hash64(known["key"]) not in book.places:     # else a kill came between collecting and noting it
                     reply, raw = read_answer(body, Prompt(known["key"], (), {} if known["json"] else None, known["max_tokens"]), known["mode"], price)
                     book.add(replace(reply, attempts=1), known["asked"], True, raw)
     os.fsync(book.file.fileno())
-    return {key: why for key, why in failures.items() if key_hash(key) not in book.places}
+    return {key: why for key, why in failures.items() if hash64(key) not in book.places}
 
 def finish_batches(
     client: Any,
@@ -769,7 +766,7 @@ def batch_lines(
     reserved, closed = 0.0, False
     for p in prompts:
         order.append(p.key)
-        id, question = key_hash(p.key), question_digest(p)
+        id, question = hash64(p.key), question_digest(p)
         if asked.setdefault(id, question) != question: raise RunError(f"two prompts ask different things under the key {p.key!r}")
         if p.key in failures or book.find(p) is not None: continue
         if (schema := schema_digest(p.schema or {})) not in modes: modes[schema] = mode_now(endpoint, book, price, budget, p)

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from .corpus import hash64
 from .encode import entry_text
-from .items import TASKS, Draft, Item, Point, Reject, Sieve, Source, fold, function_words, hash64, reveals, scripts
+from .items import TASKS, Draft, Item, Point, Reject, Sieve, Source, fold, function_words, reveals, scripts
 from .pipeline import cached_encoder, read_texts
 
 # %% auto #0

@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from upath import UPath
 
 from . import __version__
-from .corpus import corpus_files, read_entries, text_hash
+from .corpus import corpus_files, hash64, read_entries
 from .control import encoder_control
 from .discover import MAJORITY, centrality, describe_groups, find_groups, has_counterpart, language_offset, majority_groups, project, rank_in_group, selects, stage_of
 from .encode import StaticEncoder, entry_text, load_encoder
@@ -116,7 +116,7 @@ KEYS = [("id", "ascending"), ("size", "descending"), ("hash", "ascending")]     
 def sorted_run(entries: list[dict[str, Any]]) -> pa.Table:
     "Entries as a table with their keys, in the order of the keys."
     keys = {"size": pa.array([sum(map(len, e["paragraphs"])) for e in entries], pa.int32()),
-            "hash": pa.array([text_hash(e["title"], *e["paragraphs"]) for e in entries], pa.uint64())}
+            "hash": pa.array([hash64(e["title"], *e["paragraphs"]) for e in entries], pa.uint64())}
     table = pa.table({**{f.name: pa.array([e[f.name] for e in entries], f.type) for f in ENTRY}, **keys})
     return table.take(pc.sort_indices(table, KEYS))
 

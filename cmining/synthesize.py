@@ -20,8 +20,8 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from . import __version__
-from .corpus import clean_text
-from .items import LETTERS, TASKS, Draft, Item, Point, Reject, Sieve, Source, answer_text, draft_reject, fair_slot, fold, hash64, read_benchmarks
+from .corpus import clean_text, hash64
+from .items import LETTERS, TASKS, Draft, Item, Point, Reject, Sieve, Source, answer_text, draft_reject, fair_slot, fold, read_benchmarks
 from .llm import NO_BUDGET, Endpoint, Prompt, Reply, ask, ask_batch, estimate, to_come
 from .offline import OFFLINE_VERSION, offline_items, read_material, sentences
 from .pipeline import RunError, file_digest, read_run, whole, write_json

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cmining.items import TASKS, Draft, Item, Point, Sieve, Source, fold, hash64, language_problem, read_items
+from cmining.corpus import hash64
+from cmining.items import TASKS, Draft, Item, Point, Sieve, Source, fold, language_problem, read_items
 from cmining.llm import Endpoint, Reply
 from cmining.offline import BLANK, base_title, find_gap, mask, read_material, wrong_titles
 from cmining.pipeline import RunError, mine
