@@ -179,7 +179,8 @@ def _unquote(line: str) -> str:
 
 # %% ../nbs/00_wikitext.ipynb #ed2f1fcf
 _LEFT = re.compile(r"__[A-Z]{3,}__|\[\[|\]\]")
-_HOLE = re.compile(r"[(（][\s,;:、，；：/·–—-]|[)）](?<=[\s,;:、，；：/·–—-].)|\(\)|（）|\[[\s,;]*\]|[,.。，、](?<=[ ,、，].)")
+_GAP = r"[\s,;:、，；：/·–—-]"
+_HOLE = re.compile(rf"[(（)）\[,.。，、](?:(?<=[(（]){_GAP}|(?<={_GAP}[)）])|(?<=\()\)|(?<=（)）|(?<=\[)[\s,;]*\]|(?<=[ ,、，][,.。，、]))")    # one set first: re leaps to it
 _BEFORE_STOP = re.compile(r" +([,.。，、])")
 _EMPTY_BRACKETS = re.compile(r"\s*(?:\([\s,;:/·–—-]*\)|（[\s、，,;；:：/·–—-]*）|\[[\s,;]*\])")
 _OPEN = re.compile(r"([(（])[\s,;:、，；：/]+")
@@ -368,7 +369,7 @@ def _cut_tags(s: str) -> str:
 # %% ../nbs/00_wikitext.ipynb #36541c91
 _LIST_LINE = re.compile("\n[*#:;]+")
 _RULE = re.compile("\n-{4,}")
-_HEADING_LINE = re.compile(r"^={1,6}[^\n]+={1,6}[ \t]*$", re.M)
+_HEADING_LINE = re.compile(r"=(?<![^\n]=)={0,5}[^\n]+={1,6}[ \t]*$", re.M)    # as ^=, but re leaps from = to =
 
 def _shown_section(s: str) -> str:
     s = _LIST_LINE.sub("\n" + _ITEM, "\n" + s)
