@@ -1,4 +1,4 @@
-"""Kill a run at random moments, go on each time, and compare what comes out with an undisturbed run.
+"""Kill a run at random moments, go on each time, and compare what comes out with an undisturbed run; another run until there were enough kills.
 
     python tests/kill_run.py CORPUS [--kills 20]
 
@@ -8,6 +8,7 @@ bytes are the same. For large corpora; the test suite kills runs of the bundled 
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,17 +34,22 @@ def main() -> None:
         start = time.perf_counter() - begin     # until the first task
         if process.wait(): sys.exit("the undisturbed run failed")
         seconds = time.perf_counter() - begin - start
-        for _ in range(options.kills):
+        finished, same = 0, True
+        while len(unfinished) < options.kills or killed.exists():       # a run that ends before the last kill is followed by another
             process = subprocess.Popen([COMMAND, "mine", options.corpus, "--out", killed, "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-            time.sleep(start + rng.uniform(0, 2 * seconds / options.kills))
-            os.killpg(process.pid, signal.SIGKILL)
-            if process.wait() == 0: break       # it was done
-            left = [f for f in (killed / "work").glob("*/.*") if f.name != ".cmining"]
-            unfinished.append(len(left))
-            steps.update({f.parent.name for f in left} or {"between steps"})
-        subprocess.run([COMMAND, "mine", options.corpus, "--out", killed, "--jobs", "2"], check=True, capture_output=True)
-        same = all((undisturbed / name).read_bytes() == (killed / name).read_bytes() for name in ("entries.parquet", "groups.parquet", "culture_points.parquet"))
-        print(f"{len(unfinished)} kills ({', '.join(f'{n} in {step}' for step, n in steps.items())}); at most {max(unfinished)} tasks unfinished at a kill; the same bytes: {same}")
+            if len(unfinished) < options.kills:
+                time.sleep(start + rng.uniform(0, 2 * seconds / options.kills))
+                os.killpg(process.pid, signal.SIGKILL)
+            if code := process.wait():
+                if code != -signal.SIGKILL: sys.exit(f"a resumed run failed with status {code}")
+                left = [f for f in (killed / "work").glob("*/.*") if f.name != ".cmining"]
+                unfinished.append(len(left))
+                steps.update({f.parent.name for f in left} or {"between steps"})
+            else:
+                finished += 1
+                same &= all((undisturbed / name).read_bytes() == (killed / name).read_bytes() for name in ("entries.parquet", "groups.parquet", "culture_points.parquet"))
+                shutil.rmtree(killed)
+        print(f"{len(unfinished)} kills of {finished} runs ({', '.join(f'{n} in {step}' for step, n in steps.items())}); at most {max(unfinished)} tasks unfinished at a kill; the same bytes: {same}")
         sys.exit(not same)
 
 
