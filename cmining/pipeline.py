@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,15 +40,15 @@ from .prune import load_ner, prune_reasons
 from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans
 
 # %% auto #0
-__all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'KEYS', 'PACKED', 'cached_encoder', 'cached_ner', 'STAGES',
-           'TABLES', 'ARROW', 'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES', 'setting', 'Params', 'sorted_run',
-           'text_runs', 'read_file', 'row_reader', 'nth_of_its_id', 'mark', 'sort_language', 'warm_up', 'ner_models',
-           'encode_shard', 'vector_shards', 'load_vectors', 'stack_vectors', 'refine_language', 'is_kept',
-           'shard_entropies', 'Language', 'stage_one', 'offset_language', 'candidate_vectors', 'group_candidates',
-           'repeat_groups', 'stage_two', 'keep_vectors', 'counterpart_test', 'read_by_row', 'arrow_table',
-           'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished', 'work_on', 'sort_files',
-           'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record', 'read_run', 'read_record',
-           'work_folder', 'work_of', 'read_texts']
+__all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'RUN', 'KEYS', 'PACKED', 'BLOCK', 'OPEN_RUNS', 'cached_encoder',
+           'cached_ner', 'STAGES', 'TABLES', 'ARROW', 'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES', 'setting', 'Params',
+           'sorted_run', 'text_runs', 'read_file', 'row_reader', 'nth_of_its_id', 'mark', 'merge', 'few_runs',
+           'sort_language', 'warm_up', 'ner_models', 'encode_shard', 'vector_shards', 'load_vectors', 'stack_vectors',
+           'refine_language', 'is_kept', 'shard_entropies', 'Language', 'stage_one', 'offset_language',
+           'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors', 'counterpart_test',
+           'read_by_row', 'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished',
+           'work_on', 'sort_files', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record',
+           'read_run', 'read_record', 'work_folder', 'work_of', 'read_texts']
 
 # %% ../nbs/05_pipeline.ipynb #bc5a7fd3
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -111,13 +112,13 @@ RUN_CHARACTERS = 8_000_000     # text in one sorted run; Python needs a few time
 SHARD_ENTRIES = 2048            # small enough to be redone, large enough to be worth a task
 
 ENTRY = pa.schema([("id", pa.string()), ("title", pa.string()), ("paragraphs", pa.list_(pa.string()))])
+RUN = pa.schema([*ENTRY, ("size", pa.int32()), ("hash", pa.uint64())])
 KEYS = [("id", "ascending"), ("size", "descending"), ("hash", "ascending")]      # what entries are sorted by
 
 def sorted_run(entries: list[dict[str, Any]]) -> pa.Table:
     "Entries as a table with their keys, in the order of the keys."
-    keys = {"size": pa.array([sum(map(len, e["paragraphs"])) for e in entries], pa.int32()),
-            "hash": pa.array([hash64(e["title"], *e["paragraphs"]) for e in entries], pa.uint64())}
-    table = pa.table({**{f.name: pa.array([e[f.name] for e in entries], f.type) for f in ENTRY}, **keys})
+    sizes, hashes = [sum(map(len, e["paragraphs"])) for e in entries], [hash64(e["title"], *e["paragraphs"]) for e in entries]
+    table = pa.table([*([e[name] for e in entries] for name in ENTRY.names), sizes, hashes], RUN)
     return table.take(pc.sort_indices(table, KEYS))
 
 # %% ../nbs/05_pipeline.ipynb #23b8e9f9
@@ -131,6 +132,7 @@ def text_runs(entries: Iterable[dict[str, Any]], limit: int) -> Iterator[list[di
 
 # %% ../nbs/05_pipeline.ipynb #e607d402
 PACKED = {"compression": "zstd", "use_dictionary": False}       # no two texts are the same
+BLOCK = 128         # entries of a run that are read at a time
 
 def read_file(
     target: Path,
@@ -141,14 +143,13 @@ def read_file(
     target.mkdir()
     counts: Counter[str] = Counter()
     for i, run in enumerate(text_runs(read_entries(local(path), lang, counts), RUN_CHARACTERS)):
-        pq.write_table(sorted_run(run), target/f"{i:05}.parquet", **PACKED)
+        pq.write_table(sorted_run(run), target/f"{i:05}.parquet", BLOCK, **PACKED)
     (target/"counts.json").write_text(json.dumps(counts))
 
 # %% ../nbs/05_pipeline.ipynb #93d0ea41
 def row_reader(path: Path) -> Callable[[int], pa.Table]:
-    "A function that reads the next n entries of a run."
-    batches = pq.ParquetFile(path).iter_batches(64, columns=ENTRY.names)
-    left = ENTRY.empty_table()
+    "A function that reads the next n entries of a run, and no more than a block ahead."
+    batches, left = pq.ParquetFile(path, pre_buffer=False).iter_batches(BLOCK), RUN.empty_table()
     def read(n: int) -> pa.Table:
         nonlocal left
         parts = [left]
@@ -171,9 +172,31 @@ def mark(entries: pa.Table, nth: np.ndarray) -> pa.Table:
     no_text = pc.equal(pc.list_value_length(entries["paragraphs"]), 0)
     blank = pc.case_when(pc.make_struct(pc.equal(entries["title"], ""), no_text), "no title", "no text", pa.scalar(None, pa.string()))
     reason = pc.if_else(pa.array(nth > 1), "duplicate", blank)
-    return entries.set_column(0, "id", [ids]).append_column("reason", reason)
+    return entries.select(ENTRY.names).set_column(0, "id", [ids]).append_column("reason", reason)
 
 # %% ../nbs/05_pipeline.ipynb #75d8ddd7
+def merge(runs: list[Path]) -> Iterator[pa.Table]:
+    "The entries of sorted runs and their keys, in the order of the keys, SHARD_ENTRIES at a time."
+    keys, read = [pq.read_table(run, columns=[name for name, _ in KEYS]) for run in runs], [row_reader(run) for run in runs]
+    order, ends = pc.sort_indices(pa.concat_tables(keys), KEYS).to_numpy(), np.cumsum([len(k) for k in keys])
+    for rows in np.split(order, range(SHARD_ENTRIES, len(order), SHARD_ENTRIES)):
+        wanted = np.bincount(np.searchsorted(ends, rows, "right"), minlength=len(runs))
+        entries = pa.concat_tables([read[run](wanted[run]) for run in np.flatnonzero(wanted)])
+        yield entries.take(np.argsort(np.argsort(rows)))    # from the order of runs to that of keys
+
+# %% ../nbs/05_pipeline.ipynb #4cd1aa35
+OPEN_RUNS = 200
+
+def few_runs(runs: list[Path], folder: Path, most: int) -> list[Path]:
+    "No more than so many runs; those that are merged from others are written to the folder."
+    for n in count():
+        if len(runs) <= most: return runs
+        some = min(most, len(runs) - most + 1)
+        with pq.ParquetWriter(folder/f"{n}.parquet", RUN, **PACKED) as file:
+            for entries in merge(runs[:some]): file.write_table(entries, BLOCK)
+        runs = [*runs[some:], folder/f"{n}.parquet"]
+
+# %% ../nbs/05_pipeline.ipynb #96f79618
 def sort_language(
     target: Path,
     files: list[Path | UPath],      # what read_file wrote for each file of this language
@@ -181,17 +204,13 @@ def sort_language(
     "Merge the sorted runs of a language into shards of SHARD_ENTRIES entries; add up the counts of what was no entry."
     target.mkdir()
     files = [local(f) for f in files]
-    runs = [run for file in files for run in sorted(file.glob("*.parquet"))]
-    keys = [pq.read_table(run, columns=[name for name, _ in KEYS]) for run in runs]
-    if keys:
-        merged, read, ends = pa.concat_tables(keys), [row_reader(run) for run in runs], np.cumsum([len(k) for k in keys])
-        order = pc.sort_indices(merged, KEYS)
-        nth = nth_of_its_id(merged["id"].take(order).combine_chunks())
-        for i, rows in enumerate(np.split(order.to_numpy(), range(SHARD_ENTRIES, len(order), SHARD_ENTRIES))):
-            wanted = np.bincount(np.searchsorted(ends, rows, "right"), minlength=len(runs))
-            entries = pa.concat_tables([read[run](wanted[run]) for run in np.flatnonzero(wanted)])
-            entries = entries.take(np.argsort(np.argsort(rows)))    # from the order of runs to that of keys
-            pq.write_table(mark(entries, nth[i * SHARD_ENTRIES:][:len(rows)]), target/f"{i:05}.parquet", **PACKED)
+    runs, before, had = [run for file in files for run in sorted(file.glob("*.parquet"))], "", 0
+    with tempfile.TemporaryDirectory(dir=target) as d:
+        for i, entries in enumerate(merge(few_runs(runs, Path(d), OPEN_RUNS)) if runs else ()):
+            ids = entries["id"].combine_chunks()
+            nth = nth_of_its_id(ids) + had * pc.equal(ids, before).to_numpy(zero_copy_only=False)    # a shard may end between equals
+            before, had = ids[-1].as_py(), nth[-1]
+            pq.write_table(mark(entries, nth), target/f"{i:05}.parquet", **PACKED)
     counts = sum((Counter(json.loads((file/"counts.json").read_text())) for file in files), Counter())
     (target/"counts.json").write_text(json.dumps(counts, sort_keys=True))
 
