@@ -612,14 +612,15 @@ def plan(
         whole_texts = [" ".join([e["title"], *e["paragraphs"]]) for e in first]
         tokens[lang] = round(len(cached_encoder(None).tokens(whole_texts)[0]) / len(first) * total[lang])
         characters += sum(map(len, whole_texts)) / len(first) * total[lang]
-    n = sum(total.values())
+    n, process = sum(total.values()), peak_memory()
+    workers, at_the_end = (jobs + 1) * process + jobs * min(TASK_BYTES, 10 * characters), process + n * ENTRY_BYTES    # not at the same time
     return {"entries": total, "tokens": tokens, "characters": round(characters), "seconds": round((seconds + n * 2e-4) / jobs),
             "disk_bytes": round(2 * characters + n * (3 * 2 * encoder.dim + 300)),
-            "memory_bytes": round((jobs + 1) * peak_memory() + jobs * min(TASK_BYTES, 10 * characters) + n * ENTRY_BYTES)}
+            "memory_bytes": round(max(workers, at_the_end))}
 
 # %% ../nbs/05_pipeline.ipynb #3475b9a4
 TASK_BYTES = 300 << 20      # a task's own memory: a sorted run of text, a sample of vectors for the centres
-ENTRY_BYTES = 120           # the numbers of an entry, in the process that puts everything together
+ENTRY_BYTES = 600           # what is known of an entry, in the process that puts everything together
 
 def check_plan(needs: dict[str, Any], out: Path | UPath) -> None:
     "A RunError when the disk or the memory cannot hold the run."
