@@ -609,7 +609,7 @@ def _in_order(tasks: Iterable[tuple[Part, How]], jobs: int) -> Iterator[SimpleNa
     try:
         for task in tasks:
             waiting.append(pool.submit(parse_part, *task))
-            if len(waiting) > 2 * jobs: yield waiting.popleft().result()
+            if len(waiting) > 4 * jobs: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     except BrokenProcessPool as e:
         raise CorpusError(f"A reading process died, perhaps for want of memory; there were {jobs}: take fewer, with --jobs.") from e

@@ -169,6 +169,9 @@ def _variant(m: re.Match[str]) -> str:
 _QUOTES = re.compile(r"'{2,}")
 
 def _unquote(line: str) -> str:
+    if "''''" not in line:  # runs of two and three only
+        bold = line.count("'''")
+        if not bold % 2 or not (line.count("''") - bold) % 2: return line.replace("'''", "").replace("''", "")
     runs = list(_QUOTES.finditer(line))
     sizes = [3 if len(r[0]) == 4 else min(len(r[0]), 5) for r in runs]
     spare = {r.start() for r in runs if len(r[0]) in (4, 6)}
@@ -188,7 +191,8 @@ _CLOSE = re.compile(r"[\s,;、，；：]+([)）])")
 _COMMAS = re.compile(r"([,、，])(?:\s*[,、，])+")
 
 def _tidy(s: str) -> str:
-    s = clean_text(html.unescape(_LEFT.sub("", s)))
+    if "__" in s or "[[" in s or "]]" in s: s = _LEFT.sub("", s)
+    s = clean_text(html.unescape(s))
     if not _HOLE.search(s): return s
     for _ in range(2): s = _EMPTY_BRACKETS.sub("", _CLOSE.sub(r"\1", _OPEN.sub(r"\1", s)))
     return _COMMAS.sub(r"\1", _BEFORE_STOP.sub(r"\1", s)).strip()
@@ -203,7 +207,7 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 def is_prose(p: str) -> bool:
     "Is this a paragraph of prose: four words or eight CJK characters, a sentence's end or some length, and not just the opening of a list?"
     if len(p) < 120 and p.endswith((":", "：")): return False
-    if len(_WORD.findall(p[:120])) >= 12: return True  # most are told by their beginning
+    if sum(w[:2].isalpha() and len(w) > 1 for w in p[:120].split()) >= 12: return True  # most are told by their beginning
     cjk, words = len(_CJK.findall(p)), len(_WORD.findall(p))
     return (cjk >= 8 or words >= 4) and (bool(_SENTENCE.search(p)) or cjk >= 40 or words >= 12)
 
@@ -215,8 +219,8 @@ def _weight(texts: list[str]) -> int:
     return sum(len(t) + 2 * len(_CJK.findall(t)) for t in texts)
 
 def _is_list(paragraphs: list[str], items: list[str]) -> bool:
-    listed, told = _weight(items), _weight(paragraphs)
-    return len(items) >= 5 and told < 100 and listed > 0.95 * (listed + told)
+    if len(items) < 5 or (told := _weight(paragraphs)) >= 100: return False
+    return (listed := _weight(items)) > 0.95 * (listed + told)
 
 # %% ../nbs/00_wikitext.ipynb #cf6fb890
 def _prose_lines(block: str, items: list[str]) -> list[str]:
@@ -304,7 +308,11 @@ def _unnamed(source: str) -> Iterator[str]:
 def _shown_template(m: re.Match[str]) -> str:
     name, _, rest = m[1].partition("|")
     if not _speaks(name := name.strip()): return ""
-    return render(m[0]) if "<" in rest or "[" in rest else template_words(name, list(_unnamed(html.unescape(rest))))
+    if "<" in rest or "[" in rest:
+        try: rest = _cut_tags(_cut_links(rest))
+        except _Unsure: return render(m[0])
+        if "=" in rest: return render(m[0])  # of an argument's name, or within what a link shows
+    return template_words(name, list(_unnamed(html.unescape(rest))))
 
 # %% ../nbs/00_wikitext.ipynb #c7c32055
 def _cut_templates(s: str) -> str:
@@ -331,7 +339,8 @@ def _shown_link(m: re.Match[str]) -> str:
     return text if bar else target.lstrip(":").partition("#")[0] or target
 
 def _cut_links(s: str) -> str:
-    s, found = _PLAIN_LINK.sub(lambda m: m[1] or m[2] or "", _WEB_LINK.sub(r"\1", s)), 1
+    s, found = _PLAIN_LINK.sub(lambda m: m[m.lastindex], s), 1
+    if "[" in s: s = _WEB_LINK.sub(r"\1", s)
     if "://" in s: s = _ADDRESS.sub("", s)
     for _ in range(_ROUNDS):
         if not found or "[[" not in s: break
