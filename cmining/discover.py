@@ -15,8 +15,8 @@ from .refine import fit_centers, kmeans, nearest_center
 
 # %% auto #0
 __all__ = ['MAJORITY', 'default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of',
-           'language_offset', 'project', 'has_counterpart', 'join_islands', 'jaccard', 'selects', 'majority_groups',
-           'centrality', 'rank_in_group']
+           'language_offset', 'project', 'cell_centers', 'has_counterpart', 'join_islands', 'jaccard', 'selects',
+           'majority_groups', 'centrality', 'rank_in_group']
 
 # %% ../nbs/04_discover.ipynb #666da634
 def default_n_groups(
@@ -125,6 +125,15 @@ def project(
     norm = np.linalg.norm(projected, axis=1, keepdims=True)
     return projected / np.where(norm > 0, norm, 1)
 
+# %% ../nbs/04_discover.ipynb #7c0de411
+def cell_centers(
+    vectors: np.ndarray,        # unit length, float16 or float32 [n, d], may be a memory map
+    n_cells: int | None = None, # one up to 50,000 vectors, then one for 1,000, at most 4,096, when left out
+) -> np.ndarray:                # float32 [n_cells, d]
+    "The centres of the cells of an inverted file."
+    n_cells = n_cells or (1 if len(vectors) <= 50_000 else min(len(vectors) // 1000, 4096))
+    return fit_centers(vectors, n_cells) if n_cells > 1 else np.zeros((1, vectors.shape[1]), np.float32)
+
 # %% ../nbs/04_discover.ipynb #c0ffee01
 def nearest_cells(vectors: np.ndarray, asked: np.ndarray, centers: np.ndarray, k: int, block: int = 8192) -> np.ndarray:
     "The k nearest centres of some rows, int [a, k]."
@@ -139,29 +148,38 @@ def nearest_cells(vectors: np.ndarray, asked: np.ndarray, centers: np.ndarray, k
 def has_counterpart(
     asked: np.ndarray,      # rows of the entries asked about, int [a]
     vectors: np.ndarray,    # of all kept entries, unit length, float16 or float32 [n, d], may be a memory map
-    lang: np.ndarray,       # their languages, str [n]
-    n_cells: int | None = None,     # 1 is exact; one for 1,000 entries beyond 50,000 when left out
+    lang: np.ndarray,       # their languages, str or int [n]
+    centers: np.ndarray | None = None,  # of the cells, float32 [c, d]; one cell is exact; cell_centers when left out
+    cell: np.ndarray | None = None,     # the nearest centre of each vector, int [n], where it is known already
     probes: int = 8,        # cells in which an entry looks
     block: int = 2048,      # entries on either side of the products in memory
 ) -> np.ndarray:            # bool [a]
     "Whose nearest neighbour of all is in another language? A tie goes to the own one."
-    code = pd.factorize(np.asarray(lang))[0]
-    n_cells = n_cells or (1 if len(vectors) <= 50_000 else min(len(vectors) // 1000, 4096))
-    centers = fit_centers(vectors, n_cells) if n_cells > 1 else np.zeros((1, vectors.shape[1]), np.float32)
-    cell = nearest_center(vectors, centers)
-    home, abroad = np.full(len(asked), -np.inf, np.float32), np.full(len(asked), -np.inf, np.float32)
-    looks = nearest_cells(vectors, asked, centers, min(probes, n_cells))
-    for c, members in enumerate(np.split(np.argsort(cell, kind="stable"), np.cumsum(np.bincount(cell, minlength=len(centers)))[:-1])):
-        who = np.flatnonzero((looks == c).any(1))
+    centers = cell_centers(vectors) if centers is None else centers
+    cell = nearest_center(vectors, centers) if cell is None else cell
+    (code, langs), probes = pd.factorize(np.asarray(lang)), min(probes, len(centers))
+    order = np.lexsort((code, cell))    # cell by cell, and language by language in a cell
+    place = np.argsort(order)
+    ends = np.searchsorted(cell[order], np.arange(len(centers) + 1))
+    looks = nearest_cells(vectors, asked, centers, probes).ravel()
+    visits = np.split(np.argsort(looks, kind="stable") // probes, np.cumsum(np.bincount(looks, minlength=len(centers)))[:-1])
+    best = np.full((len(asked), len(langs)), -np.inf, np.float32)   # the nearest neighbour in each language
+    for start, end, who in zip(ends, ends[1:], visits):
         for q in (who[i:i + block] for i in range(0, len(who), block)):
             x = np.asarray(vectors[asked[q]], np.float32)
-            for m in (members[i:i + block] for i in range(0, len(members), block)):
+            for a in range(start, end, block):
+                m = order[a:min(a + block, end)]
                 cosine = x @ np.asarray(vectors[m], np.float32).T
-                cosine[asked[q][:, None] == m] = -np.inf       # not itself
-                same = code[asked[q]][:, None] == code[m]
-                home[q] = np.maximum(home[q], np.where(same, cosine, -np.inf).max(1))
-                abroad[q] = np.maximum(abroad[q], np.where(same, -np.inf, cosine).max(1))
-    return abroad > home
+                own = place[asked[q]] - a
+                here = np.flatnonzero((own >= 0) & (own < len(m)))
+                cosine[here, own[here]] = -np.inf       # not itself
+                first = np.flatnonzero(np.diff(code[m], prepend=-1))
+                near = np.ix_(q, code[m[first]])
+                best[near] = np.maximum(best[near], np.maximum.reduceat(cosine, first, axis=1))
+    rows, own = np.arange(len(asked)), code[asked]
+    home = best[rows, own]
+    best[rows, own] = -np.inf
+    return best.max(1) > home
 
 
 # %% ../nbs/04_discover.ipynb #c5149032

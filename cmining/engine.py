@@ -148,6 +148,10 @@ class Log:
         here = this_process()
         return self.memory.get(here, 0) + sum(sorted(m for p, m in self.memory.items() if p != here)[-jobs:])
 
+    def seconds(self) -> float:
+        "Of all steps so far."
+        return sum(s["seconds"] for s in self.steps)
+
     def say(self, line: str) -> None:
         if not self.quiet: print(line, file=sys.stderr, flush=True)
 

@@ -33,22 +33,23 @@ from upath import UPath
 from . import __version__
 from .corpus import corpus_files, hash64, read_entries
 from .control import encoder_control
-from .discover import MAJORITY, centrality, describe_groups, find_groups, has_counterpart, language_offset, majority_groups, project, rank_in_group, selects, stage_of
+from .discover import MAJORITY, cell_centers, centrality, describe_groups, find_groups, has_counterpart, language_offset, majority_groups, project, rank_in_group, selects, stage_of
 from .encode import StaticEncoder, entry_text, load_encoder
 from .engine import Log, RunError, Task, as_path, digest, disk_full, do_task, engine, file_digest, is_whole, local, peak_memory, remove, run_step, save_array, scratch, whole, write_json
 from .prune import load_ner, prune_reasons
-from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans
+from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans, nearest_center
 
 # %% auto #0
 __all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'RUN', 'KEYS', 'PACKED', 'BLOCK', 'OPEN_RUNS', 'cached_encoder',
-           'cached_ner', 'STAGES', 'TABLES', 'ARROW', 'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES', 'setting', 'Params',
-           'sorted_run', 'text_runs', 'read_file', 'row_reader', 'nth_of_its_id', 'mark', 'merge', 'few_runs',
-           'sort_language', 'warm_up', 'ner_models', 'encode_shard', 'vector_shards', 'load_vectors', 'stack_vectors',
-           'refine_language', 'is_kept', 'shard_entropies', 'Language', 'stage_one', 'offset_language',
-           'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors', 'counterpart_test',
-           'read_by_row', 'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished',
-           'work_on', 'sort_files', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record',
-           'read_run', 'read_record', 'work_folder', 'work_of', 'read_texts']
+           'cached_ner', 'STAGES', 'ASKED', 'ASSIGNED', 'TABLES', 'ARROW', 'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES',
+           'setting', 'Params', 'sorted_run', 'text_runs', 'read_file', 'row_reader', 'nth_of_its_id', 'mark', 'merge',
+           'few_runs', 'sort_language', 'warm_up', 'ner_models', 'encode_shard', 'vector_shards', 'load_vectors',
+           'stack_vectors', 'refine_language', 'is_kept', 'shard_entropies', 'Language', 'stage_one', 'offset_language',
+           'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors', 'find_cells',
+           'assign_cells', 'ask_counterparts', 'kept_rows', 'counterpart_test', 'counterpart_tasks', 'read_by_row',
+           'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished', 'work_on',
+           'sort_files', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record', 'read_run',
+           'read_record', 'work_folder', 'work_of', 'read_texts']
 
 # %% ../nbs/05_pipeline.ipynb #bc5a7fd3
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -386,6 +387,7 @@ def repeat_groups(
     params: Params,
     jobs: int,
     log: Log,
+    beside: list[Task],     # to be done at the same time
 ) -> tuple[Path | UPath, list[np.ndarray]]:    # where the candidates' vectors are, and the groups of each repeat
     "Group the candidates of all languages n_repeats times."
     name = digest([p.relative_to(work).as_posix() for w in languages for p in (w.refined, *w.entropies)], params.entropy_keep, params.projection)
@@ -396,7 +398,7 @@ def repeat_groups(
     seeds = [params.seed + i for i in range(params.n_repeats if params.clusterer == "kmeans" else 1)]    # hdbscan has no seed
     name = f"{name}-{digest(params.n_groups, params.clusterer, params.tau if params.clusterer == 'hdbscan' else None)}"
     tasks = [Task(work/"groups"/f"{name}-{seed}.npy", group_candidates, (vectors, params, seed)) for seed in seeds]
-    run_step("group", tasks, jobs, log)
+    run_step("group", [*beside, *tasks], jobs, log)
     return vectors, [np.load(local(t.target)) for t in tasks]
 
 # %% ../nbs/05_pipeline.ipynb #860f6980
@@ -435,14 +437,61 @@ def keep_vectors(target: Path, languages: list[Language]) -> None:
     "The vectors of all kept entries of all languages, float16 [kept, d], in the order of rows."
     stack_vectors(target, [x for w in languages for x in vector_shards(w.encoded)])
 
+def find_cells(target: Path, kept: Path | UPath) -> None:
+    "cell_centers of what keep_vectors wrote."
+    save_array(target, cell_centers(np.load(local(kept), mmap_mode="r")))
+
+def assign_cells(target: Path, shards: list[Path | UPath], centers: Path | UPath) -> None:
+    "The nearest centre of each kept entry of some shards, int32 [kept]."
+    save_array(target, np.concatenate([nearest_center(x, np.load(local(centers))) for x in vector_shards(shards)]))
+
+def ask_counterparts(target: Path, asked: np.ndarray, kept: Path | UPath, lang: np.ndarray, centers: Path | UPath, cell: np.ndarray) -> None:
+    "has_counterpart of some of the kept entries, bool [asked]."
+    save_array(target, has_counterpart(asked, np.load(local(kept), mmap_mode="r"), lang, np.load(local(centers)), cell))
+
+
+# %% ../nbs/05_pipeline.ipynb #90596891
+ASKED = 32_768      # entries a task
+ASSIGNED = 32       # shards a task
+
+def kept_rows(
+    entries: pd.DataFrame,  # lang and stage of every entry
+) -> tuple[np.ndarray, np.ndarray]:     # of each kept entry its language, str [kept]; of every entry its place among the kept, int [n]
+    "Where the rows of entries are in what keep_vectors wrote."
+    not_pruned = (entries["stage"] != "pruned").to_numpy()
+    return entries["lang"].to_numpy(object)[not_pruned], np.cumsum(not_pruned) - 1
+
 def counterpart_test(
     kept: np.ndarray,       # from keep_vectors, memory-mapped
     entries: pd.DataFrame,  # lang and stage of every entry
 ) -> Callable[[np.ndarray], np.ndarray]:    # of row numbers: bool
     "has_counterpart, asked by row number."
-    not_pruned = (entries["stage"] != "pruned").to_numpy()
-    lang, position = entries["lang"].to_numpy(object)[not_pruned], np.cumsum(not_pruned) - 1
+    lang, position = kept_rows(entries)
     return lambda rows: has_counterpart(position[rows], kept, lang)
+
+def counterpart_tasks(
+    kept: Path | UPath,     # from keep_vectors
+    centers: Path | UPath,  # from find_cells
+    languages: list[Language],
+    entries: pd.DataFrame,  # lang and stage of every entry
+    jobs: int,
+    log: Log,
+) -> Callable[[np.ndarray], np.ndarray]:    # of row numbers: bool
+    "The same, by tasks."
+    lang, position = kept_rows(entries)
+    def ask(rows: np.ndarray) -> np.ndarray:
+        shards = [e for w in languages for e in w.encoded]
+        parts = [Task(centers.with_name(f"{centers.stem}-{i:07}.npy"), assign_cells, (shards[i:i + ASSIGNED], centers)) for i in range(0, len(shards), ASSIGNED)]
+        run_step("assign", parts, jobs, log)
+        cell = np.concatenate([np.load(local(t.target)) for t in parts])
+        near = np.argsort(cell[position[rows]], kind="stable")
+        together = np.split(position[rows[near]], range(ASKED, len(rows), ASKED))
+        tasks = [Task(kept.parent.parent/"counterparts"/f"{digest(kept.stem, asked.tolist())}.npy", ask_counterparts, (asked, kept, pd.factorize(lang)[0], centers, cell)) for asked in together]
+        run_step("compare", tasks, jobs, log)
+        answers = np.empty(len(rows), bool)
+        answers[near] = np.concatenate([np.load(local(t.target)) for t in tasks])
+        return answers
+    return ask
 
 # %% ../nbs/05_pipeline.ipynb #b1cb0463
 def read_by_row(
@@ -665,8 +714,8 @@ def tasks_of(
     params: Params,
     jobs: int,
     log: Log,
-) -> tuple[dict[str, Any], dict[Path | UPath, str], list[Language], pd.DataFrame, Path | UPath, list[np.ndarray]]:
-    "What the engine does for a run: the plan, the files' digests, the languages, all entries after Stage 1, the candidates' vectors, their groups."
+) -> tuple[dict[str, Any], dict[Path | UPath, str], list[Language], pd.DataFrame, Path | UPath, Path | UPath, Path | UPath, list[np.ndarray]]:
+    "The steps up to the groups: the plan, the files' digests, the languages, all entries after Stage 1, all kept vectors, the centres of their cells, the candidates' vectors, their groups."
     needs = plan(files, params, jobs)
     log.say(f"{corpus}: about {sum(needs['entries'].values()):,} entries in {len(files)} languages ({', '.join(sorted(files))}). Encoder: {cached_encoder(params.encoder).name}.\n"
             f"The run needs about {needs['disk_bytes'] / 1e6:,.0f} MB of disk, {needs['memory_bytes'] / 1e6:,.0f} MB of memory and {fit_time(needs['seconds'])} in {jobs} process{'es' if jobs > 1 else ''}.")
@@ -675,8 +724,12 @@ def tasks_of(
     languages = work_on(files, digests, work, params, jobs, log)
 
     entries = pd.concat([stage_one(w, sorted(files), params) for w in languages], ignore_index=True)
-    vectors, repeats = repeat_groups(languages, entries, work, params, jobs, log)
-    return needs, digests, languages, entries, vectors, repeats
+    kept = work/"kept"/f"{digest([e.relative_to(work).as_posix() for w in languages for e in w.encoded])}.npy"
+    if not is_whole(kept): do_task(Task(kept, keep_vectors, (languages,)))
+    centers = work/"cells"/kept.name
+    cells = [Task(centers, find_cells, (kept,))] if params.counterparts == "drop" else []
+    vectors, repeats = repeat_groups(languages, entries, work, params, jobs, log, cells)
+    return needs, digests, languages, entries, kept, centers, vectors, repeats
 
 
 # %% ../nbs/05_pipeline.ipynb #5bcd4ddd
@@ -692,13 +745,11 @@ def mine_files(
 ) -> pd.DataFrame:
     "The steps of mine, once it is clear what, where and by whom."
     with engine(*by, partial(warm_up, params.encoder)) as jobs:
-        needs, digests, languages, entries, vectors, repeats = tasks_of(corpus, files, out, work, params, jobs, log)
-    begin = time.perf_counter()
-    kept = work/"kept"/f"{digest([e.relative_to(work).as_posix() for w in languages for e in w.encoded])}.npy"
-    if not is_whole(kept): do_task(Task(kept, keep_vectors, (languages,)))
-    with threadpool_limits(1):
-        test = counterpart_test(np.load(local(kept), mmap_mode="r"), entries)
-        entries, groups, points = stage_two(entries, np.load(local(vectors), mmap_mode="r"), repeats, params, test)
+        needs, digests, languages, entries, kept, centers, vectors, repeats = tasks_of(corpus, files, out, work, params, jobs, log)
+        begin = time.perf_counter() - log.seconds()
+        with threadpool_limits(1):
+            test = counterpart_tasks(kept, centers, languages, entries, jobs, log)
+            entries, groups, points = stage_two(entries, np.load(local(vectors), mmap_mode="r"), repeats, params, test)
     found = points.sort_values("row")
     read = read_by_row([s for w in languages for s in w.shards], found["row"].to_numpy(), ["id", "title", "paragraphs"])
     text = pd.DataFrame([(e["id"], e["title"], e["paragraphs"][0]) for e in read], found.index, ["id", "title", "lead"])
@@ -707,7 +758,7 @@ def mine_files(
     write_table(out/"groups.parquet", groups, TABLES["groups"] | {c: "int32" for c in groups if c.startswith("n_")})
     write_table(out/"culture_points.parquet", points, TABLES["culture_points"])
     control = control_of(languages, vectors, params)
-    log.finish("discover", 1, 0, time.perf_counter() - begin)
+    log.finish("discover", 1, 0, time.perf_counter() - begin - log.seconds())
     if control["warning"]: log.say(f"Careful: {control['warning']}")
     write_json(out/"run.json", run_record(corpus, files, digests, languages, out, work, needs, vectors, kept, control, params, jobs, log, time.perf_counter() - start))
     return read_run(out, "culture_points")

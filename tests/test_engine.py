@@ -123,7 +123,7 @@ def test_runs_that_share_their_work(reference, tmp_path):
     mine(SAMPLE, tmp_path / "a", jobs=1)
     mine(SAMPLE, tmp_path / "b", Params.of(theta=1), jobs=1, work=tmp_path / "a")
     record = read_record(tmp_path / "b")
-    assert all(s["resumed"] == s["tasks"] for s in record["steps"] if s["step"] != "discover")
+    assert all(s["resumed"] == s["tasks"] for s in record["steps"] if s["step"] not in ("compare", "discover"))
     assert not list((tmp_path / "b" / "work").glob("*/*")) and len(read_texts(tmp_path / "b", pipeline.read_run(tmp_path / "b", "culture_points"))) > 0
 
 
