@@ -121,7 +121,7 @@ def run_mine(options: argparse.Namespace) -> None:
         first = points.iloc[points["centrality"].argmax()]
         print(f"\nOne of them in full, as  cmining explain {options.out} {json.dumps(first['title'], ensure_ascii=False)} --lang {first['lang']}  shows any entry:\n")
         print(explain_text(explain(options.out, first["title"], first["lang"])))
-    print(f"\n{len(points):,} culture points in {record['seconds']:.0f} s, at most {record['peak_memory_bytes'] / 2**20:,.0f} MiB of memory. Everything is in {options.out}/")
+    print(f"\n{len(points):,} culture points in {record['seconds']:.0f} s, with {record['peak_memory_bytes'] / 2**20:,.0f} MiB of memory at the most. Everything is in {options.out}/")
     print("  culture_points.parquet   what was found            entries.parquet   where every entry stopped\n"
           "  groups.parquet           every group of stage 2    run.json          parameters, versions, counts, times")
 

@@ -13,16 +13,18 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
+import psutil
 from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -32,8 +34,8 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['BACKENDS', 'RunError', 'as_path', 'scratch', 'local', 'whole', 'is_whole', 'remove', 'Task', 'do_task',
-           'this_process', 'peak_memory', 'Log', 'engine', 'run_step', 'disk_full', 'digest', 'file_digest',
-           'save_array', 'write_json']
+           'this_process', 'peak_memory', 'memory_now', 'Log', 'engine', 'run_step', 'disk_full', 'digest',
+           'file_digest', 'save_array', 'write_json']
 
 # %% ../nbs/05_engine.ipynb #264cbdcd
 class RunError(ValueError):
@@ -135,18 +137,46 @@ def peak_memory() -> int:
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
+# %% ../nbs/05_engine.ipynb #56108c8e
+def memory_now() -> dict[str, int]:
+    "What this process and those below it have at this moment, in bytes; shared pages in shares where the system tells them, else not at all."
+    found = {}
+    for p in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.Error):    # it may have ended, or be none of ours
+            told = p.memory_full_info()
+            found[f"{socket.gethostname()}/{p.pid}"] = getattr(told, "pss", told.uss)
+    return found
+
 # %% ../nbs/05_engine.ipynb #a0a82598
 class Log:
     "What a run reports while it goes: a progress bar on a terminal, plain lines otherwise, and the numbers for run.json."
     def __init__(self, quiet: bool = False) -> None:
         self.quiet, self.bar = quiet, not quiet and sys.stderr.isatty()
         self.steps: list[dict[str, Any]] = []
-        self.memory: dict[str, int] = {}    # peak by process
+        self.memory: dict[str, int] = {}    # peak by process that did a task
+        self.seen: set[str] = set()         # processes that were looked at
+        self.high = 0                       # memory at its highest in this step
+
+    def look(self) -> None:
+        now = memory_now()
+        self.seen |= now.keys()
+        self.high = max(self.high, sum(now.values()))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        "While the block lasts, look at the memory every second."
+        over = threading.Event()
+        def watch() -> None:
+            while not over.wait(1): self.look()
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try: yield
+        finally: over.set(); thread.join()
 
     def peak(self, jobs: int) -> int:
-        "An upper bound of the memory of all processes together: this one's peak, and those of as many workers as there are at a time."
-        here = this_process()
-        return self.memory.get(here, 0) + sum(sorted(m for p, m in self.memory.items() if p != here)[-jobs:])
+        "Memory of this process and those below it when it was highest, and of as many workers on other machines, each at its own peak."
+        elsewhere = sorted(m for p, m in self.memory.items() if p not in self.seen)
+        return max((s["peak_memory_bytes"] for s in self.steps), default=0) + sum(elsewhere[-jobs:])
 
     def seconds(self) -> float:
         "Of all steps so far."
@@ -156,8 +186,9 @@ class Log:
         if not self.quiet: print(line, file=sys.stderr, flush=True)
 
     def finish(self, name: str, tasks: int, resumed: int, seconds: float) -> None:
-        self.memory[this_process()] = peak_memory()
-        self.steps.append({"step": name, "tasks": tasks, "resumed": resumed, "seconds": round(seconds, 2)})
+        self.look()
+        self.steps.append({"step": name, "tasks": tasks, "resumed": resumed, "seconds": round(seconds, 2), "peak_memory_bytes": self.high})
+        self.high = 0
         self.say(f"{name:<9}{seconds:6.1f} s" + (f"   {resumed} of {tasks} tasks were done already" if resumed else ""))
 
 # %% ../nbs/05_engine.ipynb #a7f0f53a

@@ -699,7 +699,7 @@ def mine(
     files = corpus_files(as_path(corpus))
     place, shared = open_run(out), open_run(as_path(work)) if work else None
     try:
-        with scratch():
+        with scratch(), log.watching():
             points = mine_files(corpus, files, out, shared or place, params, (backend, jobs, address), log, start)
     except OSError as e: raise disk_full(e, out/"work") from e
     if clean: remove(place)
@@ -816,7 +816,7 @@ def run_record(
         "tokens": needs["tokens"],                      # of the bundled encoder, estimated from the first entries
         "steps": log.steps,
         "seconds": round(seconds, 2),
-        "peak_memory_bytes": log.peak(jobs),            # all processes, each at its own peak: an upper bound
+        "peak_memory_bytes": log.peak(jobs),            # of all processes together, looked at every second
         "jobs": jobs,
         "versions": {"cmining": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
         "work": os.path.relpath(work, out) if isinstance(work, Path) and isinstance(out, Path) else str(work),
