@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, hypergeom
 
-from .refine import fit_centers, kmeans, nearest_center
+from .refine import fit_centers, kmeans, nearest_center, take_rows
 
 # %% auto #0
 __all__ = ['MAJORITY', 'default_n_groups', 'find_groups', 'describe_groups', 'is_large', 'is_dominated', 'stage_of',
@@ -105,7 +105,7 @@ def language_offset(
     if kind not in ("center", "lir"): raise ValueError(f'an offset is "center" or "lir", not {kind!r}')
     total = 0.
     for i in range(0, len(vectors), block):
-        x = np.asarray(vectors[i:i + block], np.float64)
+        x = take_rows(vectors, slice(i, i + block)).astype(np.float64)
         total = total + (x.sum(0, keepdims=True) if kind == "center" else x.T @ x)
     if kind == "center": return (total / max(len(vectors), 1)).astype(np.float32)
     return np.linalg.eigh(total)[1][:, ::-1][:, :r].T.astype(np.float32)
@@ -140,7 +140,7 @@ def nearest_cells(vectors: np.ndarray, asked: np.ndarray, centers: np.ndarray, k
     if k == len(centers): return np.tile(np.arange(k), (len(asked), 1))
     half_norms, found = 0.5 * (centers**2).sum(1), np.empty((len(asked), k), np.int32)
     for i in range(0, len(asked), block):
-        near = half_norms - np.asarray(vectors[asked[i:i + block]], np.float32) @ centers.T
+        near = half_norms - take_rows(vectors, asked[i:i + block]) @ centers.T
         found[i:i + block] = np.argpartition(near, k - 1, axis=1)[:, :k]
     return found
 
@@ -166,10 +166,10 @@ def has_counterpart(
     best = np.full((len(asked), len(langs)), -np.inf, np.float32)   # the nearest neighbour in each language
     for start, end, who in zip(ends, ends[1:], visits):
         for q in (who[i:i + block] for i in range(0, len(who), block)):
-            x = np.asarray(vectors[asked[q]], np.float32)
+            x = take_rows(vectors, asked[q])
             for a in range(start, end, block):
                 m = order[a:min(a + block, end)]
-                cosine = x @ np.asarray(vectors[m], np.float32).T
+                cosine = x @ take_rows(vectors, m).T
                 own = place[asked[q]] - a
                 here = np.flatnonzero((own >= 0) & (own < len(m)))
                 cosine[here, own[here]] = -np.inf       # not itself
@@ -198,8 +198,8 @@ def join_islands(
     for l in np.unique(lang[moving]):
         islands, rows = np.unique(group[on_island & (lang == l)]), np.flatnonzero(moving & (lang == l))
         if not len(islands): continue
-        centers = np.stack([np.asarray(vectors[group == i], np.float32).mean(0) for i in islands])
-        group[rows] = islands[nearest_center(vectors[rows], centers)]
+        centers = np.stack([take_rows(vectors, group == i).mean(0) for i in islands])
+        group[rows] = islands[nearest_center(take_rows(vectors, rows), centers)]
     return group
 
 # %% ../nbs/04_discover.ipynb #38b2ba75
@@ -242,7 +242,7 @@ def centrality(
     cosine = np.full(len(vectors), np.nan, np.float32)
     for g in np.unique(group[group >= 0]):
         rows = np.flatnonzero(group == g)
-        x = np.asarray(vectors[rows], np.float32)
+        x = take_rows(vectors, rows)
         center = x.mean(0)
         norm = np.linalg.norm(x, axis=1) * np.linalg.norm(center)
         cosine[rows] = np.divide(x @ center, norm, out=np.zeros(len(x), np.float32), where=norm > 0)

@@ -43,13 +43,13 @@ from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dens
 __all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'RUN', 'KEYS', 'PACKED', 'BLOCK', 'OPEN_RUNS', 'cached_encoder',
            'cached_ner', 'STAGES', 'ASKED', 'ASSIGNED', 'TABLES', 'ARROW', 'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES',
            'setting', 'Params', 'sorted_run', 'text_runs', 'read_file', 'row_reader', 'nth_of_its_id', 'mark', 'merge',
-           'few_runs', 'sort_language', 'warm_up', 'ner_models', 'encode_shard', 'vector_shards', 'load_vectors',
-           'stack_vectors', 'refine_language', 'is_kept', 'shard_entropies', 'Language', 'stage_one', 'offset_language',
-           'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors', 'find_cells',
-           'assign_cells', 'ask_counterparts', 'kept_rows', 'counterpart_test', 'counterpart_tasks', 'read_by_row',
-           'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished', 'work_on',
-           'sort_files', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record', 'read_run',
-           'read_record', 'work_folder', 'work_of', 'read_texts']
+           'few_runs', 'sort_language', 'warm_up', 'ner_models', 'encode_shard', 'vector_shards', 'n_vectors',
+           'load_vectors', 'stack_vectors', 'refine_language', 'is_kept', 'shard_entropies', 'Language', 'stage_one',
+           'offset_language', 'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors',
+           'find_cells', 'assign_cells', 'ask_counterparts', 'kept_rows', 'counterpart_test', 'counterpart_tasks',
+           'read_by_row', 'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished',
+           'work_on', 'sort_files', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record',
+           'read_run', 'read_record', 'work_folder', 'work_of', 'read_texts']
 
 # %% ../nbs/05_pipeline.ipynb #bc5a7fd3
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -266,19 +266,26 @@ def vector_shards(shards: list[Path | UPath]) -> Iterator[np.ndarray]:
     "The vectors of a language's kept entries shard by shard, float16 [≤ SHARD_ENTRIES, d] each, in the order of ids."
     for shard in shards: yield np.load(local(shard/"vectors.npy"), mmap_mode="r")
 
+def n_vectors(shards: list[Path | UPath]) -> int:
+    "How many those are."
+    return sum(len(x) for x in vector_shards(shards))
+
 def load_vectors(shards: list[Path | UPath]) -> np.ndarray:
     "The same in memory at once, float16 [n, d]: for notebooks."
     with scratch(): return np.concatenate([np.empty((0, 1), np.float16)] if not shards else [np.array(x) for x in vector_shards(shards)])
 
 def stack_vectors(
     target: Path,
-    parts: list[np.ndarray],    # memory maps with the same number of columns, float16
-) -> np.ndarray:                # memory map, float16 [n, d]
+    parts: Iterable[np.ndarray],    # of the same number of columns, float16, one in memory at a time
+    n: int,                         # rows of all parts together
+) -> np.ndarray:                    # memory map, float16 [n, d]
     "The parts under each other in one file: a single array that need not be in memory."
-    shape = sum(map(len, parts)), parts[0].shape[1] if parts else 1
     with open(target, "wb") as f:
-        np.lib.format.write_array_header_1_0(f, {"descr": "<f2", "fortran_order": False, "shape": shape})
-        for part in parts: f.write(np.ascontiguousarray(part, "<f2").tobytes())
+        def begin(d: int) -> None: np.lib.format.write_array_header_1_0(f, {"descr": "<f2", "fortran_order": False, "shape": (int(n), d)})
+        for part in parts:
+            if not f.tell(): begin(part.shape[1])
+            f.write(np.ascontiguousarray(part, "<f2").tobytes())
+        if not f.tell(): begin(1)
     return np.load(target, mmap_mode="r")
 
 # %% ../nbs/05_pipeline.ipynb #787ebc91
@@ -289,7 +296,7 @@ def refine_language(
 ) -> None:
     "Domain, dispersion and density of each kept entry of a language."
     stacked = target.with_name(f"{target.name}.npy")
-    vectors = stack_vectors(stacked, list(vector_shards(shards)))
+    vectors = stack_vectors(stacked, vector_shards(shards), n_vectors(shards))
     domain = kmeans(vectors, params.n_domains or default_n_domains(len(vectors)), params.seed)
     delta = dispersion(vectors, domain, params.k_neighbors)
     stacked.unlink()
@@ -352,7 +359,7 @@ def stage_one(work: Language, langs: list[str], params: Params) -> pd.DataFrame:
 # %% ../nbs/05_pipeline.ipynb #bf30ebc7
 def offset_language(target: Path, shards: list[Path | UPath], kind: str) -> None:
     "language_offset of a language, saved."
-    vectors = stack_vectors(target.with_name(f"{target.name}.npy"), list(vector_shards(shards)))
+    vectors = stack_vectors(target.with_name(f"{target.name}.npy"), vector_shards(shards), n_vectors(shards))
     save_array(target, language_offset(vectors, kind))
     target.with_name(f"{target.name}.npy").unlink()
 
@@ -360,14 +367,15 @@ def offset_language(target: Path, shards: list[Path | UPath], kind: str) -> None
 def candidate_vectors(target: Path, languages: list[Language], entries: pd.DataFrame, params: Params, offsets: dict[str, Path | UPath]) -> None:
     "The vectors of all candidates as Stage 2 sees them, float16 [candidates, d], in the order of rows."
     kept = (entries.loc[entries["stage"] != "pruned", "stage"] == "candidate").to_numpy()
-    row, parts = 0, []
-    for w in languages:
-        offset = {w.lang: np.load(local(offsets[w.lang]))} if offsets else {}
-        for x in vector_shards(w.encoded):
-            chosen = x[kept[row:row + len(x)]]
-            parts.append(np.asarray(project(chosen, np.full(len(chosen), w.lang, object), params.projection, offset), np.float16))
-            row += len(x)
-    stack_vectors(target, parts)
+    def parts() -> Iterator[np.ndarray]:
+        row = 0
+        for w in languages:
+            offset = {w.lang: np.load(local(offsets[w.lang]))} if offsets else {}
+            for x in vector_shards(w.encoded):
+                chosen = x[kept[row:row + len(x)]]
+                yield np.asarray(project(chosen, np.full(len(chosen), w.lang, object), params.projection, offset), np.float16)
+                row += len(x)
+    stack_vectors(target, parts(), kept.sum())
 
 def group_candidates(
     target: Path,
@@ -435,7 +443,8 @@ def stage_two(
 # %% ../nbs/05_pipeline.ipynb #90596889
 def keep_vectors(target: Path, languages: list[Language]) -> None:
     "The vectors of all kept entries of all languages, float16 [kept, d], in the order of rows."
-    stack_vectors(target, [x for w in languages for x in vector_shards(w.encoded)])
+    shards = [e for w in languages for e in w.encoded]
+    stack_vectors(target, vector_shards(shards), n_vectors(shards))
 
 def find_cells(target: Path, kept: Path | UPath) -> None:
     "cell_centers of what keep_vectors wrote."
@@ -479,6 +488,7 @@ def counterpart_tasks(
 ) -> Callable[[np.ndarray], np.ndarray]:    # of row numbers: bool
     "The same, by tasks."
     lang, position = kept_rows(entries)
+    code, folder = pd.factorize(lang)[0], kept.parent.parent/"counterparts"
     def ask(rows: np.ndarray) -> np.ndarray:
         shards = [e for w in languages for e in w.encoded]
         parts = [Task(centers.with_name(f"{centers.stem}-{i:07}.npy"), assign_cells, (shards[i:i + ASSIGNED], centers)) for i in range(0, len(shards), ASSIGNED)]
@@ -486,7 +496,7 @@ def counterpart_tasks(
         cell = np.concatenate([np.load(local(t.target)) for t in parts])
         near = np.argsort(cell[position[rows]], kind="stable")
         together = np.split(position[rows[near]], range(ASKED, len(rows), ASKED))
-        tasks = [Task(kept.parent.parent/"counterparts"/f"{digest(kept.stem, asked.tolist())}.npy", ask_counterparts, (asked, kept, pd.factorize(lang)[0], centers, cell)) for asked in together]
+        tasks = [Task(folder/f"{digest(kept.stem, asked.tolist())}.npy", ask_counterparts, (asked, kept, code, centers, cell)) for asked in together]
         run_step("compare", tasks, jobs, log)
         answers = np.empty(len(rows), bool)
         answers[near] = np.concatenate([np.load(local(t.target)) for t in tasks])

@@ -5,14 +5,16 @@
 # %% ../nbs/03_refine.ipynb #c489a371
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.neighbors import NearestNeighbors
 
 # %% auto #0
-__all__ = ['FIT_ROWS', 'START_ROWS', 'sample_rows', 'nearest_center', 'fit_centers', 'kmeans', 'default_n_domains', 'dispersion',
-           'domain_quantile', 'is_dense', 'entropy', 'is_coherent']
+__all__ = ['FIT_ROWS', 'START_ROWS', 'sample_rows', 'let_go', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans',
+           'default_n_domains', 'dispersion', 'domain_quantile', 'is_dense', 'entropy', 'is_coherent']
 
 # %% ../nbs/03_refine.ipynb #f2c192e9
 def sample_rows(
@@ -24,6 +26,20 @@ def sample_rows(
     if n <= n_sample: return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, n_sample, replace=False))
 
+# %% ../nbs/03_refine.ipynb #1e7600a1
+def let_go(vectors: np.ndarray) -> None:
+    "Give back the pages of a memory map; nothing for another array. They are read again when they are needed."
+    if isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"): vectors.base.madvise(mmap.MADV_DONTNEED)
+
+def take_rows(
+    vectors: np.ndarray,        # float16 or float32 [n, d], may be a memory map
+    rows: np.ndarray | slice,   # row numbers, int [m]
+) -> np.ndarray:                # float32 [m, d]
+    "Some rows, in memory."
+    x = np.asarray(vectors[rows], np.float32)
+    let_go(vectors)
+    return x
+
 # %% ../nbs/03_refine.ipynb #4d6fc473
 def nearest_center(
     vectors: np.ndarray,    # float16 or float32 [n, d], may be a memory map
@@ -34,7 +50,7 @@ def nearest_center(
     half_norms = 0.5 * (centers**2).sum(1)
     labels = np.empty(len(vectors), np.int32)
     for i in range(0, len(vectors), block):
-        x = np.asarray(vectors[i:i + block], np.float32)
+        x = take_rows(vectors, slice(i, i + block))
         labels[i:i + block] = (x @ centers.T - half_norms).argmax(1)
     return labels
 
@@ -50,7 +66,7 @@ def fit_centers(
 ) -> np.ndarray:                # float32 [k, d]
     "The centres of K-Means on a sample. The same bytes on one thread for the same input and seed."
     k = min(k, len(vectors))
-    x = np.asarray(vectors[sample_rows(len(vectors), min(256 * k, max(rows, k)), seed)], np.float32)
+    x = take_rows(vectors, sample_rows(len(vectors), min(256 * k, max(rows, k)), seed))
     start = x[sample_rows(len(x), max(START_ROWS, 10 * k), seed)]
     # float64 is faster here: of float32 points scikit-learn makes a copy in float64 for every centre.
     init = "k-means++" if len(start) == len(x) else kmeans_plusplus(start.astype(np.float64), k, random_state=seed)[0].astype(np.float32)
@@ -91,7 +107,7 @@ def dispersion(
     for rows in domain_rows(domain):
         if len(rows) < 2: continue
         nearest = NearestNeighbors(n_neighbors=min(k, len(rows) - 1), algorithm="brute")
-        delta[rows] = nearest.fit(np.asarray(vectors[rows], np.float32)).kneighbors()[0].mean(1)
+        delta[rows] = nearest.fit(take_rows(vectors, rows)).kneighbors()[0].mean(1)
     return delta
 
 # %% ../nbs/03_refine.ipynb #6481718d
