@@ -452,7 +452,8 @@ def find_cells(target: Path, kept: Path | UPath) -> None:
 
 def assign_cells(target: Path, shards: list[Path | UPath], centers: Path | UPath) -> None:
     "The nearest centre of each kept entry of some shards, int32 [kept]."
-    save_array(target, np.concatenate([nearest_center(x, np.load(local(centers))) for x in vector_shards(shards)]))
+    found = np.load(local(centers))
+    save_array(target, np.concatenate([nearest_center(x, found) for x in vector_shards(shards)]))
 
 def ask_counterparts(target: Path, asked: np.ndarray, kept: Path | UPath, lang: np.ndarray, centers: Path | UPath, cell: np.ndarray) -> None:
     "has_counterpart of some of the kept entries, bool [asked]."

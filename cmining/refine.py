@@ -13,8 +13,8 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.neighbors import NearestNeighbors
 
 # %% auto #0
-__all__ = ['FIT_ROWS', 'START_ROWS', 'sample_rows', 'let_go', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans',
-           'default_n_domains', 'dispersion', 'domain_quantile', 'is_dense', 'entropy', 'is_coherent']
+__all__ = ['FIT_ROWS', 'START_ROWS', 'sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans', 'default_n_domains',
+           'dispersion', 'domain_quantile', 'is_dense', 'entropy', 'is_coherent']
 
 # %% ../nbs/03_refine.ipynb #f2c192e9
 def sample_rows(
@@ -27,17 +27,13 @@ def sample_rows(
     return np.sort(np.random.default_rng(seed).choice(n, n_sample, replace=False))
 
 # %% ../nbs/03_refine.ipynb #1e7600a1
-def let_go(vectors: np.ndarray) -> None:
-    "Give back the pages of a memory map; nothing for another array. They are read again when they are needed."
-    if isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"): vectors.base.madvise(mmap.MADV_DONTNEED)
-
 def take_rows(
     vectors: np.ndarray,        # float16 or float32 [n, d], may be a memory map
     rows: np.ndarray | slice,   # row numbers, int [m]
 ) -> np.ndarray:                # float32 [m, d]
-    "Some rows, in memory."
+    "Some rows, in memory; the pages of a memory map are given back, and read again when they are needed."
     x = np.asarray(vectors[rows], np.float32)
-    let_go(vectors)
+    if isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"): vectors.base.madvise(mmap.MADV_DONTNEED)
     return x
 
 # %% ../nbs/03_refine.ipynb #4d6fc473

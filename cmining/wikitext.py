@@ -220,7 +220,8 @@ def _weight(texts: list[str]) -> int:
 
 def _is_list(paragraphs: list[str], items: list[str]) -> bool:
     if len(items) < 5 or (told := _weight(paragraphs)) >= 100: return False
-    return (listed := _weight(items)) > 0.95 * (listed + told)
+    listed = _weight(items)
+    return listed > 0.95 * (listed + told)
 
 # %% ../nbs/00_wikitext.ipynb #cf6fb890
 def _prose_lines(block: str, items: list[str]) -> list[str]:
