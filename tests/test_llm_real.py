@@ -22,7 +22,7 @@ def item(text: dict) -> dict:
 
 
 def write_model(path: Path) -> None:
-    "A Qwen2-type model with random weights whose tokens are the 256 bytes."
+    "A Qwen2-type model with random weights whose tokens are the 256 bytes, and which likes best the eight that UTF-8 never has."
     gguf = pytest.importorskip("gguf")
     rng, d, ff, layers, heads, kv = np.random.default_rng(0), 64, 128, 2, 4, 2
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]     # bytes that byte-level BPE shows as themselves; the others from 256 on
@@ -36,7 +36,10 @@ def write_model(path: Path) -> None:
     w.add_eos_token_id(258); w.add_bos_token_id(256)
     w.add_chat_template("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n")
     def tensor(name: str, *shape: int) -> None: w.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
-    for name in ("token_embd", "output"): tensor(f"{name}.weight", len(tokens), d)
+    embedding, output = rng.normal(0, 0.1, (2, len(tokens), d)).astype(np.float32)
+    embedding[:, 0], output[:, 0] = 8, 0        # a constant, which the norm before the output leaves at about 8 ...
+    output[0xF8:0x100, 0] = 1                   # ... so that this is added to these tokens' logits
+    w.add_tensor("token_embd.weight", embedding); w.add_tensor("output.weight", output)
     w.add_tensor("output_norm.weight", np.ones(d, np.float32))
     for i in range(layers):
         for name, rows in (("attn_q", d), ("attn_k", d // heads * kv), ("attn_v", d // heads * kv)):
@@ -98,8 +101,8 @@ def test_a_schema_that_the_server_fails_on(base_url, tmp_path, monkeypatch):
     seen, plain = [], llm.status_failure
     monkeypatch.setattr(llm, "status_failure", lambda e: seen.append(e.status_code) or plain(e))
     replies = list(ask(prompts(4, FREE), Endpoint("tiny", base_url, concurrency=2), tmp_path / "j.jsonl"))
-    assert [r.key for r in replies] == ["k0", "k1", "k2", "k3"] and all(r.mode != "json_schema" and (r.text is None) != (r.error is None) for r in replies)
-    assert 500 in seen
+    assert 500 in seen and [r.key for r in replies] == ["k0", "k1", "k2", "k3"]
+    assert "json_schema" not in {r.mode for r in replies} and all((r.text is None) != (r.error is None) for r in replies)
 
 
 if __name__ == "__main__": serve(sys.argv[1])
