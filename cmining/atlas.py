@@ -95,7 +95,7 @@ def read_leads(
 ) -> list[str]:
     "The beginning of some entries."
     shards = [s for same in work_of(run, "entries").values() for s in same]
-    with scratch(): return [shorten(e["paragraphs"][0], LEAD_CHARACTERS) if e["paragraphs"] else "" for e in read_by_row(shards, rows, ["paragraphs"])]
+    with scratch(): return [shorten(e["paragraphs"][0], LEAD_CHARACTERS) if e["paragraphs"] else "" for table in read_by_row(shards, rows, ["paragraphs"]) for e in table.to_pylist()]
 
 # %% ../nbs/08_atlas.ipynb #97fb135f
 def tabulate(

@@ -37,19 +37,20 @@ from .discover import MAJORITY, cell_centers, centrality, describe_groups, find_
 from .encode import StaticEncoder, entry_text, load_encoder
 from .engine import Log, RunError, Task, as_path, digest, disk_full, do_task, engine, file_digest, is_whole, local, peak_memory, remove, run_step, save_array, scratch, whole, write_json
 from .prune import load_ner, prune_reasons
-from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans, nearest_center
+from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans, nearest_center, take_rows
 
 # %% auto #0
 __all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'RUN', 'KEYS', 'PACKED', 'BLOCK', 'OPEN_RUNS', 'cached_encoder',
-           'cached_ner', 'STAGES', 'ASKED', 'ASSIGNED', 'TABLES', 'ARROW', 'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES',
-           'setting', 'Params', 'sorted_run', 'text_runs', 'read_file', 'row_reader', 'nth_of_its_id', 'mark', 'merge',
-           'few_runs', 'sort_language', 'warm_up', 'ner_models', 'encode_shard', 'vector_shards', 'n_vectors',
-           'load_vectors', 'stack_vectors', 'refine_language', 'is_kept', 'shard_entropies', 'Language', 'stage_one',
-           'offset_language', 'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors',
-           'find_cells', 'assign_cells', 'ask_counterparts', 'kept_rows', 'counterpart_test', 'counterpart_tasks',
-           'read_by_row', 'arrow_table', 'write_table', 'write_entries', 'is_run', 'open_run', 'sweep_unfinished',
-           'work_on', 'sort_files', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of', 'run_record',
-           'read_run', 'read_record', 'work_folder', 'work_of', 'read_texts']
+           'cached_ner', 'PIECE', 'REFINED', 'STAGES', 'REASONS', 'ASKED', 'ASSIGNED', 'TABLES', 'ARROW',
+           'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES', 'setting', 'Params', 'sorted_run', 'text_runs', 'read_file',
+           'row_reader', 'nth_of_its_id', 'mark', 'merge', 'few_runs', 'sort_language', 'warm_up', 'ner_models',
+           'encode_shard', 'vector_shards', 'n_vectors', 'load_vectors', 'stack_vectors', 'cut_domains', 'find_domains',
+           'refine_piece', 'join_pieces', 'is_kept', 'shard_entropies', 'Language', 'stage_one', 'offset_language',
+           'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors', 'find_cells',
+           'assign_cells', 'ask_counterparts', 'kept_rows', 'counterpart_test', 'counterpart_tasks', 'read_by_row',
+           'arrow_table', 'write_table', 'write_entries', 'write_points', 'is_run', 'open_run', 'sweep_unfinished',
+           'work_on', 'sort_files', 'refine_languages', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of',
+           'run_record', 'read_run', 'read_record', 'work_folder', 'work_of', 'read_texts']
 
 # %% ../nbs/05_pipeline.ipynb #bc5a7fd3
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -289,19 +290,45 @@ def stack_vectors(
     return np.load(target, mmap_mode="r")
 
 # %% ../nbs/05_pipeline.ipynb #787ebc91
-def refine_language(
+PIECE = 32_768      # entries of a piece, or so
+
+def cut_domains(
+    domain: np.ndarray,     # of each kept entry of a language, int32 [n]
+    size: int = PIECE,
+) -> list[np.ndarray]:      # row numbers, int, about size of them in each
+    "The rows in the order of their domains, in pieces of whole domains."
+    order, ends = np.argsort(domain, kind="stable"), np.cumsum(np.bincount(domain))
+    cuts = ends[np.diff(ends // size, prepend=0) > 0]      # where a domain passes another multiple of size
+    return [rows for rows in np.split(order, cuts) if len(rows)]
+
+
+# %% ../nbs/05_pipeline.ipynb #787ebc93
+def find_domains(
     target: Path,
     shards: list[Path | UPath],     # from encode_shard
     params: Params,
 ) -> None:
-    "Domain, dispersion and density of each kept entry of a language."
-    stacked = target.with_name(f"{target.name}.npy")
-    vectors = stack_vectors(stacked, vector_shards(shards), n_vectors(shards))
+    "The domain of each kept entry of a language, in pieces for refine_piece: row, domain and vector of each entry."
+    target.mkdir()
+    vectors = stack_vectors(target/"all.npy", vector_shards(shards), n_vectors(shards))
     domain = kmeans(vectors, params.n_domains or default_n_domains(len(vectors)), params.seed)
+    for i, rows in enumerate(cut_domains(domain)):
+        np.savez(target/f"{i:05}.npz", row=rows, domain=domain[rows], vectors=take_rows(vectors, rows).astype(np.float16))
+    (target/"all.npy").unlink()
+
+# %% ../nbs/05_pipeline.ipynb #787ebc94
+REFINED = pa.schema([("row", pa.int64()), ("domain", pa.int32()), ("dispersion", pa.float32()), ("dense", pa.bool_())])
+
+def refine_piece(target: Path, piece: Path | UPath, params: Params) -> None:
+    "Dispersion and density of the entries of a piece, with its columns of REFINED."
+    with np.load(local(piece)) as of: row, domain, vectors = of["row"], of["domain"], of["vectors"]
     delta = dispersion(vectors, domain, params.k_neighbors)
-    stacked.unlink()
-    table = {"domain": domain, "dispersion": delta, "dense": is_dense(delta, domain, params.density_quantile)}
-    pq.write_table(pa.table(table), target)
+    pq.write_table(pa.table([row, domain, delta, is_dense(delta, domain, params.density_quantile)], schema=REFINED), target)
+
+def join_pieces(target: Path, pieces: list[Path | UPath]) -> None:
+    "REFINED of a language from its pieces, in the order of ids."
+    table = pa.concat_tables([REFINED.empty_table(), *(pq.read_table(local(p)) for p in pieces)])
+    pq.write_table(table.sort_by("row").drop_columns("row"), target)
 
 # %% ../nbs/05_pipeline.ipynb #c6c77883
 def is_kept(encoded: Path | UPath) -> np.ndarray:
@@ -410,6 +437,8 @@ def repeat_groups(
     return vectors, [np.load(local(t.target)) for t in tasks]
 
 # %% ../nbs/05_pipeline.ipynb #860f6980
+REASONS = ("unstable", "counterpart")     # why an entry on an island is no culture point
+
 def stage_two(
     entries: pd.DataFrame,          # all languages, from stage_one
     vectors: np.ndarray,            # of the candidates, in their order, float16 [candidates, d]
@@ -428,16 +457,16 @@ def stage_two(
     group = majority_groups(vectors, repeats, selected, lang, chosen & ~barred, **rule)
     groups = describe_groups(group, lang, params.balanced)
     stage = stage_of(group, lang, groups, params.tau, params.theta, params.max_q)
-    reason = np.where(stage != "culture_point", None, np.where(share < MAJORITY, "unstable", np.where(barred, "counterpart", None)))
+    reason = np.where(stage != "culture_point", None, np.where(share < MAJORITY, REASONS[0], np.where(barred, REASONS[1], None)))
     stage[reason != None] = "mixed"     # noqa: E711, by element
     cosine = centrality(vectors, group)
     points = entries.iloc[candidates].assign(row=candidates, group=group, centrality=cosine, rank=rank_in_group(cosine, group, candidates), stability=share)
     points = points[stage == "culture_point"].merge(groups.rename(columns={"size": "group_size"}).drop(columns="lang"), on="group")
 
     stages = entries["stage"].astype(pd.CategoricalDtype((*STAGES, "candidate")))
-    final, in_group, why = stages.cat.codes.to_numpy().copy(), np.full(len(entries), -2, np.int32), np.full(len(entries), None)
-    final[candidates], in_group[candidates], why[candidates] = [STAGES.index(s) for s in stage], group, reason
-    entries = entries.assign(stage=pd.Categorical.from_codes(final, STAGES), group=in_group, reason=why)
+    final, in_group, why = stages.cat.codes.to_numpy().copy(), np.full(len(entries), -2, np.int32), np.full(len(entries), -1, np.int8)
+    final[candidates], in_group[candidates], why[candidates] = pd.Categorical(stage, STAGES).codes, group, pd.Categorical(reason, REASONS).codes
+    entries = entries.assign(stage=pd.Categorical.from_codes(final, STAGES), group=in_group, reason=pd.Categorical.from_codes(why, REASONS))
     return entries, groups, points.sort_values(["lang", "group", "rank"], ignore_index=True)
 
 # %% ../nbs/05_pipeline.ipynb #90596889
@@ -466,10 +495,10 @@ ASSIGNED = 32       # shards a task
 
 def kept_rows(
     entries: pd.DataFrame,  # lang and stage of every entry
-) -> tuple[np.ndarray, np.ndarray]:     # of each kept entry its language, str [kept]; of every entry its place among the kept, int [n]
+) -> tuple[np.ndarray, np.ndarray]:     # of each kept entry a number for its language, int8 [kept]; of every entry its place among the kept, int [n]
     "Where the rows of entries are in what keep_vectors wrote."
     not_pruned = (entries["stage"] != "pruned").to_numpy()
-    return entries["lang"].to_numpy(object)[not_pruned], np.cumsum(not_pruned) - 1
+    return entries["lang"].astype("category").cat.codes.to_numpy()[not_pruned], np.cumsum(not_pruned) - 1
 
 def counterpart_test(
     kept: np.ndarray,       # from keep_vectors, memory-mapped
@@ -489,7 +518,7 @@ def counterpart_tasks(
 ) -> Callable[[np.ndarray], np.ndarray]:    # of row numbers: bool
     "The same, by tasks."
     lang, position = kept_rows(entries)
-    code, folder = pd.factorize(lang)[0], kept.parent.parent/"counterparts"
+    folder = kept.parent.parent/"counterparts"
     def ask(rows: np.ndarray) -> np.ndarray:
         shards = [e for w in languages for e in w.encoded]
         parts = [Task(centers.with_name(f"{centers.stem}-{i:07}.npy"), assign_cells, (shards[i:i + ASSIGNED], centers)) for i in range(0, len(shards), ASSIGNED)]
@@ -497,7 +526,7 @@ def counterpart_tasks(
         cell = np.concatenate([np.load(local(t.target)) for t in parts])
         near = np.argsort(cell[position[rows]], kind="stable")
         together = np.split(position[rows[near]], range(ASKED, len(rows), ASKED))
-        tasks = [Task(folder/f"{digest(kept.stem, asked.tolist())}.npy", ask_counterparts, (asked, kept, code, centers, cell)) for asked in together]
+        tasks = [Task(folder/f"{digest(kept.stem, asked.tolist())}.npy", ask_counterparts, (asked, kept, lang, centers, cell)) for asked in together]
         run_step("compare", tasks, jobs, log)
         answers = np.empty(len(rows), bool)
         answers[near] = np.concatenate([np.load(local(t.target)) for t in tasks])
@@ -509,13 +538,13 @@ def read_by_row(
     shards: list[Path | UPath],     # from sort_language, of one language or of all
     rows: np.ndarray,               # row numbers, ascending, int [m]
     columns: list[str],             # of id, title, paragraphs, reason
-) -> Iterator[dict[str, Any]]:
-    "The entries with these row numbers, in order."
+) -> Iterator[pa.Table]:
+    "The entries with these row numbers, in order, shard by shard."
     first = 0
     for shard in shards:
         n = pq.read_metadata(local(shard)).num_rows
         here = rows[np.searchsorted(rows, first):np.searchsorted(rows, first + n)] - first
-        if len(here): yield from pq.read_table(local(shard), columns=columns).take(pa.array(here)).to_pylist()
+        if len(here): yield pq.read_table(local(shard), columns=columns).take(pa.array(here))
         first += n
 
 # %% ../nbs/05_pipeline.ipynb #b4840593
@@ -543,19 +572,37 @@ def write_table(path: Path | UPath, table: pd.DataFrame, columns: dict[str, str]
 
 # %% ../nbs/05_pipeline.ipynb #14d6e1c0
 def write_entries(path: Path | UPath, languages: list[Language], entries: pd.DataFrame) -> None:
-    "entries.parquet: titles and reasons from the shards, the rest from the table, 64 shards at a time."
+    "entries.parquet: titles and reasons from the shards, the rest from the table, 16 shards at a time."
     titles = [e/"titles.parquet" for w in languages for e in w.encoded]
     schema = pa.schema([(name, ARROW[kind]) for name, kind in TABLES["entries"].items()])
     row = 0
     with whole(path) as unfinished, pq.ParquetWriter(unfinished, schema) as out:
-        for i in range(0, len(titles), 64):
-            part = pa.concat_tables([pq.read_table(local(t)) for t in titles[i:i + 64]]).to_pandas()
+        for i in range(0, len(titles), 16):
+            part = pa.concat_tables([pq.read_table(local(t)) for t in titles[i:i + 16]]).to_pandas()
             rest = entries.iloc[row:row + len(part)].reset_index(drop=True)
             part = part.assign(lang=rest["lang"], stage=rest["stage"], dispersion=rest["dispersion"], entropy=rest["entropy"],
                                domain=rest["domain"].where(rest["domain"] >= 0), group=rest["group"].where(rest["group"] >= -1),
-                               reason=part["reason"].astype(object).where(rest["reason"].isna(), rest["reason"]))
+                               reason=part["reason"].astype(object).where(rest["reason"].isna(), rest["reason"].astype(object)))
             out.write_table(arrow_table(part, TABLES["entries"]))
             row += len(part)
+
+def write_points(
+    path: Path | UPath,
+    languages: list[Language],
+    entries: pd.DataFrame,  # lang of every entry
+    points: pd.DataFrame,   # from stage_two, with the row of each
+) -> None:
+    "culture_points.parquet: titles and leads from the shards, the rest from the table, a language at a time."
+    columns = TABLES["culture_points"]
+    with whole(path) as unfinished, pq.ParquetWriter(unfinished, pa.schema([(name, ARROW[kind]) for name, kind in columns.items()])) as out:
+        for w in languages:
+            own, first = points[points["lang"] == w.lang], (entries["lang"] == w.lang).to_numpy().argmax()
+            if own.empty: continue
+            order = np.argsort(own["row"].to_numpy())
+            found = read_by_row(w.shards, own["row"].to_numpy()[order] - first, ["id", "title", "paragraphs"])
+            text = pa.concat_tables(t.set_column(2, "lead", pc.list_element(t["paragraphs"], 0)) for t in found).take(np.argsort(order))
+            rest = arrow_table(own, {name: kind for name, kind in columns.items() if name not in text.column_names})
+            out.write_table(pa.table({name: (text if name in text.column_names else rest)[name] for name in columns}))
 
 # %% ../nbs/05_pipeline.ipynb #2b2d0add
 def is_run(out: Path | UPath) -> bool:
@@ -607,7 +654,7 @@ def work_on(
 
     name = {lang: f"{name[lang]}-{digest(params.n_domains, params.k_neighbors, params.density_quantile, params.seed)}" for lang in langs}
     refined = {lang: work/"refined"/f"{name[lang]}.parquet" for lang in langs}
-    run_step("refine", [Task(refined[lang], refine_language, (encoded[lang], params)) for lang in langs], jobs, log)
+    refine_languages(encoded, refined, work, params, jobs, log)
 
     if once: entropies = {lang: [e/"entropy.npy" for e in encoded[lang]] for lang in langs}
     else:
@@ -633,6 +680,24 @@ def sort_files(
     run_step("read", list({t.target: t for lang in left for t in reading[lang]}.values()), jobs, log)
     run_step("sort", [Task(entries[lang], sort_language, (sorted(t.target for t in reading.get(lang, [])),)) for lang in sorted(files)], jobs, log)
     remove(work/"read")
+
+# %% ../nbs/05_pipeline.ipynb #86767edb
+def refine_languages(
+    encoded: dict[str, list[Path | UPath]],     # shards of each language, from encode_shard
+    refined: dict[str, Path | UPath],           # where each language's domains and densities belong
+    work: Path | UPath,
+    params: Params,
+    jobs: int,
+    log: Log,
+) -> None:
+    "Find the domains of each language, and the dispersion and density of its entries."
+    left = [lang for lang in sorted(refined) if not is_whole(refined[lang])]
+    domains = {lang: work/"domains"/refined[lang].stem for lang in left}
+    run_step("domains", [Task(domains[lang], find_domains, (encoded[lang], params)) for lang in left], jobs, log)
+    pieces = {lang: [Task(work/"pieces"/f"{domains[lang].name}-{p.stem}.parquet", refine_piece, (p, params)) for p in sorted(domains[lang].glob("*.npz"))] for lang in left}
+    run_step("refine", [t for lang in left for t in pieces[lang]], jobs, log)
+    for lang in left: do_task(Task(refined[lang], join_pieces, ([t.target for t in pieces[lang]],)))
+    for folder in ("domains", "pieces"): remove(work/folder)
 
 # %% ../nbs/05_pipeline.ipynb #8f59cd62
 def dense_by_shard(refined: Path | UPath, encoded: list[Path | UPath]) -> list[np.ndarray]:
@@ -761,13 +826,9 @@ def mine_files(
         with threadpool_limits(1):
             test = counterpart_tasks(kept, centers, languages, entries, jobs, log)
             entries, groups, points = stage_two(entries, np.load(local(vectors), mmap_mode="r"), repeats, params, test)
-    found = points.sort_values("row")
-    read = read_by_row([s for w in languages for s in w.shards], found["row"].to_numpy(), ["id", "title", "paragraphs"])
-    text = pd.DataFrame([(e["id"], e["title"], e["paragraphs"][0]) for e in read], found.index, ["id", "title", "lead"])
-    points = points.assign(**text)
     write_entries(out/"entries.parquet", languages, entries)
     write_table(out/"groups.parquet", groups, TABLES["groups"] | {c: "int32" for c in groups if c.startswith("n_")})
-    write_table(out/"culture_points.parquet", points, TABLES["culture_points"])
+    write_points(out/"culture_points.parquet", languages, entries, points)
     control = control_of(languages, vectors, params)
     log.finish("discover", 1, 0, time.perf_counter() - begin - log.seconds())
     if control["warning"]: log.say(f"Careful: {control['warning']}")

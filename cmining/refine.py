@@ -13,8 +13,8 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.neighbors import NearestNeighbors
 
 # %% auto #0
-__all__ = ['FIT_ROWS', 'START_ROWS', 'sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans', 'default_n_domains',
-           'dispersion', 'domain_quantile', 'is_dense', 'entropy', 'is_coherent']
+__all__ = ['STRETCH', 'FIT_ROWS', 'START_ROWS', 'sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans',
+           'default_n_domains', 'dispersion', 'domain_quantile', 'is_dense', 'entropy', 'is_coherent']
 
 # %% ../nbs/03_refine.ipynb #f2c192e9
 def sample_rows(
@@ -27,13 +27,25 @@ def sample_rows(
     return np.sort(np.random.default_rng(seed).choice(n, n_sample, replace=False))
 
 # %% ../nbs/03_refine.ipynb #1e7600a1
+STRETCH = 65_536    # rows of a memory map that are mapped at a time
+
 def take_rows(
     vectors: np.ndarray,        # float16 or float32 [n, d], may be a memory map
-    rows: np.ndarray | slice,   # row numbers, int [m]
+    rows: np.ndarray | slice,   # row numbers in any order, int [m]; or bool [n]; or a slice no longer than a stretch
 ) -> np.ndarray:                # float32 [m, d]
     "Some rows, in memory; the pages of a memory map are given back, and read again when they are needed."
-    x = np.asarray(vectors[rows], np.float32)
-    if isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"): vectors.base.madvise(mmap.MADV_DONTNEED)
+    if not (isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")): return np.asarray(vectors[rows], np.float32)
+    def let_go() -> None: vectors.base.madvise(mmap.MADV_DONTNEED)
+    if isinstance(rows, slice):
+        x = np.asarray(vectors[rows], np.float32)
+        let_go()
+        return x
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    x, order = np.empty((len(rows), vectors.shape[1]), np.float32), np.argsort(rows, kind="stable")
+    for stretch in np.split(order, np.searchsorted(rows[order], np.arange(STRETCH, len(vectors), STRETCH))):
+        if not len(stretch): continue
+        x[stretch] = vectors[rows[stretch]]
+        let_go()
     return x
 
 # %% ../nbs/03_refine.ipynb #4d6fc473
