@@ -745,7 +745,7 @@ def plan(
 
 # %% ../nbs/05_pipeline.ipynb #3475b9a4
 TASK_BYTES = 300 << 20      # a task's own memory: a sorted run of text, a sample of vectors for the centres
-ENTRY_BYTES = 600           # what is known of an entry, in the process that puts everything together
+ENTRY_BYTES = 200           # what is known of an entry, in the process that puts everything together
 
 def check_plan(needs: dict[str, Any], out: Path | UPath) -> None:
     "A RunError when the disk or the memory cannot hold the run."

@@ -70,9 +70,9 @@ def test_no_titles_and_empty_titles():
 @pytest.mark.parametrize("title", ["1" * 100_000, "a" * 100_000, "1 " * 50_000, "Liste " * 20_000, "(" * 50_000, "一" * 50_000, "hundertund" * 5_000,
                                    "Lista de " + "a" * 100_000])
 def test_pathological_titles_end(title):
-    start = time.perf_counter()
+    start = time.process_time()
     for lang in SIX: prune_reasons([title], lang)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_order_and_length_are_kept():
