@@ -44,8 +44,9 @@ mine: $(VENV)/.base
 	@$(BIN)/cmining synthesize runs/sample --out runs/items --offline --limit 60
 	@echo; echo "The figures of this run: open reports/sample/index.html (make report redraws them). Next: $(BIN)/cmining --help"
 
+# Two processes, which take tests from each other at the end: most tests leave one of two cores idle.
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: $(VENV)/.test
 	@command -v quarto >/dev/null || { echo "The site is rendered by Quarto, which is not installed: get it from https://quarto.org/docs/get-started/ and run make docs again"; exit 1; }
