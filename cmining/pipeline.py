@@ -37,20 +37,21 @@ from .discover import MAJORITY, cell_centers, centrality, describe_groups, find_
 from .encode import StaticEncoder, entry_text, load_encoder
 from .engine import Log, RunError, Task, as_path, digest, disk_full, do_task, engine, file_digest, is_whole, local, peak_memory, remove, run_step, save_array, scratch, whole, write_json
 from .prune import load_ner, prune_reasons
-from .refine import default_n_domains, dispersion, entropy, is_coherent, is_dense, kmeans, nearest_center, take_rows
+from .refine import default_n_domains, dispersion, domain_rows, entropy, is_coherent, is_dense, kmeans, nearest_center, take_rows
 
 # %% auto #0
 __all__ = ['PRESETS', 'RUN_CHARACTERS', 'SHARD_ENTRIES', 'ENTRY', 'RUN', 'KEYS', 'PACKED', 'BLOCK', 'OPEN_RUNS', 'cached_encoder',
            'cached_ner', 'PIECE', 'REFINED', 'STAGES', 'REASONS', 'ASKED', 'ASSIGNED', 'TABLES', 'ARROW',
            'PROBE_ENTRIES', 'TASK_BYTES', 'ENTRY_BYTES', 'setting', 'Params', 'sorted_run', 'text_runs', 'read_file',
            'row_reader', 'nth_of_its_id', 'mark', 'merge', 'few_runs', 'sort_language', 'warm_up', 'ner_models',
-           'encode_shard', 'vector_shards', 'n_vectors', 'load_vectors', 'stack_vectors', 'cut_domains', 'find_domains',
-           'refine_piece', 'join_pieces', 'is_kept', 'shard_entropies', 'Language', 'stage_one', 'offset_language',
-           'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors', 'find_cells',
-           'assign_cells', 'ask_counterparts', 'kept_rows', 'counterpart_test', 'counterpart_tasks', 'read_by_row',
-           'arrow_table', 'write_table', 'write_entries', 'write_points', 'is_run', 'open_run', 'sweep_unfinished',
-           'work_on', 'sort_files', 'refine_languages', 'count_entries', 'plan', 'check_plan', 'mine', 'control_of',
-           'run_record', 'read_run', 'read_record', 'work_folder', 'work_of', 'read_texts']
+           'encode_shard', 'vector_shards', 'load_vectors', 'stack_vectors', 'stack_shards', 'cut_domains',
+           'find_domains', 'refine_piece', 'join_pieces', 'is_kept', 'shard_entropies', 'Language', 'stage_one',
+           'offset_language', 'candidate_vectors', 'group_candidates', 'repeat_groups', 'stage_two', 'keep_vectors',
+           'find_cells', 'assign_cells', 'ask_counterparts', 'kept_rows', 'counterpart_test', 'counterpart_tasks',
+           'read_by_row', 'arrow_schema', 'arrow_table', 'write_table', 'write_entries', 'write_points', 'is_run',
+           'open_run', 'sweep_unfinished', 'work_on', 'sort_files', 'refine_languages', 'count_entries', 'plan',
+           'check_plan', 'mine', 'control_of', 'run_record', 'read_run', 'read_record', 'work_folder', 'work_of',
+           'read_texts']
 
 # %% ../nbs/05_pipeline.ipynb #bc5a7fd3
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -267,10 +268,6 @@ def vector_shards(shards: list[Path | UPath]) -> Iterator[np.ndarray]:
     "The vectors of a language's kept entries shard by shard, float16 [≤ SHARD_ENTRIES, d] each, in the order of ids."
     for shard in shards: yield np.load(local(shard/"vectors.npy"), mmap_mode="r")
 
-def n_vectors(shards: list[Path | UPath]) -> int:
-    "How many those are."
-    return sum(len(x) for x in vector_shards(shards))
-
 def load_vectors(shards: list[Path | UPath]) -> np.ndarray:
     "The same in memory at once, float16 [n, d]: for notebooks."
     with scratch(): return np.concatenate([np.empty((0, 1), np.float16)] if not shards else [np.array(x) for x in vector_shards(shards)])
@@ -289,18 +286,23 @@ def stack_vectors(
         if not f.tell(): begin(1)
     return np.load(target, mmap_mode="r")
 
+def stack_shards(target: Path, shards: list[Path | UPath]) -> np.ndarray:
+    "The vectors of all kept entries of the shards in one file, float16 [n, d]."
+    return stack_vectors(target, vector_shards(shards), sum(map(len, vector_shards(shards))))
+
 # %% ../nbs/05_pipeline.ipynb #787ebc91
-PIECE = 32_768      # entries of a piece, or so
+PIECE = 32_768      # entries of a piece, at least
 
 def cut_domains(
     domain: np.ndarray,     # of each kept entry of a language, int32 [n]
     size: int = PIECE,
-) -> list[np.ndarray]:      # row numbers, int, about size of them in each
+) -> list[np.ndarray]:      # row numbers, int [at least size, unless it is the last]
     "The rows in the order of their domains, in pieces of whole domains."
-    order, ends = np.argsort(domain, kind="stable"), np.cumsum(np.bincount(domain))
-    cuts = ends[np.diff(ends // size, prepend=0) > 0]      # where a domain passes another multiple of size
-    return [rows for rows in np.split(order, cuts) if len(rows)]
-
+    pieces: list[list[np.ndarray]] = [[]]
+    for rows in domain_rows(domain):
+        pieces[-1].append(rows)
+        if sum(map(len, pieces[-1])) >= size: pieces.append([])
+    return [np.concatenate(p) for p in pieces if p]
 
 # %% ../nbs/05_pipeline.ipynb #787ebc93
 def find_domains(
@@ -310,7 +312,7 @@ def find_domains(
 ) -> None:
     "The domain of each kept entry of a language, in pieces for refine_piece: row, domain and vector of each entry."
     target.mkdir()
-    vectors = stack_vectors(target/"all.npy", vector_shards(shards), n_vectors(shards))
+    vectors = stack_shards(target/"all.npy", shards)
     domain = kmeans(vectors, params.n_domains or default_n_domains(len(vectors)), params.seed)
     for i, rows in enumerate(cut_domains(domain)):
         np.savez(target/f"{i:05}.npz", row=rows, domain=domain[rows], vectors=take_rows(vectors, rows).astype(np.float16))
@@ -386,7 +388,7 @@ def stage_one(work: Language, langs: list[str], params: Params) -> pd.DataFrame:
 # %% ../nbs/05_pipeline.ipynb #bf30ebc7
 def offset_language(target: Path, shards: list[Path | UPath], kind: str) -> None:
     "language_offset of a language, saved."
-    vectors = stack_vectors(target.with_name(f"{target.name}.npy"), vector_shards(shards), n_vectors(shards))
+    vectors = stack_shards(target.with_name(f"{target.name}.npy"), shards)
     save_array(target, language_offset(vectors, kind))
     target.with_name(f"{target.name}.npy").unlink()
 
@@ -472,8 +474,7 @@ def stage_two(
 # %% ../nbs/05_pipeline.ipynb #90596889
 def keep_vectors(target: Path, languages: list[Language]) -> None:
     "The vectors of all kept entries of all languages, float16 [kept, d], in the order of rows."
-    shards = [e for w in languages for e in w.encoded]
-    stack_vectors(target, vector_shards(shards), n_vectors(shards))
+    stack_shards(target, [e for w in languages for e in w.encoded])
 
 def find_cells(target: Path, kept: Path | UPath) -> None:
     "cell_centers of what keep_vectors wrote."
@@ -559,6 +560,10 @@ TABLES: dict[str, dict[str, str]] = {
 ARROW = {"str": pa.string(), "int32": pa.int32(), "float32": pa.float32(), "float64": pa.float64()}
 
 # %% ../nbs/05_pipeline.ipynb #f9dfffbf
+def arrow_schema(columns: dict[str, str]) -> pa.Schema:
+    "The columns of TABLES with their types."
+    return pa.schema([(name, ARROW[kind]) for name, kind in columns.items()])
+
 def arrow_table(
     table: pd.DataFrame,
     columns: dict[str, str],    # from TABLES
@@ -574,9 +579,8 @@ def write_table(path: Path | UPath, table: pd.DataFrame, columns: dict[str, str]
 def write_entries(path: Path | UPath, languages: list[Language], entries: pd.DataFrame) -> None:
     "entries.parquet: titles and reasons from the shards, the rest from the table, 16 shards at a time."
     titles = [e/"titles.parquet" for w in languages for e in w.encoded]
-    schema = pa.schema([(name, ARROW[kind]) for name, kind in TABLES["entries"].items()])
     row = 0
-    with whole(path) as unfinished, pq.ParquetWriter(unfinished, schema) as out:
+    with whole(path) as unfinished, pq.ParquetWriter(unfinished, arrow_schema(TABLES["entries"])) as out:
         for i in range(0, len(titles), 16):
             part = pa.concat_tables([pq.read_table(local(t)) for t in titles[i:i + 16]]).to_pandas()
             rest = entries.iloc[row:row + len(part)].reset_index(drop=True)
@@ -594,7 +598,7 @@ def write_points(
 ) -> None:
     "culture_points.parquet: titles and leads from the shards, the rest from the table, a language at a time."
     columns = TABLES["culture_points"]
-    with whole(path) as unfinished, pq.ParquetWriter(unfinished, pa.schema([(name, ARROW[kind]) for name, kind in columns.items()])) as out:
+    with whole(path) as unfinished, pq.ParquetWriter(unfinished, arrow_schema(columns)) as out:
         for w in languages:
             own, first = points[points["lang"] == w.lang], (entries["lang"] == w.lang).to_numpy().argmax()
             if own.empty: continue

@@ -31,21 +31,17 @@ STRETCH = 65_536    # rows of a memory map that are mapped at a time
 
 def take_rows(
     vectors: np.ndarray,        # float16 or float32 [n, d], may be a memory map
-    rows: np.ndarray | slice,   # row numbers in any order, int [m]; or bool [n]; or a slice no longer than a stretch
+    rows: np.ndarray | slice,   # row numbers in any order, int [m]; or bool [n]; or a slice
 ) -> np.ndarray:                # float32 [m, d]
     "Some rows, in memory; the pages of a memory map are given back, and read again when they are needed."
     if not (isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")): return np.asarray(vectors[rows], np.float32)
-    def let_go() -> None: vectors.base.madvise(mmap.MADV_DONTNEED)
-    if isinstance(rows, slice):
-        x = np.asarray(vectors[rows], np.float32)
-        let_go()
-        return x
-    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    if isinstance(rows, slice): rows = np.arange(*rows.indices(len(vectors)))
+    elif rows.dtype == bool: rows = np.flatnonzero(rows)
     x, order = np.empty((len(rows), vectors.shape[1]), np.float32), np.argsort(rows, kind="stable")
     for stretch in np.split(order, np.searchsorted(rows[order], np.arange(STRETCH, len(vectors), STRETCH))):
         if not len(stretch): continue
         x[stretch] = vectors[rows[stretch]]
-        let_go()
+        vectors.base.madvise(mmap.MADV_DONTNEED)
     return x
 
 # %% ../nbs/03_refine.ipynb #4d6fc473

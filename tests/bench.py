@@ -61,7 +61,8 @@ def make_corpus(n: int, out: Path, seed: int = 0) -> int:
 def watch(command: list) -> dict:
     "Run a command; its seconds, CPU seconds, and the peak of the memory that it and its children have between them (PSS)."
     start, peak, cpu = time.perf_counter(), 0, {}
-    process = psutil.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    told = tempfile.TemporaryFile()     # a pipe that nobody reads would hold up a command that says much
+    process = psutil.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=told)
     while process.poll() is None:
         total = 0
         try: tree = [process, *process.children(recursive=True)]
@@ -73,7 +74,9 @@ def watch(command: list) -> dict:
             except (psutil.NoSuchProcess, psutil.AccessDenied): pass
         peak = max(peak, total)
         time.sleep(.25)
-    if process.wait(): sys.exit(process.stderr.read().decode())
+    if process.wait():
+        told.seek(0)
+        sys.exit(told.read().decode())
     return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(sum(cpu.values()), 1), "peak_mib": mib(peak)}
 
 

@@ -22,7 +22,7 @@ def item(text: dict) -> dict:
 
 
 def write_model(path: Path) -> None:
-    "A Qwen2-type model with random weights whose tokens are the 256 bytes, and which likes best the eight that UTF-8 never has."
+    "A Qwen2-type model with random weights whose tokens are the 256 bytes, and which likes best eight that UTF-8 never has."
     gguf = pytest.importorskip("gguf")
     rng, d, ff, layers, heads, kv = np.random.default_rng(0), 64, 128, 2, 4, 2
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]     # bytes that byte-level BPE shows as themselves; the others from 256 on
