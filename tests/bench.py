@@ -25,8 +25,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmining.corpus import corpus_files, read_entries
-from cmining.pipeline import read_record
+from cmining.ingest.corpus import corpus_files, read_entries
+from cmining.core.runs import read_record
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data" / "wiki"

@@ -1,4 +1,4 @@
-"""Requests a second and memory of `cmining.llm.ask` against a local server that answers at once: python tests/bench_llm.py [N].
+"""Requests a second and memory of `cmining.models.llm.ask` against a local server that answers at once: python tests/bench_llm.py [N].
 
 The server has a process of its own. Beside it the bare `openai` client on the same server, which writes nothing down.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import fault_server
 
-from cmining.llm import Endpoint, Prompt, ask, connect
-from cmining.pipeline import peak_memory
+from cmining.models.llm import Endpoint, Prompt, ask, make_client
+from cmining.core.engine import peak_memory
 
 SCHEMA = {"type": "object", "properties": {"question": {"type": "string"}, "answer": {"type": "string", "enum": ["A", "B"]}}, "required": ["question", "answer"]}
 LEAD = "江湖 (jiānghú, rivers and lakes) is the world of wandering heroes in Chinese tales. " * 10
@@ -24,7 +24,7 @@ def prompts(n: int):
 def bare(endpoint: Endpoint, n: int) -> float:
     async def work() -> float:
         waiting = prompts(n)
-        async with connect(endpoint, "AsyncOpenAI") as client:
+        async with make_client(endpoint, "AsyncOpenAI") as client:
             async def worker() -> None:
                 for p in waiting: await client.chat.completions.create(model="m", messages=list(p.messages), max_tokens=p.max_tokens, temperature=p.temperature)
             start = time.perf_counter()

@@ -23,12 +23,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmining.corpus import corpus_files, dump_pages, is_redirect, read_entries
-from cmining.wikitext import careful_paragraphs, wiki_paragraphs
+from cmining.ingest.articles import is_redirect
+from cmining.ingest.corpus import corpus_files, read_entries
+from cmining.ingest.dumps import dump_pages
+from cmining.ingest.wikitext import careful_paragraphs, wiki_paragraphs
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-RUN = "import sys, json; from cmining.corpus import ingest; s, o, lang, jobs, sample = sys.argv[1:]\n" \
-      "print(json.dumps(ingest(s, o, lang, int(sample) or None, 0, int(jobs))))"
+RUN = "import sys, json; from cmining.ingest.dumps import ingest_source; s, o, lang, jobs, sample = sys.argv[1:]\n" \
+      "print(json.dumps(ingest_source(s, o, lang, int(sample) or None, 0, int(jobs))))"
 
 
 def cut(text: str, rng: random.Random) -> str:

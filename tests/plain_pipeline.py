@@ -18,11 +18,13 @@ from sklearn.neighbors import NearestNeighbors
 
 from threadpoolctl import threadpool_limits
 
-from cmining.discover import default_n_groups
-from cmining.encode import BUNDLED, entry_text
-from cmining.pipeline import Params, load_vectors, read_record, read_run, work_folder, work_of
-from cmining.prune import prune_reasons
-from cmining.refine import default_n_domains, fit_centers, nearest_center
+from cmining.mine.discover import default_n_groups
+from cmining.models.encode import BUNDLED, entry_text
+from cmining.core.runs import Params, read_record, read_run, work_folder, work_shards
+from cmining.mine.pipeline import load_vectors
+from cmining.mine.prune import prune_reasons
+from cmining.mine.refine import default_n_domains
+from cmining.mine.vectors import fit_centers, nearest_center
 
 
 def row_entropy(v: np.ndarray) -> float:
@@ -36,7 +38,7 @@ def row_entropy(v: np.ndarray) -> float:
 def centers_of(run: Path) -> dict[str, np.ndarray]:
     "The centres that K-Means found in a run, by language, and those of its groups."
     with threadpool_limits(1):
-        found = {lang: load_vectors(shards) for lang, shards in work_of(run, "vectors").items()}
+        found = {lang: load_vectors(shards) for lang, shards in work_shards(run, "vectors").items()}
         centers = {lang: fit_centers(x, default_n_domains(len(x))) for lang, x in found.items()}
         x = np.load(work_folder(run) / read_record(run)["candidates"], mmap_mode="r")
         return centers | {"groups": fit_centers(x, default_n_groups(len(x)))}

@@ -1,5 +1,4 @@
 """The atlas in a browser: searched by keyboard, clicked, read; with a corpus that attacks it."""
-import gzip
 import json
 import shutil
 import subprocess
@@ -10,9 +9,11 @@ from urllib.request import urlopen
 import pytest
 
 pytest.importorskip("bokeh")
-from cmining.atlas import LANG_STYLES, atlas
-from cmining.evidence import thresholds
-from cmining.pipeline import Params, RunError, mine, read_record, read_run
+from cmining.viz.atlas import LANG_STYLES, make_atlas
+from cmining.evidence.explain import thresholds
+from cmining.core.basics import RunError
+from cmining.core.runs import Params, read_record, read_run
+from cmining.mine.pipeline import mine_corpus
 
 SAMPLE = Path(__file__).parents[1]/"data"/"sample"
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> @{lead}{safe} $$x$$ "
@@ -29,14 +30,14 @@ def run(tmp_path_factory):
         for row in rows:
             if row["title"] in ("Fallas", "紋付"): row |= {"title": EVIL + row["title"], "paragraphs": [EVIL + row["paragraphs"][0], *row["paragraphs"][1:]]}
         (corpus/file.name).write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows), "utf-8")
-    mine(corpus, out, jobs=1)
+    mine_corpus(corpus, out, jobs=1)
     return out
 
 
 @pytest.fixture(scope="module")
 def made(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("page")/"atlas.html"
-    atlas(run, out)
+    make_atlas(run, out)
     return out
 
 
@@ -161,27 +162,27 @@ def test_no_network_and_no_exception(browser):
 
 
 def test_same_bytes(run, made, tmp_path):
-    atlas(run, tmp_path/"again.html")
+    make_atlas(run, tmp_path/"again.html")
     assert (tmp_path/"again.html").read_bytes() == made.read_bytes()
 
 
 def test_a_limit_leaves_culture_points_and_says_so(run, tmp_path):
-    told = atlas(run, tmp_path/"small.html", limit=300)
+    told = make_atlas(run, tmp_path/"small.html", limit=300)
     assert told["points"] == 300 and told["culture_points"] == len(read_run(run, "culture_points"))
     assert "left out at random" in (tmp_path/"small.html").read_text("utf-8")
 
 
 def test_a_run_without_culture_points(tmp_path):
     (tmp_path/"en.jsonl").write_text("\n".join(json.dumps({"title": f"Word {c}", "text": f"About {c}."}) for c in "abcdefgh"), "utf-8")
-    mine(tmp_path, tmp_path/"run", jobs=1)
-    assert atlas(tmp_path/"run", tmp_path/"atlas.html")["culture_points"] == 0
+    mine_corpus(tmp_path, tmp_path/"run", jobs=1)
+    assert make_atlas(tmp_path/"run", tmp_path/"atlas.html")["culture_points"] == 0
 
 
 def test_a_cleaned_run_is_refused(run, tmp_path):
     shutil.copytree(run, tmp_path/"run", ignore=shutil.ignore_patterns("work"))
-    with pytest.raises(RunError, match="without --clean"): atlas(tmp_path/"run", tmp_path/"atlas.html")
+    with pytest.raises(RunError, match="without --clean"): make_atlas(tmp_path/"run", tmp_path/"atlas.html")
 
 
 def test_colours_are_those_of_the_figures():
-    plots = pytest.importorskip("cmining.plots")
+    plots = pytest.importorskip("cmining.viz.plots")
     assert {lang: color for lang, (color, _) in LANG_STYLES.items()} == {lang: color for lang, (color, _) in plots.LANG_STYLES.items()}

@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cmining import corpus, wikitext
-from cmining.corpus import CorpusError, corpus_files, dump_pages, entry_id, ingest, read_entries, write_corpus
-from cmining.wikitext import careful_paragraphs, clean_text, split_text, wiki_paragraphs
+from cmining.ingest import corpus, dumps, wikitext
+from cmining.core.basics import CorpusError
+from cmining.ingest.corpus import corpus_files, entry_id, read_entries, write_corpus
+from cmining.ingest.dumps import dump_pages, ingest_source
+from cmining.core.scripts import clean_text, split_text
+from cmining.ingest.wikitext import careful_paragraphs, wiki_paragraphs
 
 DUMPS = Path(__file__).parent.parent.parent / "shared" / "data" / "dumps"
 WIKI = DUMPS.parent / "wiki"
@@ -136,7 +139,7 @@ def test_a_failed_write_leaves_the_old_corpus(tmp_path):
 @pytest.mark.parametrize("name", ["d.xml", "d.xml.gz", "d.xml.bz2"])
 def test_pages_of_a_dump(tmp_path, name):
     path = dump(tmp_path / name, [page("A & B"), page("C")])
-    got = ingest(path, tmp_path / "out")
+    got = ingest_source(path, tmp_path / "out")
     assert (got["lang"], got["read"], got["kept"], got["left_out"]) == ("en", 2, 2, {})
     assert titles(tmp_path / "out") == ["A & B", "C"]
 
@@ -150,7 +153,7 @@ def test_prefixed_tags_and_missing_end_tag(tmp_path):
 @pytest.mark.parametrize("bad", ["<page><title>Salt & Pepper</title></page>", "<page><title>\x0b</title></page>", "<page><ti</page>",
                                  "<page>&undefined;</page>"])
 def test_a_broken_page_costs_that_page_only(tmp_path, bad):
-    got = ingest(dump(tmp_path / "d.xml", [page("A"), bad, page("B")]), tmp_path / "out")
+    got = ingest_source(dump(tmp_path / "d.xml", [page("A"), bad, page("B")]), tmp_path / "out")
     assert got["left_out"] == {"broken page": 1} and got["breaks"][0]["file"] == "d.xml" and got["breaks"][0]["byte"] > 0
     assert titles(tmp_path / "out") == ["A", "B"]
 
@@ -160,7 +163,7 @@ def test_truncated_dump_keeps_what_is_whole(tmp_path, name, cut):
     path = dump(tmp_path / name, [page(entry_id("en", str(i)), " ".join(entry_id(l,
         str(i)) for l in "abcdefgh") + " is a text with words.") for i in range(9000)])
     path.write_bytes(path.read_bytes()[:-cut])
-    got = ingest(path, tmp_path / "out")
+    got = ingest_source(path, tmp_path / "out")
     assert 3000 < got["kept"] < 9001 and got["breaks"]
     assert got["read"] == got["kept"] + sum(got["left_out"].values())
 
@@ -170,13 +173,13 @@ def test_truncated_dump_keeps_what_is_whole(tmp_path, name, cut):
                                         ("d.xml", b"\0" * 1000), ("d.xml", b"<page><title>never closed")])
 def test_no_dump(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(CorpusError, match="no MediaWiki dump"): ingest(tmp_path / name, tmp_path / "out", lang="en")
+    with pytest.raises(CorpusError, match="no MediaWiki dump"): ingest_source(tmp_path / name, tmp_path / "out", lang="en")
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
 def test_entity_bomb_is_a_broken_page(tmp_path):
     head = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><mediawiki xml:lang="en">'
-    got = ingest(dump(tmp_path / "d.xml", [page("A").replace("It is", "&b;"), page("B")], head=head), tmp_path / "out")
+    got = ingest_source(dump(tmp_path / "d.xml", [page("A").replace("It is", "&b;"), page("B")], head=head), tmp_path / "out")
     assert got["kept"] == 1 and got["left_out"] == {"broken page": 1}
 
 
@@ -189,7 +192,7 @@ def test_entity_bomb_is_a_broken_page(tmp_path):
     ("Talk:A", "t", "<ns>1</ns>", "namespace"), ("A", "t", "<ns>10</ns>", "namespace"), ("Kategorie:A", "t", "", "namespace"),
     ("A", "{{Infobox|x=1}}", "<ns>0</ns>", "no lead"), ("A", " ", "<ns>0</ns>", "empty page"), ("\u200e", "t", "<ns>0</ns>", "no title")])
 def test_what_is_left_out_is_counted(tmp_path, title, text, ns, reason):
-    got = ingest(dump(tmp_path / "d.xml", [page(title, text, ns), page("Kept")]), tmp_path / "out")
+    got = ingest_source(dump(tmp_path / "d.xml", [page(title, text, ns), page("Kept")]), tmp_path / "out")
     assert got["left_out"] == {reason: 1} and titles(tmp_path / "out") == ["Kept"]
 
 
@@ -261,22 +264,24 @@ def test_same_bytes_whatever_the_parts_and_processes(tmp_path, monkeypatch, samp
     text = bz2.decompress(multi.read_bytes())
     for name in ("one.xml.bz2", "one.xml.gz"): (tmp_path / name).write_bytes((bz2 if name.endswith("bz2") else gzip).compress(text))
     (tmp_path / "odd.xml.bz2").write_bytes(b"".join(bz2.compress(text[i:i + 5000]) for i in range(0, len(text), 5000)))  # streams cut in mid-page
-    first = ingest(multi, tmp_path / "first", sample=sample)
+    first = ingest_source(multi, tmp_path / "first", sample=sample)
     assert first["left_out"]["broken page"] == 1 and first["kept"] == (sample or 224) and first["articles"] == 300
     for part, name, jobs in [(300, "multi.xml.bz2", 2), (300, "multi.xml.bz2", 1), (1000, "odd.xml.bz2", 1), (1000, "one.xml.bz2", 2), (1000, "one.xml.gz", 1)]:
-        monkeypatch.setattr(corpus, "_PART", part)
-        got = ingest(tmp_path / name, tmp_path / "out", sample=sample, jobs=jobs)
+        monkeypatch.setattr(corpus, "PART_BYTES", part)
+        monkeypatch.setattr(dumps, "PART_BYTES", part)
+        got = ingest_source(tmp_path / name, tmp_path / "out", sample=sample, jobs=jobs)
         assert counted(got) == counted(first) and stored(tmp_path / "out") == stored(tmp_path / "first"), (part, name, jobs)
         assert [b["what"] for b in got["breaks"]] == [b["what"] for b in first["breaks"]] and got["breaks"][0]["byte"] == first["breaks"][0]["byte"]
 
 
 def test_multistream_is_read_in_parts(tmp_path, monkeypatch):
     path = streams(tmp_path / "multi.xml.bz2")
-    monkeypatch.setattr(corpus, "_PART", 300)
-    parts = list(corpus._xml_parts(path))
+    monkeypatch.setattr(corpus, "PART_BYTES", 300)
+    monkeypatch.setattr(dumps, "PART_BYTES", 300)
+    parts = list(dumps._xml_parts(path))
     assert len(parts) > 10 and parts[0].start == 0 and all(a.stop == b.start for a, b in zip(parts, parts[1:])) and parts[-1].stop == path.stat().st_size
     path.write_bytes(bz2.compress(bz2.decompress(path.read_bytes())))
-    assert len(parts := list(corpus._xml_parts(path))) > 10 and not any(p.stop for p in parts)
+    assert len(parts := list(dumps._xml_parts(path))) > 10 and not any(p.stop for p in parts)
 
 
 def test_a_broken_stream_costs_that_part_only(tmp_path, monkeypatch):
@@ -285,15 +290,16 @@ def test_a_broken_stream_costs_that_part_only(tmp_path, monkeypatch):
     middle = data.index(b"BZh9", len(data) // 2) + 60
     data[middle:middle + 20] = bytes(20)
     path.write_bytes(data)
-    monkeypatch.setattr(corpus, "_PART", 300)
-    got = ingest(path, tmp_path / "out")
+    monkeypatch.setattr(corpus, "PART_BYTES", 300)
+    monkeypatch.setattr(dumps, "PART_BYTES", 300)
+    got = ingest_source(path, tmp_path / "out")
     assert 250 < got["read"] < 303 and "Invalid data stream" in [b["what"] for b in got["breaks"]]
 
 
 def test_max_paragraphs(tmp_path):
     text = "\n\n".join(f"This is the paragraph with number {i} of the text." for i in range(9))
     for source in (dump(tmp_path / "d.xml", [page("A", text)]), write(tmp_path / "en.jsonl", [{"title": "A", "text": text}])):
-        got = ingest(source, tmp_path / "out", max_paragraphs=3)
+        got = ingest_source(source, tmp_path / "out", max_paragraphs=3)
         assert got["max_paragraphs"] == 3 and got["notes"] == {"read up to paragraph 3": 1}
         assert [len(e["paragraphs"]) for e in read_entries(corpus_files(tmp_path / "out")["en"][0], "en", Counter())] == [3]
 
@@ -306,13 +312,14 @@ def cirrus(path: Path, docs: list[dict]) -> Path:
 
 @pytest.mark.parametrize("part", [100, 1 << 22])
 def test_search_dump(tmp_path, monkeypatch, part):
-    monkeypatch.setattr(corpus, "_PART", part)
+    monkeypatch.setattr(corpus, "PART_BYTES", part)
+    monkeypatch.setattr(dumps, "PART_BYTES", part)
     source = cirrus(tmp_path / "dewiki-20240101-cirrussearch-content.json.gz", [
         {"title": "Tee", "namespace": 0, "opening_text": "Tee ist ein Getränk.", "text": "Tee ist ein Getränk. Er ist heiß.", "wiki": "dewiki"},
         {"title": "Diskussion:Tee", "namespace": 1, "text": "x"}, {"title": "Assam", "namespace": 0, "opening_text": None, "text": "Assam liegt in Indien."},
         {"title": "Ast", "namespace": 0, "text": "Ast steht für:", "template": ["Vorlage:Begriffsklärung"]}, {"title": "Leer", "namespace": 0, "text": ""},
         {"title": "Liste der Tees", "namespace": 0, "text": "Assam."}, {"title": 7, "namespace": 0, "text": ["?"], "opening_text": {}}])
-    got = ingest(source, tmp_path / "out")
+    got = ingest_source(source, tmp_path / "out")
     assert (got["lang"], got["read"], got["left_out"]) == ("de", 7, {"disambiguation": 1, "empty page": 2, "list": 1, "namespace": 1})
     entries = list(read_entries(corpus_files(tmp_path / "out")["de"][0], "de", Counter()))
     assert [(e["title"], e["paragraphs"], e["page_id"]) for e in entries] == [
@@ -322,17 +329,17 @@ def test_search_dump(tmp_path, monkeypatch, part):
 def test_cut_off_search_dump(tmp_path):
     source = cirrus(tmp_path / "x-cirrussearch-content.json.gz", [{"title": entry_id("en", str(i)), "namespace": 0, "text": entry_id("de", str(i))} for i in range(5000)])
     source.write_bytes(source.read_bytes()[:-999])
-    got = ingest(source, tmp_path / "out", lang="en")
+    got = ingest_source(source, tmp_path / "out", lang="en")
     assert 4000 < got["kept"] < 5000 and got["notes"] == {f"file cut off: {source.name}": 1}
 
 
 def test_columns_of_other_people(tmp_path):
     rows = [{"title": "a", "text": "t", "n": 1, "mixed": 1, "o": {}, "big": 2**80, "half": "\ud800", "ns": 0}, {"title": "b", "text": "t", "mixed": "x", "tags": ["y"]}]
-    ingest(write(tmp_path / "en.jsonl", rows), tmp_path / "out")
+    ingest_source(write(tmp_path / "en.jsonl", rows), tmp_path / "out")
     a, b = read_entries(corpus_files(tmp_path / "out")["en"][0], "en", Counter())
     assert (a["n"], a["mixed"], a["o"], a["big"], a["half"], b["mixed"], b["tags"], b["n"]) == (1, "1", "{}", str(2**80), "?", '"x"', ["y"], None)
     many = write(tmp_path / "many.jsonl", [{"title": f"t{i}", "text": "t", f"column {i}": i} for i in range(150)])
-    ingest(many, tmp_path / "out", lang="en")
+    ingest_source(many, tmp_path / "out", lang="en")
     assert json.loads(next(read_entries(corpus_files(tmp_path / "out")["en"][0], "en", Counter()))["extra"]) == {"column 0": 0}
 
 
@@ -345,16 +352,16 @@ def test_shards_of_earlier_versions_are_replaced(tmp_path):
 # Ingest: languages, samples, manifests
 
 def test_language_must_be_said_once(tmp_path):
-    with pytest.raises(CorpusError, match="--lang"): ingest(dump(tmp_path / "pages.xml", [page("A")], head="<mediawiki>"), tmp_path / "out")
-    with pytest.raises(CorpusError, match="several languages .de, en."): ingest(dump(tmp_path / "dewiki-1.xml", [page("A")]), tmp_path / "out")
-    assert ingest(tmp_path / "dewiki-1.xml", tmp_path / "out", lang="de")["kept"] == 1
-    with pytest.raises(CorpusError, match="no code"): ingest(tmp_path / "dewiki-1.xml", tmp_path / "out", lang="../de")
+    with pytest.raises(CorpusError, match="--lang"): ingest_source(dump(tmp_path / "pages.xml", [page("A")], head="<mediawiki>"), tmp_path / "out")
+    with pytest.raises(CorpusError, match="several languages .de, en."): ingest_source(dump(tmp_path / "dewiki-1.xml", [page("A")]), tmp_path / "out")
+    assert ingest_source(tmp_path / "dewiki-1.xml", tmp_path / "out", lang="de")["kept"] == 1
+    with pytest.raises(CorpusError, match="no code"): ingest_source(tmp_path / "dewiki-1.xml", tmp_path / "out", lang="../de")
 
 
 def test_jsonl_and_parquet_sources(tmp_path):
     rows = [{"id": "12", "title": "a", "text": "One.\n\nTwo."}, {"title": "a", "text": "again"}, {"title": "List of a", "text": "t"}, {"title": "b",
         "text": "t", "lang": "de"}, "{broken\n", {"title": "", "text": "t"}]
-    got = ingest(write(tmp_path / "src" / "en.jsonl.gz", rows), tmp_path / "out")
+    got = ingest_source(write(tmp_path / "src" / "en.jsonl.gz", rows), tmp_path / "out")
     assert got["left_out"] == {"broken line": 1, "duplicate title": 1, "list": 1, "no title": 1,
                                "other language": 1} and got["kept"] == 1 and got["read"] == 6
     entry = next(read_entries(corpus_files(tmp_path / "out")["en"][0], "en", Counter()))
@@ -362,7 +369,7 @@ def test_jsonl_and_parquet_sources(tmp_path):
     (tmp_path / "hf" / "20231101.fr").mkdir(parents=True)
     pq.write_table(pa.table({"id": ["1"], "title": ["Thé"], "text": ["Une boisson."]}),
                    tmp_path / "hf" / "20231101.fr" / "train-00000-of-00001.parquet")
-    assert ingest(tmp_path / "hf", tmp_path / "out")["lang"] == "fr"
+    assert ingest_source(tmp_path / "hf", tmp_path / "out")["lang"] == "fr"
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert sorted(manifest) == ["en", "fr"] and manifest["en"]["files"][0]["name"] == "en.jsonl.gz"
     assert str(tmp_path) not in json.dumps(manifest)
@@ -374,20 +381,20 @@ def test_nothing_to_ingest(tmp_path):
         ["a"]), "Nothing to ingest"),
                             (write(tmp_path / "en.jsonl", []), "No entry in"), (dump(tmp_path / "r.xml", [page("A", "#REDIRECT [[B]]")]),
                                 "redirect")]:
-        with pytest.raises(CorpusError, match=message): ingest(source, tmp_path / "out", lang="en")
-    with pytest.raises(CorpusError, match="ask for 1 or more"): ingest(tmp_path / "en.jsonl", tmp_path / "out", sample=0)
+        with pytest.raises(CorpusError, match=message): ingest_source(source, tmp_path / "out", lang="en")
+    with pytest.raises(CorpusError, match="ask for 1 or more"): ingest_source(tmp_path / "en.jsonl", tmp_path / "out", sample=0)
 
 
 def test_unwritable_output(tmp_path):
     path = dump(tmp_path / "d.xml", [page("A")])
-    with pytest.raises(CorpusError, match="Cannot write"): ingest(path, path / "below a file")
+    with pytest.raises(CorpusError, match="Cannot write"): ingest_source(path, path / "below a file")
 
 
 def test_sample_is_fair_fixed_and_independent_of_order(tmp_path):
     names = [f"Thing {i}" for i in range(400)]
     a, b = (dump(tmp_path / f"{k}.xml", [page(t) for t in ts]) for k, ts in (("a", names), ("b", names[::-1])))
     def draw(source, **how):
-        ingest(source, tmp_path / "out", **how)
+        ingest_source(source, tmp_path / "out", **how)
         return titles(tmp_path / "out")
     first = draw(a, sample=40, seed=1)
     assert len(first) == 40 and first == draw(b, sample=40, seed=1) and set(first) != set(draw(a, sample=40, seed=2))
@@ -400,7 +407,7 @@ def test_sample_writes_the_same_bytes_whatever_the_files(tmp_path):
     rows = [{"title": f"t{i}", "text": f"text {i}"} for i in range(300)] + [{"title": "t7", "text": "another t7"}]
     write(tmp_path / "one" / "x.jsonl", rows)
     write(tmp_path / "two" / "b.jsonl", rows[:100]), write(tmp_path / "two" / "a.jsonl.gz", rows[:99:-1])
-    for name in ("one", "two"): ingest(tmp_path / name, tmp_path / f"out-{name}", lang="en", sample=300)
+    for name in ("one", "two"): ingest_source(tmp_path / name, tmp_path / f"out-{name}", lang="en", sample=300)
     assert (tmp_path / "out-one/en/00000.parquet").read_bytes() == (tmp_path / "out-two/en/00000.parquet").read_bytes()
 
 
@@ -418,7 +425,7 @@ REAL = {  # file: pages read, entries kept
 @needs_dumps
 @pytest.mark.parametrize("name", REAL)
 def test_real_dumps(tmp_path, name):
-    got = ingest(DUMPS / name, tmp_path, lang=name[:2])
+    got = ingest_source(DUMPS / name, tmp_path, lang=name[:2])
     assert (got["read"], got["kept"]) == REAL[name] and got["read"] == got["kept"] + sum(got["left_out"].values())
     for f in corpus_files(tmp_path)[name[:2]]:
         for e in read_entries(f, name[:2], Counter()):

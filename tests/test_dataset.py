@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cmining.dataset import ROWS, SPLITS, check_export, concepts, export, trainable_items
-from cmining.pipeline import RunError
+from cmining.instruct.export import ROWS, SPLITS, check_export, concept_set, export_dataset, trainable_items
+from cmining.core.basics import RunError
 
 LLAMAFACTORY = os.environ.get("CMINING_LLAMAFACTORY")
 HOSTILE = "</script><img src=x onerror=alert(1)> [x](javascript:alert(1)) ![](http://e.org/a.png) ${7*7} {{7*7}} __import__('os') | `a` \u202e"
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(dataset):
-    for format in ROWS: export(dataset, format, validation=0.1, test=0.1)
+    for format in ROWS: export_dataset(dataset, format, validation=0.1, test=0.1)
     return dataset
 
 
@@ -86,7 +86,7 @@ def test_trl_trains(exported, chat_model, format, tmp_path, monkeypatch):
 @pytest.mark.skipif(not LLAMAFACTORY, reason="CMINING_LLAMAFACTORY names no llamafactory-cli: it needs an environment of its own (pip install llamafactory==0.9.5)")
 @pytest.mark.parametrize("format", ["llamafactory", "sharegpt"])
 def test_llamafactory_trains(dataset, chat_model, format, tmp_path):
-    export(dataset, format, out=tmp_path / "export", validation=0.1, test=0.1)
+    export_dataset(dataset, format, out=tmp_path / "export", validation=0.1, test=0.1)
     changes = {"model_name_or_path": chat_model, "bf16": "false", "max_steps": 2, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "overwrite_cache": "true"}
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path / "home")}
     ran = subprocess.run([LLAMAFACTORY, "train", "lora.yaml", *(f"{k}={v}" for k, v in changes.items())], cwd=tmp_path / "export", env=env, capture_output=True, text=True, timeout=600)
@@ -123,14 +123,14 @@ def test_yaml_of_the_card_and_the_settings(exported):
 
 def test_no_concept_in_two_splits(exported):
     import pandas as pd
-    seen = [set().union(*(concepts({"culture_points": p}) for p in pd.read_parquet(exported / "hf" / f"{s}.parquet")["culture_points"])) for s in SPLITS]
+    seen = [set().union(*(concept_set({"culture_points": p}) for p in pd.read_parquet(exported / "hf" / f"{s}.parquet")["culture_points"])) for s in SPLITS]
     assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
 
 
 def test_what_is_held_out_is_shown_nowhere_in_train(tmp_path):
     "Distractors tie everything together; only the items that show a held-out concept go."
     write(tmp_path / "set", (item(n, distractors=item((n * 7 + 1) % 300)["culture_points"]) for n in range(300)))
-    told = export(tmp_path / "set", "hf", validation=0.1, test=0.1)
+    told = export_dataset(tmp_path / "set", "hf", validation=0.1, test=0.1)
     import pandas as pd
     tables = {s: pd.read_parquet(tmp_path / "set" / "hf" / f"{s}.parquet") for s in SPLITS}
     asks, beside = ({s: {p["title"] for points in tables[s][c] for p in points} for s in SPLITS} for c in ("culture_points", "distractors"))
@@ -142,7 +142,7 @@ def test_what_is_held_out_is_shown_nowhere_in_train(tmp_path):
 @pytest.mark.parametrize("changes", [{"group": "seven"}, {"usd": "free"}, {"seed": 2**70}])
 def test_what_parquet_cannot_hold(tmp_path, changes):
     write(tmp_path / "set", [item(0), item(1, **changes)])
-    with pytest.raises(RunError, match="does not fit into the columns"): export(tmp_path / "set", "hf", validation=0, test=0)
+    with pytest.raises(RunError, match="does not fit into the columns"): export_dataset(tmp_path / "set", "hf", validation=0, test=0)
 
 
 def test_same_splits_in_all_formats(exported):
@@ -153,8 +153,8 @@ def test_same_splits_in_all_formats(exported):
 def test_a_concept_in_every_item_cannot_be_split(tmp_path):
     points = [{"id": "x", "lang": "en", "title": "Everywhere"}]
     write(tmp_path / "one", (item(n, culture_points=points + item(n)["culture_points"]) for n in range(50)))
-    with pytest.raises(RunError, match="50 items hang together in 1 components.*0 for none"): export(tmp_path / "one", "trl")
-    assert export(tmp_path / "one", "trl", validation=0, test=0)["rows"] == {"train": 50}
+    with pytest.raises(RunError, match="50 items hang together in 1 components.*0 for none"): export_dataset(tmp_path / "one", "trl")
+    assert export_dataset(tmp_path / "one", "trl", validation=0, test=0)["rows"] == {"train": 50}
 
 
 # ---- hostile text
@@ -163,7 +163,7 @@ def test_the_card_is_inert(tmp_path):
     html = pytest.importorskip("markdown_it").MarkdownIt("commonmark").render
     write(tmp_path / "set", (item(n, question=HOSTILE, explanation=HOSTILE, generator=HOSTILE) for n in range(60)))
     for format in ROWS:
-        export(tmp_path / "set", format, validation=0, test=0)
+        export_dataset(tmp_path / "set", format, validation=0, test=0)
         card = (tmp_path / "set" / format / "README.md").read_text(encoding="utf-8")
         assert "onerror" in card and "\u202e" not in card
         shown = html(card)
@@ -175,7 +175,7 @@ def test_lines_and_quotes_in_text_stay_in_their_row(tmp_path):
     write(tmp_path / "set", (item(n, task="short_answer", options=None, answer=odd) for n in range(60)))
     datasets = pytest.importorskip("datasets")
     for format in ("trl", "hf"):
-        export(tmp_path / "set", format, validation=0, test=0)
+        export_dataset(tmp_path / "set", format, validation=0, test=0)
         rows = datasets.load_dataset(str(tmp_path / "set" / format), cache_dir=str(tmp_path / "cache"))["train"]
         assert rows.num_rows == 60 and all(c[0]["content"].startswith(odd) for c in rows["completion"])
 
@@ -187,20 +187,20 @@ def test_lines_and_quotes_in_text_stay_in_their_row(tmp_path):
     ({"culture_points": [{"title": "x"}]}, "lacks id"), ({"question": "\ud800"}, "surrogate"), ({"distractors": [{"id": "x"}]}, "lacks id"), ({"distractors": "x"}, "no list")])
 def test_a_broken_item_is_named(tmp_path, changes, reason):
     write(tmp_path / "set", [item(0), item(1, **changes)])
-    with pytest.raises(RunError, match=f"items-00000.jsonl, line 2: .*{reason}"): export(tmp_path / "set", "hf")
+    with pytest.raises(RunError, match=f"items-00000.jsonl, line 2: .*{reason}"): export_dataset(tmp_path / "set", "hf")
     assert not (tmp_path / "set" / "hf").exists()
 
 
 def test_no_items(tmp_path):
-    with pytest.raises(RunError, match="cmining synthesize"): export(tmp_path, "trl")
+    with pytest.raises(RunError, match="cmining synthesize"): export_dataset(tmp_path, "trl")
     (tmp_path / "items-0.jsonl").write_text('{"id": "0001", "ta')
-    with pytest.raises(RunError, match="line 1: no JSON"): export(tmp_path, "trl")
+    with pytest.raises(RunError, match="line 1: no JSON"): export_dataset(tmp_path, "trl")
 
 
 def test_few_examples_for_openai(tmp_path):
     write(tmp_path / "set", map(item, range(9)))
-    with pytest.raises(RunError, match="9 examples, OpenAI takes at least 10"): export(tmp_path / "set", "openai", validation=0, test=0)
-    assert export(tmp_path / "set", "trl", validation=0, test=0)["rows"] == {"train": 9}
+    with pytest.raises(RunError, match="9 examples, OpenAI takes at least 10"): export_dataset(tmp_path / "set", "openai", validation=0, test=0)
+    assert export_dataset(tmp_path / "set", "trl", validation=0, test=0)["rows"] == {"train": 9}
 
 
 @pytest.mark.parametrize("format, row, reason", [
@@ -224,10 +224,10 @@ def test_a_description_must_fit(exported, tmp_path):
 def test_an_export_replaces_an_export_and_nothing_else(tmp_path):
     write(tmp_path / "set", map(item, range(120)))
     out = tmp_path / "out"
-    export(tmp_path / "set", "llamafactory", out, validation=0.1, test=0.1)
+    export_dataset(tmp_path / "set", "llamafactory", out, validation=0.1, test=0.1)
     (out / "lora").mkdir()
     (out / "lora" / "weights").touch()
-    export(tmp_path / "set", "hf", out, validation=0, test=0)
+    export_dataset(tmp_path / "set", "hf", out, validation=0, test=0)
     assert sorted(p.name for p in out.iterdir()) == ["README.md", "export.json", "lora", "train.parquet"] and (out / "lora" / "weights").exists()
-    with pytest.raises(RunError, match="no export"): export(tmp_path / "set", "hf", tmp_path / "set")
+    with pytest.raises(RunError, match="no export"): export_dataset(tmp_path / "set", "hf", tmp_path / "set")
     assert not list(tmp_path.glob(".*"))

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from cmining.corpus import CorpusError
-from cmining.download import RemoteFile, download, fetch, plan_download, plan_text
+from cmining.core.basics import CorpusError
+from cmining.ingest.download import RemoteFile, download_wikipedia, fetch, plan_download, describe_download
 
 DATA = bytes(range(256)) * 2000     # 512,000 bytes
 SHA256 = "sha256:" + hashlib.sha256(DATA).hexdigest()
@@ -135,11 +135,11 @@ def test_each_source(server, tmp_path, capsys, source, folder, names, total):
     lay_out_wikimedia(server), lay_out_hub(server)
     plan = plan_download("wikipedia:ja", source, base_url=server.base)
     assert [f.name for f in plan.files] == names and sum(f.size for f in plan.files) == total
-    got = download("wikipedia:ja", source, tmp_path, base_url=server.base, quiet=False)
+    got = download_wikipedia("wikipedia:ja", source, tmp_path, base_url=server.base, quiet=False)
     assert got == tmp_path / folder and sorted(p.name for p in got.iterdir()) == names and sum(p.stat().st_size for p in got.iterdir()) == total
     assert f"{len(names)} files" in capsys.readouterr().err.splitlines()[0]     # how much is said first
     before = len(server.asked)
-    assert download("wikipedia:ja", source, tmp_path, base_url=server.base) == got
+    assert download_wikipedia("wikipedia:ja", source, tmp_path, base_url=server.base) == got
     assert not [path for method, path, *_ in server.asked[before:] if method == "GET" and path.rpartition("/")[2] in names]
 
 
@@ -193,7 +193,7 @@ def test_a_killed_process_goes_on(server, tmp_path):
         handler.answer(200, DATA, {"ETag": server.etag(DATA)})
         return killed.wait(60)
     server.faults["/a.parquet"] = [stall]
-    code = f"from cmining.download import *; fetch(RemoteFile({file.name!r}, {file.url!r}, {file.size}, {file.checksum!r}), {str(tmp_path)!r})"
+    code = f"from cmining.ingest.download import RemoteFile, fetch; fetch(RemoteFile({file.name!r}, {file.url!r}, {file.size}, {file.checksum!r}), {str(tmp_path)!r})"
     process, part = subprocess.Popen([sys.executable, "-c", code]), tmp_path / ".a.parquet.part"
     while process.poll() is None and not (part.exists() and part.stat().st_size > 100_000): threading.Event().wait(.02)
     process.kill()
@@ -281,7 +281,7 @@ def test_a_login_page_instead_of_json(server):
 def test_a_small_disk(server, tmp_path, monkeypatch):
     lay_out_wikimedia(server)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5000}))
-    with pytest.raises(CorpusError, match="5 kB of free disk, but 6 kB are still to come"): download("wikipedia:ja", "cirrus", folder=tmp_path, base_url=server.base)
+    with pytest.raises(CorpusError, match="5 kB of free disk, but 6 kB are still to come"): download_wikipedia("wikipedia:ja", "cirrus", folder=tmp_path, base_url=server.base)
 
 
 def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
@@ -293,7 +293,7 @@ def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
         def write(self, piece):
             if self.f.tell() > 100_000: raise OSError(errno.ENOSPC, "No space left on device")
             return self.f.write(piece)
-    monkeypatch.setattr("cmining.download.open", Full, raising=False)
+    monkeypatch.setattr("cmining.ingest.download.open", Full, raising=False)
     with pytest.raises(CorpusError, match="No space left on device"): fetch(file, tmp_path)
     monkeypatch.undo()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -306,7 +306,7 @@ def test_what_is_here_already_is_said(server, tmp_path):
     plan = plan_download("wikipedia:ja", "cirrus", base_url=server.base)
     fetch(plan.files[0], tmp_path)
     (tmp_path / f".{plan.files[1].name}.part").write_bytes(DATA[:500])
-    assert "6 kB from" in plan_text(plan, tmp_path) and "2 kB of it are in" in plan_text(plan, tmp_path)
+    assert "6 kB from" in describe_download(plan, tmp_path) and "2 kB of it are in" in describe_download(plan, tmp_path)
 
 
 def test_who_is_calling(server, tmp_path):

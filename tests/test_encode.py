@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmining.encode import BUNDLED, load_encoder, load_hub
+from cmining.models.encode import BUNDLED, load_encoder, load_hub
 
 WIKI = Path(__file__).parent.parent.parent / "shared" / "data" / "wiki"
 TEXTS = ["The cat sits on the roof.", "Die Katze sitzt auf dem Dach.", "Le chat est sur le toit.", "El gato está en el tejado.",
@@ -44,7 +44,7 @@ def test_same_bytes_whatever_the_batch(encoder):
 
 @pytest.mark.parametrize("env", [{"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}, {"TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": "7"}])
 def test_same_bytes_in_another_process_and_without_torch(encoder, env, tmp_path):
-    code = ("import sys, json, numpy as np; from cmining.encode import load_encoder; texts = json.load(open(sys.argv[1]));"
+    code = ("import sys, json, numpy as np; from cmining.models.encode import load_encoder; texts = json.load(open(sys.argv[1]));"
             "np.save(sys.argv[2], load_encoder().encode(texts)); assert not {'torch', 'sentence_transformers'} & set(sys.modules)")
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
     subprocess.run([sys.executable, "-c", code, tmp_path / "texts.json", tmp_path / "v.npy"], check=True, env=os.environ | env)
@@ -105,7 +105,7 @@ def test_fingerprint_follows_parameters_and_tokenizer(tiny, tmp_path):
 def test_same_bytes_whatever_the_number_of_devices(tiny):
     "Half precision, and a process a device: two that are both the CPU give the bytes of one, and those are near the plain ones."
     from sentence_transformers import SentenceTransformer
-    from cmining.encode import HubEncoder
+    from cmining.models.encode import HubEncoder
     texts = ["ab " * (i * 37 % 50) for i in range(100)]
     plain, one, two = (HubEncoder(SentenceTransformer(str(tiny), device="cpu"), "tiny", ["cpu"] * n, half) for n, half in ((1, False), (1, True), (2, True)))
     for e in (one, two): e.chunk_size = 16
@@ -122,10 +122,10 @@ def test_same_bytes_whatever_the_number_of_devices(tiny):
 def test_each_worker_of_a_run_takes_a_gpu_by_turns():
     import joblib
     from multiprocessing import current_process
-    from cmining.encode import my_gpus
+    from cmining.models.encode import gpus_of_process
     def gpus():
         time.sleep(.3)
-        return my_gpus(2, current_process().name)
+        return gpus_of_process(2, current_process().name)
     assert {"cuda:0", "cuda:1"} == {gpu for found in joblib.Parallel(2)(joblib.delayed(gpus)() for _ in range(4)) for gpu in found}
 
 

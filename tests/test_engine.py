@@ -2,8 +2,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import namedtuple
@@ -12,8 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cmining import engine, pipeline
-from cmining.pipeline import Params, RunError, mine, read_record, read_texts
+from cmining.core.engine import as_path
+from cmining.mine import pipeline
+from cmining.core.basics import RunError
+from cmining.core.runs import Params, read_record, read_texts
+from cmining.mine.pipeline import mine_corpus
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 
@@ -25,7 +26,7 @@ def points_of(run):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
-    mine(SAMPLE, run, jobs=1)
+    mine_corpus(SAMPLE, run, jobs=1)
     return run
 
 
@@ -68,19 +69,19 @@ def test_same_bytes_on_a_cluster_though_a_worker_is_killed(backend, reference, t
     killed: list[int] = []
     thread = threading.Thread(target=kill_one_worker, args=(tmp_path, WORKERS[backend], killed))
     thread.start()
-    mine(SAMPLE, tmp_path, backend=backend, address=address, jobs=2)
+    mine_corpus(SAMPLE, tmp_path, backend=backend, address=address, jobs=2)
     thread.join()
     assert killed and points_of(tmp_path) == points_of(reference)
 
 
 def test_a_run_on_another_file_system(reference):
     import fsspec
-    corpus, run = engine.as_path("memory://corpus"), engine.as_path("memory://run")
+    corpus, run = as_path("memory://corpus"), as_path("memory://run")
     for f in SAMPLE.glob("*.jsonl"): (corpus / f.name).write_bytes(f.read_bytes())
-    points = mine("memory://corpus", "memory://run", jobs=1)
+    points = mine_corpus("memory://corpus", "memory://run", jobs=1)
     assert points_of(run) == points_of(reference)
     assert len(read_texts("memory://run", points)) == len(points)
-    mine("memory://corpus", "memory://run", jobs=1)
+    mine_corpus("memory://corpus", "memory://run", jobs=1)
     resumed = {s["step"]: s["resumed"] == s["tasks"] for s in read_record("memory://run")["steps"]}
     assert resumed.pop("discover") is False and all(resumed.values())
     fsspec.filesystem("memory").store.clear()
@@ -90,10 +91,10 @@ def test_full_disk_is_said_and_the_run_goes_on_when_there_is_space(reference, tm
     save = pipeline.save_array
     def full(path, array): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(pipeline, "save_array", full)
-    with pytest.raises(RunError, match="the disk is full .* goes on where it stopped"): mine(SAMPLE, tmp_path, jobs=1)
+    with pytest.raises(RunError, match="the disk is full .* goes on where it stopped"): mine_corpus(SAMPLE, tmp_path, jobs=1)
     assert not list((tmp_path / "work").glob("*/.*")), "something unfinished was left"
     monkeypatch.setattr(pipeline, "save_array", save)
-    mine(SAMPLE, tmp_path, jobs=1)
+    mine_corpus(SAMPLE, tmp_path, jobs=1)
     assert points_of(tmp_path) == points_of(reference)
     assert read_record(tmp_path)["steps"][2]["resumed"] > 0
 
@@ -104,10 +105,10 @@ Usage = namedtuple("Usage", "total used free")
 def test_too_little_disk_or_memory_is_refused_before_the_run(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(pipeline.shutil, "disk_usage", lambda _: Usage(1, 1, 0))
-        with pytest.raises(RunError, match="GB of disk"): mine(SAMPLE, tmp_path / "a", jobs=1)
+        with pytest.raises(RunError, match="GB of disk"): mine_corpus(SAMPLE, tmp_path / "a", jobs=1)
     with monkeypatch.context() as m:
         m.setattr(pipeline.psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(1))
-        with pytest.raises(RunError, match="GB of memory"): mine(SAMPLE, tmp_path / "b", jobs=1)
+        with pytest.raises(RunError, match="GB of memory"): mine_corpus(SAMPLE, tmp_path / "b", jobs=1)
     assert not list((tmp_path / "a" / "work").glob("*/*"))
 
 
@@ -120,8 +121,8 @@ def test_a_plan_that_is_near_the_truth(reference):
 
 
 def test_runs_that_share_their_work(reference, tmp_path):
-    mine(SAMPLE, tmp_path / "a", jobs=1)
-    mine(SAMPLE, tmp_path / "b", Params.of(theta=1), jobs=1, work=tmp_path / "a")
+    mine_corpus(SAMPLE, tmp_path / "a", jobs=1)
+    mine_corpus(SAMPLE, tmp_path / "b", Params.of(theta=1), jobs=1, work=tmp_path / "a")
     record = read_record(tmp_path / "b")
     assert all(s["resumed"] == s["tasks"] for s in record["steps"] if s["step"] not in ("compare", "discover"))
     assert not list((tmp_path / "b" / "work").glob("*/*")) and len(read_texts(tmp_path / "b", pipeline.read_run(tmp_path / "b", "culture_points"))) > 0
@@ -136,4 +137,4 @@ MISTAKES = {
 
 @pytest.mark.parametrize("options, named", MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(tmp_path, options, named):
-    with pytest.raises(RunError, match=named): mine(SAMPLE, tmp_path, **options)
+    with pytest.raises(RunError, match=named): mine_corpus(SAMPLE, tmp_path, **options)

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmining import pipeline
-from cmining.control import encoder_control
-from cmining.encode import load_encoder
-from cmining.evidence import explain, explain_group, explain_html, explain_text, funnel, neighbors
-from cmining.pipeline import Params, load_vectors, mine, read_record, read_run
-from cmining.quality import POINTS, quality, sweep
+from cmining.mine import sort
+from cmining.mine.control import encoder_control
+from cmining.models.encode import load_encoder
+from cmining.evidence.explain import explain_entry, explain_group, explain_html, explain_text, funnel, neighbors
+from cmining.core.runs import Params, read_record, read_run
+from cmining.mine.pipeline import load_vectors, mine_corpus
+from cmining.evidence.quality import POINTS, evaluate_run
+from cmining.evidence.sweep import run_sweep
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 SCRIPT = "<script>alert('1')</script>"
@@ -34,14 +36,14 @@ def run(request, corpus, tmp_path_factory):
     "A run in several small shards."
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "SHARD_ENTRIES", 64)
-        mine(corpus, folder, Params.of(clusterer=request.param, n_repeats=3), jobs=1)
+        patch.setattr(sort, "SHARD_ENTRIES", 64)
+        mine_corpus(corpus, folder, Params.of(clusterer=request.param, n_repeats=3), jobs=1)
     return folder
 
 
 def test_every_entry_can_be_explained(run):
     for entry in read_run(run, "entries")[::2].itertuples():
-        told = explain(run, entry.id, entry.lang)
+        told = explain_entry(run, entry.id, entry.lang)
         json.dumps(told, allow_nan=False)
         assert all(t["passed"] for t in told["tests"]) == (entry.stage == "culture_point")
         assert told["changes"] and "nan" not in explain_text(told).split()
@@ -80,19 +82,19 @@ def test_the_funnel_loses_nothing(run):
 
 def test_sweep_is_mining_again_and_can_be_repeated(corpus, tmp_path):
     grid = {"theta": [.6, 1.], "n_repeats": [1, 3]}
-    table = sweep(corpus, grid, tmp_path / "sweep", jobs=1)
+    table = run_sweep(corpus, grid, tmp_path / "sweep", jobs=1)
     before = (tmp_path / "sweep" / "sweep.parquet").read_bytes()
-    pd.testing.assert_frame_equal(sweep(corpus, grid, tmp_path / "sweep", jobs=1), table)
+    pd.testing.assert_frame_equal(run_sweep(corpus, grid, tmp_path / "sweep", jobs=1), table)
     assert (tmp_path / "sweep" / "sweep.parquet").read_bytes() == before
-    mine(corpus, tmp_path / "alone", Params.of(theta=1., n_repeats=3), jobs=1)
+    mine_corpus(corpus, tmp_path / "alone", Params.of(theta=1., n_repeats=3), jobs=1)
     name = table.query("theta == 1 and n_repeats == 3")["name"].item()
     assert (tmp_path / "sweep" / name / "culture_points.parquet").read_bytes() == (tmp_path / "alone" / "culture_points.parquet").read_bytes()
 
 
 def test_quality_by_split_and_beside_other_runs(tmp_path):
-    for preset in ("default", "authors"): mine(SAMPLE, tmp_path / preset, Params.of(preset), jobs=1)
+    for preset in ("default", "authors"): mine_corpus(SAMPLE, tmp_path / preset, Params.of(preset), jobs=1)
     labels = pd.read_csv(SAMPLE / "labels.csv", keep_default_na=False)
-    told = quality(tmp_path / "default", labels, {"authors": tmp_path / "authors"}, SAMPLE, split="test", n_boot=50)
+    told = evaluate_run(tmp_path / "default", labels, {"authors": tmp_path / "authors"}, SAMPLE, split="test", n_boot=50)
     assert set(told["selection"]) == {"entries", "rejected", POINTS, "Random", "Mono", "Mono, as many", "Rare words", "authors"}
     everything = told.query("selection == 'entries' and lang == 'all'").set_index("measure")
     test = labels[labels["split"] == "test"]
@@ -101,7 +103,7 @@ def test_quality_by_split_and_beside_other_runs(tmp_path):
     inside = told.dropna(subset=["lo", "hi"]).query("selection == @POINTS and lang == 'all'")
     assert len(inside) and (inside["lo"] <= inside["value"]).all() and (inside["value"] <= inside["hi"]).all()
     silver = labels.assign(n_langs6=np.where(labels["kind"] == "universal", 6, 1), n_small_wikis=0).drop(columns=["id", "kind", "split"])
-    told = quality(tmp_path / "default", silver, corpus=SAMPLE, n_boot=50).query("lang == 'mean' and measure == 'all six'").set_index("selection")["value"]
+    told = evaluate_run(tmp_path / "default", silver, corpus=SAMPLE, n_boot=50).query("lang == 'mean' and measure == 'all six'").set_index("selection")["value"]
     assert told[POINTS] < told["entries"] < told["rejected"]
 
 

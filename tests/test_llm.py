@@ -11,9 +11,9 @@ from pathlib import Path
 import fault_server
 import pytest
 
-from cmining import llm
-from cmining.llm import NO_BUDGET, Endpoint, Journal, Prompt, ask, ask_batch, estimate, load_prices
-from cmining.pipeline import RunError
+from cmining.models import llm
+from cmining.models.llm import Endpoint, Journal, BUDGET_SPENT, Prompt, ask, ask_batch, estimate, load_prices
+from cmining.core.basics import RunError
 
 pytest.importorskip("openai")
 SCHEMA = {"type": "object", "properties": {"question": {"type": "string"}, "answer": {"type": "string", "enum": ["A", "B", "C", "D"]}}, "required": ["question", "answer"], "additionalProperties": False}
@@ -142,7 +142,7 @@ def test_a_server_that_calls_parameters_otherwise(server, endpoint, tmp_path, sc
 def test_the_probe_decides_once(server, endpoint, tmp_path, supports, status, mode):
     server.stats(supports=supports, unsupported=status)
     replies = list(ask(prompts(12, schema=SCHEMA), endpoint(), tmp_path / "j.jsonl"))
-    assert {r.mode for r in replies} == {mode} and all(llm.satisfies(json.loads(r.text), SCHEMA) for r in replies)
+    assert {r.mode for r in replies} == {mode} and all(llm.matches_schema(json.loads(r.text), SCHEMA) for r in replies)
     before = server.stats()["requests"]
     assert {r.mode for r in ask(prompts(20, schema=SCHEMA), endpoint(), tmp_path / "j.jsonl")} == {mode}
     assert server.stats()["requests"] - before == 8      # no second probe
@@ -165,16 +165,16 @@ def test_a_budget_is_never_passed(server, endpoint, tmp_path, faults, kinds):
     asked, budget, spent = prompts(60), 0.004, []
     replies = list(ask(asked, endpoint(timeout=0.5), tmp_path / "j.jsonl", prices=PRICES, budget=budget, progress=lambda s: spent.append(s["usd"] + s["usd_unsure"])))
     assert [r.key for r in replies] == [p.key for p in asked] and max(spent) <= budget
-    assert {r.error for r in replies if not r.text} == {NO_BUDGET} and any(r.text for r in replies)
+    assert {r.error for r in replies if not r.text} == {BUDGET_SPENT} and any(r.text for r in replies)
     assert sum(r["usd"] + r["usd_unsure"] for r in lines(tmp_path / "j.jsonl")) <= budget
-    assert all(r.text is None for r in list(ask(asked, endpoint(), tmp_path / "j.jsonl", prices=PRICES, budget=budget)) if r.error == NO_BUDGET)
+    assert all(r.text is None for r in list(ask(asked, endpoint(), tmp_path / "j.jsonl", prices=PRICES, budget=budget)) if r.error == BUDGET_SPENT)
     server.stats(faults=0.0)
     assert all(r.text for r in ask(asked, endpoint(), tmp_path / "j.jsonl", prices=PRICES, budget=1.0))
 
 
 def test_a_budget_counts_what_was_written_without_a_price(server, endpoint, tmp_path):
     spent = sum((r.prompt_tokens + 4 * r.completion_tokens) / 1e6 for r in ask(prompts(10), endpoint(), tmp_path / "j.jsonl"))
-    assert all(r.error == NO_BUDGET for r in list(ask(prompts(20), endpoint(), tmp_path / "j.jsonl", prices=PRICES, budget=spent + 1e-4))[10:])
+    assert all(r.error == BUDGET_SPENT for r in list(ask(prompts(20), endpoint(), tmp_path / "j.jsonl", prices=PRICES, budget=spent + 1e-4))[10:])
 
 
 def test_the_estimate_holds_the_bill(server, endpoint, tmp_path):
@@ -321,7 +321,7 @@ def test_batch_files(server, endpoint, tmp_path):
     live = list(ask(asked[:5], endpoint(), tmp_path / "j.jsonl", prices=PRICES))
     replies = batch(asked, endpoint(), tmp_path / "j.jsonl", max_requests=8)
     assert [r.key for r in replies] == [p.key for p in asked] and replies[:5] == live
-    assert all(r.mode == "json_schema" and llm.satisfies(json.loads(r.text), SCHEMA) for r in replies)
+    assert all(r.mode == "json_schema" and llm.matches_schema(json.loads(r.text), SCHEMA) for r in replies)
     assert len(server.stats()["batches"]) - before == 3      # 8 + 8 + 4
     for r in replies[5:]: assert abs(r.usd - 0.5 * (r.prompt_tokens + 4 * r.completion_tokens) / 1e6) < 1e-12
     assert batch(asked, endpoint(), tmp_path / "j.jsonl") == list(ask(asked, endpoint(), tmp_path / "j.jsonl")) == replies
@@ -353,6 +353,6 @@ def test_a_batch_is_not_submitted_twice(server, endpoint, tmp_path):
 
 def test_a_batch_within_the_budget(server, endpoint, tmp_path):
     replies = batch(prompts(30), endpoint(), tmp_path / "j.jsonl", budget=0.005)
-    assert 0 < sum(bool(r.text) for r in replies) < 30 and {r.error for r in replies if r.error} == {NO_BUDGET}
+    assert 0 < sum(bool(r.text) for r in replies) < 30 and {r.error for r in replies if r.error} == {BUDGET_SPENT}
     assert sum(r.usd for r in replies) <= 0.005
     assert all(r.text for r in batch(prompts(30), endpoint(), tmp_path / "j.jsonl", budget=1.0))

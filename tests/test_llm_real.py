@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmining import llm
-from cmining.llm import Endpoint, Prompt, ask
+from cmining.models import llm
+from cmining.models.llm import Endpoint, Prompt, ask
 
 SHORT = {"type": "string", "pattern": "^[a-z ]{3,20}$"}
 FREE = {"type": "string"}

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cmining.pipeline import Params, RunError, mine, read_record, read_run
+from cmining.core.basics import RunError
+from cmining.core.runs import Params, read_record, read_run
+from cmining.mine.pipeline import mine_corpus
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -39,14 +41,14 @@ def write(path: Path, rows) -> Path:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
-    mine(SAMPLE, run, jobs=1)
+    mine_corpus(SAMPLE, run, jobs=1)
     return run
 
 
 # ---- the same bytes
 
 def test_two_workers(reference, tmp_path):
-    mine(SAMPLE, tmp_path, jobs=2)
+    mine_corpus(SAMPLE, tmp_path, jobs=2)
     assert points_of(tmp_path) == points_of(reference)
 
 
@@ -57,7 +59,7 @@ def test_renamed_files_and_shuffled_rows(reference, tmp_path):
         half = len(rows) // 2
         write(tmp_path / "corpus" / file.stem / "b.jsonl", rows[:half])
         write(tmp_path / "corpus" / file.stem / "a.jsonl.gz", rows[half:])
-    mine(tmp_path / "corpus", tmp_path / "run", jobs=1)
+    mine_corpus(tmp_path / "corpus", tmp_path / "run", jobs=1)
     assert points_of(tmp_path / "run") == points_of(reference)
 
 
@@ -77,7 +79,7 @@ def test_killed_and_resumed(reference, tmp_path, step):
 
 def test_second_run_computes_only_what_changed(reference, tmp_path):
     shutil.copytree(reference, tmp_path / "run")
-    mine(SAMPLE, tmp_path / "run", Params.of(theta=1), jobs=1)
+    mine_corpus(SAMPLE, tmp_path / "run", Params.of(theta=1), jobs=1)
     resumed = {s["step"]: s["resumed"] == s["tasks"] for s in read_record(tmp_path / "run")["steps"]}
     assert [step for step, done in resumed.items() if not done] == ["compare", "discover"]     # other entries are asked for counterparts
 
@@ -106,7 +108,7 @@ def test_run_folder_holds_the_columns_of_the_contract(reference):
 
 
 def test_clean_removes_the_work(tmp_path):
-    mine(SAMPLE, tmp_path, jobs=1, clean=True)
+    mine_corpus(SAMPLE, tmp_path, jobs=1, clean=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["culture_points.parquet", "entries.parquet", "groups.parquet", "run.json"]
 
 
@@ -115,7 +117,7 @@ def test_clean_removes_the_work(tmp_path):
 def test_a_sentence_transformers_model_and_a_spacy_model(tiny, trained, tmp_path):
     rows = [{"title": f"{word} {i}th thing", "text": "a text of its own"} for i in range(10) for word in ("red", "blue")]
     write(tmp_path / "corpus" / "en.jsonl", [*rows, {"title": "Olden Days", "text": "long ago"}])
-    mine(tmp_path / "corpus", tmp_path / "run", Params.of(encoder=str(tiny), ner=[str(trained)]), jobs=1)
+    mine_corpus(tmp_path / "corpus", tmp_path / "run", Params.of(encoder=str(tiny), ner=[str(trained)]), jobs=1)
     record = read_record(tmp_path / "run")
     assert record["encoder"]["dim"] == 16 and record["pruned"] == {"en": {"date": 1}}
 
@@ -123,11 +125,11 @@ def test_a_sentence_transformers_model_and_a_spacy_model(tiny, trained, tmp_path
 def test_two_spacy_models_for_one_language_are_refused(trained, tmp_path):
     write(tmp_path / "corpus" / "en.jsonl", [{"title": "Only", "text": "One entry."}])
     with pytest.raises(RunError, match="two spaCy models"):
-        mine(tmp_path / "corpus", tmp_path / "run", Params.of(ner=[str(trained), str(trained)]), jobs=1)
+        mine_corpus(tmp_path / "corpus", tmp_path / "run", Params.of(ner=[str(trained), str(trained)]), jobs=1)
 
 
 def test_hdbscan_instead_of_kmeans(tmp_path):
-    mine(SAMPLE, tmp_path, Params.of(clusterer="hdbscan"), jobs=1)
+    mine_corpus(SAMPLE, tmp_path, Params.of(clusterer="hdbscan"), jobs=1)
     assert (read_run(tmp_path, "groups")["size"] >= 5).all()
 
 
@@ -175,14 +177,14 @@ def test_small_languages_and_hostile_rows(tmp_path):
 
 def test_a_corpus_of_one_tiny_language_has_no_culture_points(tmp_path):
     write(tmp_path / "corpus" / "en.jsonl", [{"title": "Only", "text": "One entry."}])
-    assert len(mine(tmp_path / "corpus", tmp_path / "run", jobs=1)) == 0
+    assert len(mine_corpus(tmp_path / "corpus", tmp_path / "run", jobs=1)) == 0
 
 
 def test_truncated_gzip_keeps_what_is_whole(tmp_path):
     rows = (SAMPLE / "en.jsonl").read_text(encoding="utf-8").splitlines()
     path = write(tmp_path / "corpus" / "en.jsonl.gz", rows)
     path.write_bytes(path.read_bytes()[:-2000])
-    mine(tmp_path / "corpus", tmp_path / "run", jobs=1)
+    mine_corpus(tmp_path / "corpus", tmp_path / "run", jobs=1)
     assert 0 < len(read_run(tmp_path / "run", "entries")) < len(rows)
     assert read_record(tmp_path / "run")["skipped"]
 
@@ -227,7 +229,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
 def test_a_cleaned_run_can_be_made_again(reference, tmp_path):
     shutil.copytree(reference, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "work")
-    mine(SAMPLE, tmp_path / "run", jobs=1)
+    mine_corpus(SAMPLE, tmp_path / "run", jobs=1)
     assert points_of(tmp_path / "run") == points_of(reference)
 
 

@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from cmining import plots
+from cmining.core.basics import RunError
+from cmining.viz import plots
 
 HOSTILE = ["<script>alert(1)</script>", "--><script>x</script><!--", "]]><b>", "$\\frac{", "a $x_1$ b", "x\x00\x1b[31m\ny", "\u202egnp.exe", "&amp;\"'", "\\", ""]
 
@@ -26,7 +27,7 @@ def test_hostile_titles_stay_text(title, tmp_path):
     fig, ax = plt.subplots(figsize=(4, 1))
     plots.write_title(ax, .5, .5, title, "en", instead="an id")
     assert not ax.texts[0].get_parse_math()
-    plots.keep(fig, pd.DataFrame({"title": [title]}), tmp_path, "hostile")
+    plots.save_figure(fig, pd.DataFrame({"title": [title]}), tmp_path, "hostile")
     tree = ET.parse(tmp_path / "hostile.svg")     # well-formed
     assert not [e for e in tree.iter() if e.tag.rpartition("}")[2] in ("script", "foreignObject")]
 
@@ -35,7 +36,7 @@ def test_same_bytes_and_no_date(tmp_path):
     for name in "ab":
         fig, ax = plt.subplots()
         ax.plot([1, 2], label="y"); ax.legend()
-        plots.keep(fig, pd.DataFrame({"y": [1 / 3]}), tmp_path / name, "same")
+        plots.save_figure(fig, pd.DataFrame({"y": [1 / 3]}), tmp_path / name, "same")
     for suffix in ("svg", "png", "csv"): assert (tmp_path / "a" / f"same.{suffix}").read_bytes() == (tmp_path / "b" / f"same.{suffix}").read_bytes()
     assert b"<dc:date>" not in (tmp_path / "a" / "same.svg").read_bytes()
 
@@ -80,7 +81,7 @@ def test_with_glyphs_the_title_and_no_note(tmp_path):
     assert [t.get_text() for t in axes[0].texts] == ["江湖"] and axes[0].figure.get_supxlabel() == ""
     with warnings.catch_warnings():
         warnings.simplefilter("error")      # Matplotlib warns of a missing glyph
-        plots.keep(axes[0].figure, pd.DataFrame(), tmp_path, "islands")
+        plots.save_figure(axes[0].figure, pd.DataFrame(), tmp_path, "islands")
 
 
 def test_a_language_looks_the_same_everywhere():
@@ -92,7 +93,7 @@ def test_a_language_looks_the_same_everywhere():
 ])
 def test_unusable_renderings(name, text, error, tmp_path):
     if text is not None: (tmp_path / name).write_text(text)
-    with pytest.raises(plots.RunError, match=error): plots.read_renderings(tmp_path, tmp_path / name)
+    with pytest.raises(RunError, match=error): plots.read_renderings(tmp_path, tmp_path / name)
 
 
 def test_renderings_of_a_model_name_it(tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import spacy
 
-from cmining.corpus import list_title
-from cmining.prune import _by_model, _plain, functional_ruler, load_ner, prune_reasons
+from cmining.ingest.articles import list_title
+from cmining.mine.prune import _by_model, _plain, functional_ruler, load_ner, prune_reasons
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real titles are not beside the checkout (../shared/data)")

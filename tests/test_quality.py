@@ -4,7 +4,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cmining.pipeline import mine, read_run
+from cmining.core.runs import read_run
+from cmining.mine.pipeline import mine_corpus
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 
@@ -13,7 +14,7 @@ SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 def found(tmp_path_factory):
     "The labels with the stage where each entry stopped."
     run = tmp_path_factory.mktemp("run")
-    mine(SAMPLE, run, jobs=1)
+    mine_corpus(SAMPLE, run, jobs=1)
     labels = pd.read_csv(SAMPLE / "labels.csv", keep_default_na=False)
     return labels.merge(read_run(run, "entries")[["id", "stage", "reason"]], on="id")
 

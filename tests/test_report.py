@@ -8,8 +8,10 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from cmining.pipeline import RunError, mine, read_run
-from cmining.report import FIGURES, declared, figure_notebooks, new_notebook, report
+from cmining.core.basics import RunError
+from cmining.core.runs import read_run
+from cmining.mine.pipeline import mine_corpus
+from cmining.viz.report import FIGURES, declared_parameters, figure_notebooks, new_notebook, make_report
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -24,7 +26,7 @@ def cells(path: Path) -> list[dict]:
 @pytest.mark.parametrize("path", notebooks, ids=lambda p: p.stem)
 def test_figure_notebooks_can_be_given_a_run(path):
     assert sum("parameters" in c["metadata"].get("tags", ()) for c in cells(path)) == 1
-    assert {"run_dir", "save_to"} <= declared(path)
+    assert {"run_dir", "save_to"} <= declared_parameters(path)
     assert "".join(cells(path)[0]["source"]).startswith("# ") and "\n> " in "".join(cells(path)[0]["source"])
     assert any("image/png" in o.get("data", ()) for c in cells(path) for o in c.get("outputs", ())), "keep the output of the default run"
 
@@ -32,7 +34,7 @@ def test_figure_notebooks_can_be_given_a_run(path):
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "sample"
-    mine(SAMPLE, run, jobs=1)
+    mine_corpus(SAMPLE, run, jobs=1)
     return run
 
 
@@ -45,7 +47,7 @@ def hostile_run(tmp_path_factory):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps(row | {"title": f"<script>{row['title'][:3]}</script>$\\frac{{"}, ensure_ascii=False) for row in rows]
         (corpus / path.name).write_text("\n".join(lines), encoding="utf-8")
-    mine(corpus, run, jobs=1)
+    mine_corpus(corpus, run, jobs=1)
     assert len(read_run(run, "culture_points"))
     return run
 
@@ -63,10 +65,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_twice_the_same_bytes_and_titles_stay_text(hostile_run, tmp_path):
     figures, out = some(tmp_path / "figures", "fig2_tsne", "fig7_culture_points"), tmp_path / "report"
     new_notebook(figures / "fig_mine.ipynb")       # its table shows titles
-    assert report([hostile_run], out, {"n_per_lang": 40}, figures) == {}
+    assert make_report([hostile_run], out, {"n_per_lang": 40}, figures) == {}
     first = contents(out)
     shutil.rmtree(out)
-    report([hostile_run], out, {"n_per_lang": 40}, figures)
+    make_report([hostile_run], out, {"n_per_lang": 40}, figures)
     assert contents(out) == first and {"index.html", "fig2_tsne.html", "fig2_tsne.ipynb", "fig2_tsne.svg", "fig2_tsne.png", "fig2_tsne.csv"} <= set(first)
     pages = {name: text.decode() for name, text in first.items() if name.endswith((".html", ".svg"))}
     for name, text in pages.items():
@@ -79,19 +81,19 @@ def test_runs_side_by_side(sample_run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(sample_run, other)
     out = tmp_path / "report"
-    assert report([sample_run, other], out, figures=some(tmp_path / "figures", "fig7_culture_points"), small=True) == {}
+    assert make_report([sample_run, other], out, figures=some(tmp_path / "figures", "fig7_culture_points"), small=True) == {}
     assert set(contents(out)) == {"index.html", *(f"{run}/fig7_culture_points.{suffix}" for run in ("sample", "other") for suffix in ("svg", "csv"))}
     index = (out / "index.html").read_text()
     assert index.index("sample/fig7_culture_points.svg") < index.index("other/fig7_culture_points.svg")
 
 
 def test_refusals(sample_run, tmp_path, monkeypatch):
-    with pytest.raises(RunError, match="did you mean 'n_per_lang'"): report([sample_run], tmp_path / "out", {"n_per_lnag": 3})
-    with pytest.raises(RunError, match="no finished run"): report([tmp_path], tmp_path / "out")
-    with pytest.raises(RunError, match="two runs are named sample"): report([sample_run, sample_run], tmp_path / "out")
-    with pytest.raises(RunError, match="there are no notebooks"): report([sample_run], tmp_path / "out", figures=tmp_path)
+    with pytest.raises(RunError, match="did you mean 'n_per_lang'"): make_report([sample_run], tmp_path / "out", {"n_per_lnag": 3})
+    with pytest.raises(RunError, match="no finished run"): make_report([tmp_path], tmp_path / "out")
+    with pytest.raises(RunError, match="two runs are named sample"): make_report([sample_run, sample_run], tmp_path / "out")
+    with pytest.raises(RunError, match="there are no notebooks"): make_report([sample_run], tmp_path / "out", figures=tmp_path)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("cmining.report.FIGURES", tmp_path)       # installed without the checkout
+    monkeypatch.setattr("cmining.viz.report.FIGURES", tmp_path)       # installed without the checkout
     with pytest.raises(RunError, match="part of the checkout"): figure_notebooks()
 
 
@@ -123,6 +125,6 @@ def test_sample_report_is_current(sample_run, tmp_path):
     if not kept: pytest.skip("reports/sample is not there")
     given = {"run_dir": str(sample_run), "save_to": str(tmp_path), "labels": str(SAMPLE / "labels.csv"), "translations": str(SAMPLE / "labels.csv")}
     for path in notebooks:
-        if path.stem != "table6_cost": execute(path, {k: v for k, v in given.items() if k in declared(path)})
+        if path.stem != "table6_cost": execute(path, {k: v for k, v in given.items() if k in declared_parameters(path)})
     assert {p.name for p in kept} == {p.name for p in tmp_path.glob("*.csv")}
     for path in kept: pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(tmp_path / path.name), rtol=.02, atol=.02, obj=f"{path.name} (make report)")

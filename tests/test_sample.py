@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cmining.corpus import entry_id
+from cmining.ingest.corpus import entry_id
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 LANGS = ["de", "en", "es", "fr", "ja", "zh"]

@@ -19,7 +19,8 @@ from nbdev.processors import FilterDefaults
 from nbdev.serve_drv import exec_nb
 
 from cmining.cli import build_parser
-from cmining.pipeline import mine, read_run
+from cmining.core.runs import read_run
+from cmining.mine.pipeline import mine_corpus
 
 ROOT = Path(__file__).parent.parent
 NBS, README = ROOT / "nbs", ROOT / "README.md"
@@ -167,13 +168,13 @@ def examples(run: str) -> str:
 
 
 def test_landing_page_shows_a_real_run(tmp_path):
-    mine(ROOT / "data/sample", tmp_path, jobs=1)
+    mine_corpus(ROOT / "data/sample", tmp_path, jobs=1)
     assert BLOCK.search(markdown("index.ipynb"))[0] == examples(tmp_path), "run python tests/test_site.py"
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as run:
-        mine(ROOT / "data/sample", run, jobs=1)
+        mine_corpus(ROOT / "data/sample", run, jobs=1)
         shown = examples(run)
     nb = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))
     for cell in nb["cells"]: cell["source"] = BLOCK.sub(lambda _: shown, "".join(cell["source"])).splitlines(keepends=True)
