@@ -4,32 +4,45 @@
 
 # %% ../nbs/99_cli.ipynb #f6b85727
 from __future__ import annotations
+
 import argparse
 import json
-import pandas as pd
 import shutil
 import sys
 import unicodedata
 from bisect import bisect_right
-from . import __version__
-from .core.basics import CorpusError, RunError
-from .core.engine import BACKENDS, as_path
-from .core.runs import Params, read_record
-from .evidence.cost import run_cost, cost_text
-from .evidence.explain import explain_entry, explain_group, explain_group_text, explain_text
-from .evidence.sweep import run_sweep
-from .ingest.download import SOURCES, download_wikipedia, wikipedia_lang
-from .ingest.dumps import ingest_source
-from .instruct.export import ROWS, export_dataset
-from .instruct.items import TASKS, read_items, show_items
-from .instruct.synthesize import Settings, plan_synthesis, synthesize_items, synthesize_offline
-from .mine.pipeline import mine_corpus
-from .models.llm import Endpoint, load_prices
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+from . import __version__
+from .core.basics import CorpusError, RunError
+from .core.engine import BACKENDS, as_path
+from .core.runs import Params, read_record
+from .evidence.cost import cost_text, run_cost
+from cmining.evidence.explain import (
+    explain_entry,
+    explain_group,
+    explain_group_text,
+    explain_text,
+)
+from .evidence.sweep import run_sweep
+from .ingest.download import SOURCES, download_wikipedia, wikipedia_lang
+from .ingest.dumps import ingest_source
+from .instruct.export import ROWS, export_dataset
+from .instruct.items import TASKS, read_items, show_items
+from cmining.instruct.synthesize import (
+    Settings,
+    plan_synthesis,
+    synthesize_items,
+    synthesize_offline,
+)
+from .mine.pipeline import mine_corpus
+from .models.llm import Endpoint, load_prices
 
 # %% auto #0
 __all__ = ['COMMANDS', 'add_param_options', 'params_from', 'text_width', 'fit_text', 'show_points', 'ingest_command',
@@ -42,105 +55,278 @@ __all__ = ['COMMANDS', 'add_param_options', 'params_from', 'text_width', 'fit_te
 # %% ../nbs/99_cli.ipynb #0859e011
 def add_param_options(parser: argparse.ArgumentParser) -> None:
     "An option for each field of Params."
-    kinds = {"int | None": int, "int": int, "float": float, "float | None": float, "str | None": str, "str": str}
+    kinds = {
+        "int | None": int,
+        "int": int,
+        "float": float,
+        "float | None": float,
+        "str | None": str,
+        "str": str,
+    }
     for f in fields(Params):
         choices = f.metadata.get("choices")
-        extra: dict[str, Any] = {"type": kinds.get(f.type), "choices": choices, "metavar": None if choices else f.name.upper()}
-        if f.type == "tuple[str, ...]": extra = {"action": "append", "metavar": f.name.upper()}
-        if f.type == "bool": extra = {"action": argparse.BooleanOptionalAction}
-        default = "" if f.default in (None, ()) else f" (default {'yes' if f.default is True else f.default})"
-        parser.add_argument(f"--{f.name.replace('_', '-')}", help=f.metadata["help"] + default, default=argparse.SUPPRESS, **extra)
+        extra: dict[str, Any] = {
+            "type": kinds.get(f.type),
+            "choices": choices,
+            "metavar": None if choices else f.name.upper(),
+        }
+        if f.type == "tuple[str, ...]":
+            extra = {"action": "append", "metavar": f.name.upper()}
+        if f.type == "bool":
+            extra = {"action": argparse.BooleanOptionalAction}
+        default = (
+            ""
+            if f.default in (None, ())
+            else f" (default {'yes' if f.default is True else f.default})"
+        )
+        parser.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            help=f.metadata["help"] + default,
+            default=argparse.SUPPRESS,
+            **extra,
+        )
+
 
 def params_from(options: argparse.Namespace) -> Params:
     "The parameters that the options ask for."
-    return Params.of(**{f.name: getattr(options, f.name) for f in fields(Params) if hasattr(options, f.name)})
+    return Params.of(
+        **{
+            f.name: getattr(options, f.name)
+            for f in fields(Params)
+            if hasattr(options, f.name)
+        }
+    )
 
 # %% ../nbs/99_cli.ipynb #8525f508
 def text_width(text: str) -> int:
     "Columns that a text takes on a terminal."
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        (
+            0
+            if unicodedata.combining(c)
+            else 2
+            if unicodedata.east_asian_width(c) in "WF"
+            else 1
+        )
+        for c in text
+    )
+
 
 def fit_text(text: str, columns: int) -> str:
     "Cut or pad a text to a number of columns; control characters become spaces."
     text = "".join(c if c.isprintable() else " " for c in text)
     ends = list(accumulate(map(text_width, text)))
-    if ends and ends[-1] > columns: text = text[:bisect_right(ends, columns - 1)] + "…"
+    if ends and ends[-1] > columns:
+        text = text[: bisect_right(ends, columns - 1)] + "…"
     return text + " " * (columns - text_width(text))
 
 # %% ../nbs/99_cli.ipynb #92e73846
 def show_points(
-    points: pd.DataFrame,       # culture_points.parquet
-    counts: dict[str, Any],     # of run.json
-    per_lang: int = 3,          # groups shown a language
-    columns: int = 100,         # width of the terminal
+    points: pd.DataFrame,  # culture_points.parquet
+    counts: dict[str, Any],  # of run.json
+    per_lang: int = 3,  # groups shown a language
+    columns: int = 100,  # width of the terminal
 ) -> str:
-    "The largest groups of each language: the evidence for the group, then its titles, the most central first."
+    """The largest groups of each language: the evidence for the group, then its titles,
+    the most central first.
+    """
     lines = []
     for lang in counts:
         mine = points[points["lang"] == lang]
-        entries, groups = sum(counts[lang].values()), [members for _, members in mine.groupby("group")]
-        lines.append(f"{lang}   {len(mine):,} culture points in {len(groups)} groups, of {entries:,} entries")
+        entries = sum(counts[lang].values())
+        groups = [members for _, members in mine.groupby("group")]
+        lines.append(
+            f"{lang}   {len(mine):,} culture points in {len(groups)} groups, of"
+            f" {entries:,} entries"
+        )
         for members in sorted(groups, key=len, reverse=True)[:per_lang]:
             first = members.iloc[0]
-            evidence = f"     γ {first['dominance']:.2f}  |G| {first['group_size']:<3}  q {first['q_value']:.0e}   "
-            lines.append(evidence + fit_text(", ".join(members["title"].head(20)), columns - text_width(evidence)).rstrip())
-        if len(groups) > per_lang: lines.append(f"     and {len(groups) - per_lang} more")
+            evidence = (
+                f"     γ {first['dominance']:.2f}  |G| {first['group_size']:<3}  q"
+                f" {first['q_value']:.0e}   "
+            )
+            lines.append(
+                evidence
+                + fit_text(
+                    ", ".join(members["title"].head(20)), columns - text_width(evidence)
+                ).rstrip()
+            )
+        if len(groups) > per_lang:
+            lines.append(f"     and {len(groups) - per_lang} more")
     return "\n".join(lines)
 
 # %% ../nbs/99_cli.ipynb #f5092475
 def ingest_command(options: argparse.Namespace) -> None:
     "cmining ingest"
-    source, lang = options.what, options.lang
+    source = options.what
+    lang = options.lang
     if source.startswith("wikipedia:") and not Path(source).exists():
         lang = lang or wikipedia_lang(source)
-        source = download_wikipedia(source, options.source, options.downloads, options.date, quiet=False)
-    told = ingest_source(source, options.out, lang, options.sample, options.seed, options.jobs, options.max_paragraphs)
+        source = download_wikipedia(
+            source, options.source, options.downloads, options.date, quiet=False
+        )
+    told = ingest_source(
+        source,
+        options.out,
+        lang,
+        options.sample,
+        options.seed,
+        options.jobs,
+        options.max_paragraphs,
+    )
     print(json.dumps(told, ensure_ascii=False, indent=1))
 
+
 def ingest_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("what", metavar="SOURCE", help="wikipedia:LANG, which is downloaded; or a dump (XML, or of the search index), Parquet or JSONL: a file, or a folder of them")
+    sub.add_argument(
+        "what",
+        metavar="SOURCE",
+        help=(
+            "wikipedia:LANG, which is downloaded; or a dump (XML, or of the search"
+            " index), Parquet or JSONL: a file, or a folder of them"
+        ),
+    )
     sub.add_argument("--out", type=Path, required=True, help="the corpus folder")
     sub.add_argument("--lang", help="ISO 639-1 code, when the source does not say it")
-    sub.add_argument("--sample", type=int, help="keep a random sample of so many entries (the paper: 3 million English, 1 million of each other language)")
+    sub.add_argument(
+        "--sample",
+        type=int,
+        help=(
+            "keep a random sample of so many entries (the paper: 3 million English, 1"
+            " million of each other language)"
+        ),
+    )
     sub.add_argument("--seed", type=int, default=0, help="seed of the sample (default 0)")
-    sub.add_argument("--jobs", type=int, help="processes (default: all cores; one where the source is small)")
-    sub.add_argument("--max-paragraphs", type=int, default=20, help="paragraphs kept of an entry, from the lead on (default 20, what mine looks at)")
-    sub.add_argument("--source", choices=list(SOURCES), default="hf", help="what wikipedia:LANG is downloaded from: Parquet of 2023 on Hugging Face (hf, the default), wikitext dumps (xml), or the search index (cirrus)")
-    sub.add_argument("--date", help="YYYYMMDD of the dump to download (default: the newest whole one)")
-    sub.add_argument("--downloads", type=Path, default=Path("downloads"), help="where downloads are kept; the same command goes on with what is there (default: downloads)")
+    sub.add_argument(
+        "--jobs",
+        type=int,
+        help="processes (default: all cores; one where the source is small)",
+    )
+    sub.add_argument(
+        "--max-paragraphs",
+        type=int,
+        default=20,
+        help=(
+            "paragraphs kept of an entry, from the lead on (default 20, what mine"
+            " looks at)"
+        ),
+    )
+    sub.add_argument(
+        "--source",
+        choices=list(SOURCES),
+        default="hf",
+        help=(
+            "what wikipedia:LANG is downloaded from: Parquet of 2023 on Hugging Face (hf,"
+            " the default), wikitext dumps (xml), or the search index (cirrus)"
+        ),
+    )
+    sub.add_argument(
+        "--date", help="YYYYMMDD of the dump to download (default: the newest whole one)"
+    )
+    sub.add_argument(
+        "--downloads",
+        type=Path,
+        default=Path("downloads"),
+        help=(
+            "where downloads are kept; the same command goes on with what is there"
+            " (default: downloads)"
+        ),
+    )
 
 # %% ../nbs/99_cli.ipynb #a07600f7
 def mine_command(options: argparse.Namespace) -> None:
     "cmining mine"
-    points = mine_corpus(options.corpus, options.out, params_from(options), options.jobs, options.clean, quiet=False, backend=options.backend, address=options.address)
+    points = mine_corpus(
+        options.corpus,
+        options.out,
+        params_from(options),
+        options.jobs,
+        options.clean,
+        quiet=False,
+        backend=options.backend,
+        address=options.address,
+    )
     record = read_record(options.out)
-    print(f"\n{show_points(points, record['counts'], columns=shutil.get_terminal_size((100, 24)).columns)}")
-    print("\nγ: share of the group that is in its language. |G|: entries of the group. q: chance of so pure a group\n"
-          "if languages mixed at random, corrected for the number of groups.")
+    print(
+        f"\n{show_points(points, record['counts'], columns=shutil.get_terminal_size((100, 24)).columns)}"
+    )
+    print(
+        "\nγ: share of the group that is in its language. |G|: entries of the group. q:"
+        " chance of so pure a group\nif languages mixed at random, corrected for the"
+        " number of groups."
+    )
     if len(points):
         first = points.iloc[points["centrality"].argmax()]
-        print(f"\nOne of them in full, as  cmining explain {options.out} {json.dumps(first['title'], ensure_ascii=False)} --lang {first['lang']}  shows any entry:\n")
+        print(
+            f"\nOne of them in full, as  cmining explain {options.out}"
+            f" {json.dumps(first['title'], ensure_ascii=False)} --lang {first['lang']} "
+            " shows any entry:\n"
+        )
         print(explain_text(explain_entry(options.out, first["title"], first["lang"])))
-    print(f"\n{len(points):,} culture points in {record['seconds']:.0f} s, with {record['peak_memory_bytes'] / 2**20:,.0f} MiB of memory at the most. Everything is in {options.out}/")
-    print("  culture_points.parquet   what was found            entries.parquet   where every entry stopped\n"
-          "  groups.parquet           every group of stage 2    run.json          parameters, versions, counts, times")
+    print(
+        f"\n{len(points):,} culture points in {record['seconds']:.0f} s, with"
+        f" {record['peak_memory_bytes'] / 2**20:,.0f} MiB of memory at the most."
+        f" Everything is in {options.out}/"
+    )
+    print(
+        "  culture_points.parquet   what was found            entries.parquet   where"
+        " every entry stopped\n  groups.parquet           every group of stage 2   "
+        " run.json          parameters, versions, counts, times"
+    )
+
 
 def mine_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("corpus", type=as_path, help="a folder with <lang>.jsonl[.gz], or <lang>/*.parquet or <lang>/*.jsonl[.gz]; s3://… and the like as well")
-    sub.add_argument("--out", type=as_path, required=True, help="the run folder; the same command goes on where a killed run stopped")
+    sub.add_argument(
+        "corpus",
+        type=as_path,
+        help=(
+            "a folder with <lang>.jsonl[.gz], or <lang>/*.parquet or <lang>/*.jsonl[.gz];"
+            " s3://… and the like as well"
+        ),
+    )
+    sub.add_argument(
+        "--out",
+        type=as_path,
+        required=True,
+        help="the run folder; the same command goes on where a killed run stopped",
+    )
     sub.add_argument("--jobs", type=int, help="processes (default: all there are)")
-    sub.add_argument("--backend", choices=BACKENDS, default="loky", help="who runs the processes: this machine (loky, the default), or a Ray or Dask cluster")
-    sub.add_argument("--address", help="of the Ray or Dask cluster; one is started on this machine when left out")
-    sub.add_argument("--clean", action="store_true", help="remove OUT/work at the end: explain then knows no neighbours, and nothing can be resumed")
+    sub.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="loky",
+        help=(
+            "who runs the processes: this machine (loky, the default), or a Ray or Dask"
+            " cluster"
+        ),
+    )
+    sub.add_argument(
+        "--address",
+        help="of the Ray or Dask cluster; one is started on this machine when left out",
+    )
+    sub.add_argument(
+        "--clean",
+        action="store_true",
+        help=(
+            "remove OUT/work at the end: explain then knows no neighbours, and nothing"
+            " can be resumed"
+        ),
+    )
     add_param_options(sub)
 
 # %% ../nbs/99_cli.ipynb #de18be8a
 def explain_command(options: argparse.Namespace) -> None:
     "cmining explain"
-    if (options.title is None) == (options.group is None): raise RunError("explain wants a title, or --group and a number: one of the two")
-    if options.group is not None: told, text = explain_group(options.run, options.group), explain_group_text
-    else: told, text = explain_entry(options.run, options.title, options.lang), explain_text
+    if (options.title is None) == (options.group is None):
+        raise RunError("explain wants a title, or --group and a number: one of the two")
+    if options.group is not None:
+        told = explain_group(options.run, options.group)
+        text = explain_group_text
+    else:
+        told = explain_entry(options.run, options.title, options.lang)
+        text = explain_text
     print(json.dumps(told, ensure_ascii=False, indent=1) if options.json else text(told))
+
 
 def explain_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=as_path, help="a run folder")
@@ -151,192 +337,572 @@ def explain_options(sub: argparse.ArgumentParser) -> None:
 
 # %% ../nbs/99_cli.ipynb #796eaf21
 def grid_from(options: argparse.Namespace) -> dict[str, list[Any]]:
-    "The values that the options list with commas, by parameter; none stands for a value left out."
-    grid, kinds = {}, {"int | None": int, "int": int, "float": float, "float | None": float}
+    """The values that the options list with commas, by parameter; none stands for a value
+    left out.
+    """
+    grid = {}
+    kinds = {
+        "int | None": int,
+        "int": int,
+        "float": float,
+        "float | None": float,
+    }
     for f in fields(Params):
-        if not hasattr(options, f.name): continue
+        if not hasattr(options, f.name):
+            continue
+
         def value(text: str) -> Any:
-            if text == "none" and "choices" not in f.metadata: return () if f.type == "tuple[str, ...]" else None
-            if f.type == "tuple[str, ...]": return tuple(text.split("+"))
+            if text == "none" and "choices" not in f.metadata:
+                return () if f.type == "tuple[str, ...]" else None
+            if f.type == "tuple[str, ...]":
+                return tuple(text.split("+"))
             if f.type == "bool":
-                if text not in ("yes", "no"): raise RunError(f"--{f.name.replace('_', '-')} is yes or no, not {text!r}")
+                if text not in ("yes", "no"):
+                    raise RunError(
+                        f"--{f.name.replace('_', '-')} is yes or no, not {text!r}"
+                    )
                 return text == "yes"
-            try: return kinds.get(f.type, str)(text)
-            except ValueError as e: raise RunError(f"--{f.name.replace('_', '-')}: {text!r} is no number") from e
-        grid[f.name] = [value(text.strip()) for text in getattr(options, f.name).split(",")]
-    if not grid: raise RunError("sweep wants at least one parameter with values, for example --theta 0.6,0.8,1.0")
+            try:
+                return kinds.get(f.type, str)(text)
+            except ValueError as e:
+                raise RunError(
+                    f"--{f.name.replace('_', '-')}: {text!r} is no number"
+                ) from e
+
+        grid[f.name] = [
+            value(text.strip()) for text in getattr(options, f.name).split(",")
+        ]
+    if not grid:
+        raise RunError(
+            "sweep wants at least one parameter with values, for example --theta"
+            " 0.6,0.8,1.0"
+        )
     return grid
 
 # %% ../nbs/99_cli.ipynb #4b17affb
 def sweep_command(options: argparse.Namespace) -> None:
     "cmining sweep"
-    table = run_sweep(options.corpus, grid_from(options), options.out, labels=options.labels, jobs=options.jobs, quiet=False)
-    print(table.drop(columns=[c for c in table if c == "name" or c.endswith((" lo", " hi")) or c.startswith("selected: ")]).round(3).to_string(index=False))
-    print(f"\n{len(table)} points. In {options.out}/: sweep.csv and sweep.parquet, all columns; a run folder for each point")
+    table = run_sweep(
+        options.corpus,
+        grid_from(options),
+        options.out,
+        labels=options.labels,
+        jobs=options.jobs,
+        quiet=False,
+    )
+    print(
+        table.drop(
+            columns=[
+                c
+                for c in table
+                if c == "name" or c.endswith((" lo", " hi")) or c.startswith("selected: ")
+            ]
+        )
+        .round(3)
+        .to_string(index=False)
+    )
+    print(
+        f"\n{len(table)} points. In {options.out}/: sweep.csv and sweep.parquet, all"
+        " columns; a run folder for each point"
+    )
+
 
 def sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("corpus", type=Path, help="a corpus folder")
-    sub.add_argument("--out", type=Path, required=True, help="gets the table and a run folder for each point; Stage 1 is shared where it can be")
-    sub.add_argument("--labels", type=Path, help="a table of labels; adds the measures of quality with their intervals")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help=(
+            "gets the table and a run folder for each point; Stage 1 is shared where it"
+            " can be"
+        ),
+    )
+    sub.add_argument(
+        "--labels",
+        type=Path,
+        help="a table of labels; adds the measures of quality with their intervals",
+    )
     sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
     for f in fields(Params):
-        several = "; several models of one point joined by +" if f.type == "tuple[str, ...]" else ""
-        sub.add_argument(f"--{f.name.replace('_', '-')}", help=f"{f.metadata['help']}; values with commas{several}", default=argparse.SUPPRESS, metavar="A,B,…")
+        several = (
+            "; several models of one point joined by +"
+            if f.type == "tuple[str, ...]"
+            else ""
+        )
+        sub.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            help=f"{f.metadata['help']}; values with commas{several}",
+            default=argparse.SUPPRESS,
+            metavar="A,B,…",
+        )
 
 # %% ../nbs/99_cli.ipynb #b2514f10
 def json_value(text: str) -> Any:
-    "A parameter's value: a number, list, true, false or null as JSON says them, else the text itself."
-    try: return json.loads(text)
-    except ValueError: return text
+    """A parameter's value: a number, list, true, false or null as JSON says them, else
+    the text itself.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
 
 def report_command(options: argparse.Namespace) -> int:
     "cmining report"
     from cmining.viz.report import make_report
-    given = {name: str(path) for name in ("labels", "translations", "results") if (path := getattr(options, name)) is not None}
-    failures = make_report(options.runs, options.out, given | {name: json_value(text) for name, text in options.parameter or ()}, options.figures, options.small, quiet=False)
+
+    given = {
+        name: str(path)
+        for name in ("labels", "translations", "results")
+        if (path := getattr(options, name)) is not None
+    }
+    failures = make_report(
+        options.runs,
+        options.out,
+        given | {name: json_value(text) for name, text in options.parameter or ()},
+        options.figures,
+        options.small,
+        quiet=False,
+    )
     print(f"Open {options.out}/index.html")
-    for name, why in failures.items(): print(f"cmining: {name} failed: {why}", file=sys.stderr)
+    for name, why in failures.items():
+        print(f"cmining: {name} failed: {why}", file=sys.stderr)
     return 1 if failures else 0
 
+
 def report_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; several stand side by side")
-    sub.add_argument("--out", type=Path, required=True, help="the report's folder; open its index.html")
-    sub.add_argument("--labels", type=Path, help="a table that says what entries are (columns id, lang, kind)")
-    sub.add_argument("--translations", type=Path, help="a table of English renderings (columns lang, title, gloss_en, or a column a language)")
-    sub.add_argument("--results", type=Path, help="a table of ratings and scores that were measured elsewhere")
-    sub.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="any other parameter of the figure notebooks, such as -p n_per_lang 100")
-    sub.add_argument("--figures", type=Path, help="a folder of figure notebooks (default: those of the checkout)")
+    sub.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="run folders; several stand side by side",
+    )
+    sub.add_argument(
+        "--out", type=Path, required=True, help="the report's folder; open its index.html"
+    )
+    sub.add_argument(
+        "--labels",
+        type=Path,
+        help="a table that says what entries are (columns id, lang, kind)",
+    )
+    sub.add_argument(
+        "--translations",
+        type=Path,
+        help=(
+            "a table of English renderings (columns lang, title, gloss_en, or a column a"
+            " language)"
+        ),
+    )
+    sub.add_argument(
+        "--results",
+        type=Path,
+        help="a table of ratings and scores that were measured elsewhere",
+    )
+    sub.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        metavar=("NAME", "VALUE"),
+        help="any other parameter of the figure notebooks, such as -p n_per_lang 100",
+    )
+    sub.add_argument(
+        "--figures",
+        type=Path,
+        help="a folder of figure notebooks (default: those of the checkout)",
+    )
     sub.add_argument("--small", action="store_true", help="only index.html, SVG and CSV")
 
 # %% ../nbs/99_cli.ipynb #4ac313d4
 def new_notebook_command(options: argparse.Namespace) -> None:
     "cmining new-notebook"
     from cmining.viz.report import new_notebook
+
     path = new_notebook(options.notebook)
-    print(f"{path} is there. Run it as it is, or over runs: cmining report RUN --figures {path.parent} --out REPORT")
+    print(
+        f"{path} is there. Run it as it is, or over runs: cmining report RUN --figures"
+        f" {path.parent} --out REPORT"
+    )
+
 
 def new_notebook_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("notebook", type=Path, help="the notebook to write; nothing is overwritten")
+    sub.add_argument(
+        "notebook", type=Path, help="the notebook to write; nothing is overwritten"
+    )
 
 # %% ../nbs/99_cli.ipynb #3a073954
 def atlas_command(options: argparse.Namespace) -> None:
     "cmining atlas"
     from cmining.viz.atlas import MAP_POINTS, make_atlas
+
     told = make_atlas(options.run, options.out, options.limit or MAP_POINTS)
-    print(f"{told['points']:,} points, {told['culture_points']:,} of them culture points, in {options.out} ({told['bytes'] / 1e6:.1f} MB): open it in a browser")
+    print(
+        f"{told['points']:,} points, {told['culture_points']:,} of them culture points,"
+        f" in {options.out} ({told['bytes'] / 1e6:.1f} MB): open it in a browser"
+    )
+
 
 def atlas_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run", type=as_path, help="a run folder that was made without --clean")
+    sub.add_argument(
+        "run", type=as_path, help="a run folder that was made without --clean"
+    )
     sub.add_argument("--out", type=Path, required=True, help="the page to write, .html")
-    sub.add_argument("--limit", type=int, help="points at most: culture points first, then a random sample (default 50,000)")
+    sub.add_argument(
+        "--limit",
+        type=int,
+        help=(
+            "points at most: culture points first, then a random sample (default 50,000)"
+        ),
+    )
 
 # %% ../nbs/99_cli.ipynb #e0e31ae1
 def synthesis_plan_text(told: dict[str, Any]) -> str:
     "What synthesizing would take, for the terminal."
-    usd = f"{told['usd']['low']:,.2f} to {told['usd']['high']:,.2f} USD" if told["usd"] else f"USD unknown ({told['note']})"
-    return (f"{told['requests']:,} requests of {told['possible']:,} possible, about {told['prompt_tokens']:,} prompt tokens, "
-            f"at most {told['completion_tokens']:,} answer tokens\n{usd}; at least {told['minutes']:,.0f} minutes at the given limits. Nothing was asked.")
+    usd = (
+        f"{told['usd']['low']:,.2f} to {told['usd']['high']:,.2f} USD"
+        if told["usd"]
+        else f"USD unknown ({told['note']})"
+    )
+    return (
+        f"{told['requests']:,} requests of {told['possible']:,} possible, about"
+        f" {told['prompt_tokens']:,} prompt tokens, at most {told['completion_tokens']:,}"
+        f" answer tokens\n{usd}; at least {told['minutes']:,.0f} minutes at the given"
+        " limits. Nothing was asked."
+    )
 
 # %% ../nbs/99_cli.ipynb #6bccb65e
 def synthesize_command(options: argparse.Namespace) -> None:
     "cmining synthesize"
-    if options.offline == bool(options.model): raise RunError("give either --model, or --offline for items without a model")
-    settings = Settings(options.limit, tuple(options.tasks.split(",")), options.seed, options.top, options.language, tuple(options.against or ()))
+    if options.offline == bool(options.model):
+        raise RunError("give either --model, or --offline for items without a model")
+    settings = Settings(
+        options.limit,
+        tuple(options.tasks.split(",")),
+        options.seed,
+        options.top,
+        options.language,
+        tuple(options.against or ()),
+    )
     if options.offline:
-        if options.dry_run: raise RunError("--offline costs nothing, so there is nothing to try dry: use --limit")
+        if options.dry_run:
+            raise RunError(
+                "--offline costs nothing, so there is nothing to try dry: use --limit"
+            )
         record = synthesize_offline(options.run, options.out, settings, quiet=False)
     else:
-        endpoint = Endpoint(options.model, options.base_url, options.concurrency, options.rpm, options.tpm, options.timeout)
+        endpoint = Endpoint(
+            options.model,
+            options.base_url,
+            options.concurrency,
+            options.rpm,
+            options.tpm,
+            options.timeout,
+        )
         prices = load_prices(options.prices) if options.prices else None
-        if options.dry_run: return print(synthesis_plan_text(plan_synthesis(options.run, endpoint, settings, prices, options.batch)))
-        record = synthesize_items(options.run, options.out, endpoint, settings, prices, options.budget, options.batch, quiet=False)
-    print(show_items(islice(read_items(options.out), 300), columns=shutil.get_terminal_size((100, 24)).columns))
+        if options.dry_run:
+            return print(
+                synthesis_plan_text(
+                    plan_synthesis(options.run, endpoint, settings, prices, options.batch)
+                )
+            )
+        record = synthesize_items(
+            options.run,
+            options.out,
+            endpoint,
+            settings,
+            prices,
+            options.budget,
+            options.batch,
+            quiet=False,
+        )
+    print(
+        show_items(
+            islice(read_items(options.out), 300),
+            columns=shutil.get_terminal_size((100, 24)).columns,
+        )
+    )
     print(f"\n{synthesis_text(record, settings.limit, options.out)}")
+
 
 def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
     "What came of it: items, rejects, and what a model cost."
     rejects = ", ".join(f"{n:,} {reason}" for reason, n in record["rejects"].items())
-    lines = [f"{record['items']:,} items in {out}/ ({', '.join(f'{n:,} {lang}' for lang, n in record['languages'].items())}); rejected: {rejects or 'none'}"]
-    if limit and record["items"] < limit: lines.append(f"There were no more: {limit:,} were asked for.")
-    if "answers" in record: lines.append(f"{record['answers']:,} answers, {record['prompt_tokens'] + record['completion_tokens']:,} tokens, {record['usd']:,.2f} USD")
-    if not record.get("complete", True): lines.append("Some prompts have no answer yet (rejects-*.jsonl says why); the same command asks only those again.")
+    lines = [
+        f"{record['items']:,} items in {out}/"
+        f" ({', '.join(f'{n:,} {lang}' for lang, n in record['languages'].items())});"
+        f" rejected: {rejects or 'none'}"
+    ]
+    if limit and record["items"] < limit:
+        lines.append(f"There were no more: {limit:,} were asked for.")
+    if "answers" in record:
+        lines.append(
+            f"{record['answers']:,} answers,"
+            f" {record['prompt_tokens'] + record['completion_tokens']:,} tokens,"
+            f" {record['usd']:,.2f} USD"
+        )
+    if not record.get("complete", True):
+        lines.append(
+            "Some prompts have no answer yet (rejects-*.jsonl says why); the same command"
+            " asks only those again."
+        )
     return "\n".join(lines)
 
 # %% ../nbs/99_cli.ipynb #120f4822
 def synthesize_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, help="a run folder")
-    sub.add_argument("--out", type=Path, required=True, help="the dataset folder; the same command goes on where a killed one stopped")
-    sub.add_argument("--offline", action="store_true", help="from the mined text alone, without a model")
-    sub.add_argument("--model", help="a model that an OpenAI-compatible endpoint knows; its key is read from OPENAI_API_KEY")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the dataset folder; the same command goes on where a killed one stopped",
+    )
+    sub.add_argument(
+        "--offline",
+        action="store_true",
+        help="from the mined text alone, without a model",
+    )
+    sub.add_argument(
+        "--model",
+        help=(
+            "a model that an OpenAI-compatible endpoint knows; its key is read from"
+            " OPENAI_API_KEY"
+        ),
+    )
     sub.add_argument("--base-url", help="the endpoint (default: OpenAI's)")
-    sub.add_argument("--limit", type=int, help="items, balanced over languages, groups and tasks (default: all there are; of a model one a concept and task)")
-    sub.add_argument("--tasks", default=",".join(TASKS), help=f"of {','.join(TASKS)} (default all)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
-    sub.add_argument("--top", type=int, default=10, help="culture points of a group that the model sees (default 10)")
-    sub.add_argument("--language", help="ISO 639-1 code of the items' language (default: that of each group)")
-    sub.add_argument("--against", type=Path, nargs="+", action="extend", metavar="BENCH.jsonl", help="benchmark files: no item may share a long run of words with them")
+    sub.add_argument(
+        "--limit",
+        type=int,
+        help=(
+            "items, balanced over languages, groups and tasks (default: all there are; of"
+            " a model one a concept and task)"
+        ),
+    )
+    sub.add_argument(
+        "--tasks", default=",".join(TASKS), help=f"of {','.join(TASKS)} (default all)"
+    )
+    sub.add_argument(
+        "--seed", type=int, default=0, help="seed of everything random (default 0)"
+    )
+    sub.add_argument(
+        "--top",
+        type=int,
+        default=10,
+        help="culture points of a group that the model sees (default 10)",
+    )
+    sub.add_argument(
+        "--language",
+        help="ISO 639-1 code of the items' language (default: that of each group)",
+    )
+    sub.add_argument(
+        "--against",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="BENCH.jsonl",
+        help="benchmark files: no item may share a long run of words with them",
+    )
     sub.add_argument("--dry-run", action="store_true", help="only say what it would take")
-    sub.add_argument("--budget", type=float, metavar="USD", help="stop before more than this is spent; needs --prices")
-    sub.add_argument("--prices", type=Path, metavar="FILE", help='JSON: {"models": {"some-model": {"in": 0.15, "out": 0.6}}}, USD per million tokens')
+    sub.add_argument(
+        "--budget",
+        type=float,
+        metavar="USD",
+        help="stop before more than this is spent; needs --prices",
+    )
+    sub.add_argument(
+        "--prices",
+        type=Path,
+        metavar="FILE",
+        help=(
+            'JSON: {"models": {"some-model": {"in": 0.15, "out": 0.6}}}, USD per million'
+            " tokens"
+        ),
+    )
     sub.add_argument("--batch", action="store_true", help="by OpenAI batch files")
-    sub.add_argument("--concurrency", type=int, default=16, help="requests in flight (default 16)")
+    sub.add_argument(
+        "--concurrency", type=int, default=16, help="requests in flight (default 16)"
+    )
     sub.add_argument("--rpm", type=int, help="at most so many requests a minute")
     sub.add_argument("--tpm", type=int, help="at most so many tokens a minute")
-    sub.add_argument("--timeout", type=float, default=120, help="seconds for an answer (default 120)")
+    sub.add_argument(
+        "--timeout", type=float, default=120, help="seconds for an answer (default 120)"
+    )
 
 # %% ../nbs/99_cli.ipynb #3234664d
 def export_command(options: argparse.Namespace) -> None:
     "cmining export"
-    out = options.out or options.dataset/options.format
-    told = export_dataset(options.dataset, options.format, out, options.gpus, options.validation, options.test, options.seed)
-    print(f"{', '.join(f'{n:,} items to {split}' for split, n in told['rows'].items())}; checked as its trainer reads it. Everything is in {out}/")
-    for reason, n in told["left_out"].items(): print(f"  left out: {n:,} items, each {reason}")
-    if options.format in ("llamafactory", "sharegpt"): print(f"  train with:  cd {out} && llamafactory-cli train lora.yaml")
+    out = options.out or options.dataset / options.format
+    told = export_dataset(
+        options.dataset,
+        options.format,
+        out,
+        options.gpus,
+        options.validation,
+        options.test,
+        options.seed,
+    )
+    print(
+        f"{', '.join(f'{n:,} items to {split}' for split, n in told['rows'].items())};"
+        f" checked as its trainer reads it. Everything is in {out}/"
+    )
+    for reason, n in told["left_out"].items():
+        print(f"  left out: {n:,} items, each {reason}")
+    if options.format in ("llamafactory", "sharegpt"):
+        print(f"  train with:  cd {out} && llamafactory-cli train lora.yaml")
+
 
 def export_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("dataset", type=Path, help="a folder with items-*.jsonl, from cmining synthesize")
+    sub.add_argument(
+        "dataset", type=Path, help="a folder with items-*.jsonl, from cmining synthesize"
+    )
     sub.add_argument("--format", required=True, choices=list(ROWS), help="what it is for")
-    sub.add_argument("--out", type=Path, help="the folder to write (default DATASET/FORMAT)")
-    sub.add_argument("--gpus", type=int, default=1, help="GPUs that will train; makes an effective batch of 64 (default 1)")
-    sub.add_argument("--validation", type=float, default=0.05, help="share of each language held out for validation, 0 for none (default 0.05)")
-    sub.add_argument("--test", type=float, default=0.05, help="share of each language held out for testing, 0 for none (default 0.05)")
+    sub.add_argument(
+        "--out", type=Path, help="the folder to write (default DATASET/FORMAT)"
+    )
+    sub.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        help="GPUs that will train; makes an effective batch of 64 (default 1)",
+    )
+    sub.add_argument(
+        "--validation",
+        type=float,
+        default=0.05,
+        help="share of each language held out for validation, 0 for none (default 0.05)",
+    )
+    sub.add_argument(
+        "--test",
+        type=float,
+        default=0.05,
+        help="share of each language held out for testing, 0 for none (default 0.05)",
+    )
     sub.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
 
 # %% ../nbs/99_cli.ipynb #0ad6fe45
 def cost_command(options: argparse.Namespace) -> None:
     "cmining cost"
-    print(cost_text(*run_cost(options.run, options.core_hour, options.gpu_hour, options.gpus)))
+    print(
+        cost_text(
+            *run_cost(options.run, options.core_hour, options.gpu_hour, options.gpus)
+        )
+    )
+
 
 def cost_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, help="a run folder")
-    sub.add_argument("--core-hour", type=float, metavar="USD", help="price of an hour of one core")
-    sub.add_argument("--gpu-hour", type=float, metavar="USD", help="price of an hour of one GPU; with both prices a machine pays both")
-    sub.add_argument("--gpus", type=int, default=1, help="GPUs of the machine, with --gpu-hour (default 1)")
+    sub.add_argument(
+        "--core-hour", type=float, metavar="USD", help="price of an hour of one core"
+    )
+    sub.add_argument(
+        "--gpu-hour",
+        type=float,
+        metavar="USD",
+        help="price of an hour of one GPU; with both prices a machine pays both",
+    )
+    sub.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        help="GPUs of the machine, with --gpu-hour (default 1)",
+    )
 
 # %% ../nbs/99_cli.ipynb #5605321e
 # name: what it does, its options, a sentence, an example
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[argparse.ArgumentParser], None], str, str]] = {
-    "ingest": (ingest_command, ingest_options, "Turn a Wikipedia, a dump, Parquet or JSONL into a corpus folder.", "cmining ingest wikipedia:ja --out corpus --sample 1000000"),
-    "mine": (mine_command, mine_options, "Find the culture points of a corpus folder.", "cmining mine data/sample --out runs/sample"),
-    "explain": (explain_command, explain_options, "Why an entry is a culture point, or where it stopped; what a group is about.", "cmining explain runs/sample 土俵入り"),
-    "sweep": (sweep_command, sweep_options, "Mine a grid of parameters and compare what comes out.",
-              "cmining sweep data/sample --theta 0.6,0.8,1.0 --n-groups 50,none --labels data/sample/labels.csv --out runs/sweep"),
-    "report": (report_command, report_options, "Every figure of one run or several, as pages, pictures and numbers.", "cmining report runs/sample --out reports/mine --labels data/sample/labels.csv"),
-    "atlas": (atlas_command, atlas_options, "Make the interactive map of a run, one page that needs no network.", "cmining atlas runs/sample --out atlas.html"),
-    "new-notebook": (new_notebook_command, new_notebook_options, "A notebook to start from, which runs against a run folder.", "cmining new-notebook figures/fig_mine.ipynb"),
-    "synthesize": (synthesize_command, synthesize_options, "Make instruction items of the culture points of a run.", "cmining synthesize runs/sample --out data/items --offline"),
-    "export": (export_command, export_options, "Turn a dataset into training files, split by concept.", "cmining export data/items --format llamafactory --gpus 4"),
-    "cost": (cost_command, cost_options, "What a run cost, step by step, beside the paper's Table 6.", "cmining cost runs/sample --core-hour 0.04"),
+COMMANDS: dict[
+    str,
+    tuple[
+        Callable[[argparse.Namespace], int | None],
+        Callable[[argparse.ArgumentParser], None],
+        str,
+        str,
+    ],
+] = {
+    "ingest": (
+        ingest_command,
+        ingest_options,
+        "Turn a Wikipedia, a dump, Parquet or JSONL into a corpus folder.",
+        "cmining ingest wikipedia:ja --out corpus --sample 1000000",
+    ),
+    "mine": (
+        mine_command,
+        mine_options,
+        "Find the culture points of a corpus folder.",
+        "cmining mine data/sample --out runs/sample",
+    ),
+    "explain": (
+        explain_command,
+        explain_options,
+        "Why an entry is a culture point, or where it stopped; what a group is about.",
+        "cmining explain runs/sample 土俵入り",
+    ),
+    "sweep": (
+        sweep_command,
+        sweep_options,
+        "Mine a grid of parameters and compare what comes out.",
+        (
+            "cmining sweep data/sample --theta 0.6,0.8,1.0 --n-groups 50,none --labels"
+            " data/sample/labels.csv --out runs/sweep"
+        ),
+    ),
+    "report": (
+        report_command,
+        report_options,
+        "Every figure of one run or several, as pages, pictures and numbers.",
+        "cmining report runs/sample --out reports/mine --labels data/sample/labels.csv",
+    ),
+    "atlas": (
+        atlas_command,
+        atlas_options,
+        "Make the interactive map of a run, one page that needs no network.",
+        "cmining atlas runs/sample --out atlas.html",
+    ),
+    "new-notebook": (
+        new_notebook_command,
+        new_notebook_options,
+        "A notebook to start from, which runs against a run folder.",
+        "cmining new-notebook figures/fig_mine.ipynb",
+    ),
+    "synthesize": (
+        synthesize_command,
+        synthesize_options,
+        "Make instruction items of the culture points of a run.",
+        "cmining synthesize runs/sample --out data/items --offline",
+    ),
+    "export": (
+        export_command,
+        export_options,
+        "Turn a dataset into training files, split by concept.",
+        "cmining export data/items --format llamafactory --gpus 4",
+    ),
+    "cost": (
+        cost_command,
+        cost_options,
+        "What a run cost, step by step, beside the paper's Table 6.",
+        "cmining cost runs/sample --core-hour 0.04",
+    ),
 }
 
 # %% ../nbs/99_cli.ipynb #3149e452
 def build_parser() -> argparse.ArgumentParser:
     "The whole command line."
-    parser = argparse.ArgumentParser("cmining", description="Find culture points in multilingual text, with the evidence for each.")
+    parser = argparse.ArgumentParser(
+        "cmining",
+        description=(
+            "Find culture points in multilingual text, with the evidence for each."
+        ),
+    )
     parser.add_argument("--version", action="version", version=f"cmining {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (function, add_options, help, example) in COMMANDS.items():
-        sub = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(function=function)
         add_options(sub)
     return parser
@@ -344,13 +910,24 @@ def build_parser() -> argparse.ArgumentParser:
 # %% ../nbs/99_cli.ipynb #003f57a0
 def main(argv: list[str] | None = None) -> int:
     "The cmining command. Returns its exit code."
-    for stream in (sys.stdout, sys.stderr):     # a terminal without UTF-8 shows a substitute instead of failing
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+    # a terminal without UTF-8 shows a substitute instead of failing
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     options = build_parser().parse_args(argv)
-    try: return options.function(options) or 0
-    except (CorpusError, RunError, OSError, ImportError) as e:     # ImportError: an extra is not installed
+    try:
+        return options.function(options) or 0
+    except (
+        CorpusError,
+        RunError,
+        OSError,
+        ImportError,
+    ) as e:  # ImportError: an extra is not installed
         print(f"cmining: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cmining: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print(
+            "cmining: interrupted; the same command goes on where it stopped",
+            file=sys.stderr,
+        )
         return 130

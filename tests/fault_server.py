@@ -6,6 +6,7 @@ prompt, and how often it was seen: the same run meets the same faults. GET /stat
 counts as `taken` when the client has used the connection again after the answer, and so has read it to its end. POST
 /stats changes settings. Batch files are served as well. Only 127.0.0.1, nothing but the standard library.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,48 +26,84 @@ from email.parser import BytesParser
 from pathlib import Path
 from typing import Any
 
-NO_ANSWER = ("429", "500", "hang", "cut", "html", "garbage")             # asked again
-BAD_ANSWER = ("refusal", "truncated", "wrong", "language", "prose")     # an answer, and paid for
+NO_ANSWER = ("429", "500", "hang", "cut", "html", "garbage")  # asked again
+# an answer, and paid for
+BAD_ANSWER = ("refusal", "truncated", "wrong", "language", "prose")
 FAULTS = NO_ANSWER + BAD_ANSWER
 FOREIGN = "Это ответ на совсем другом языке, чем просили."
 
 
 def fill(schema: dict[str, Any], rng: random.Random) -> Any:
     "A value that fits a JSON schema."
-    if "const" in schema: return schema["const"]
-    if "enum" in schema: return rng.choice(schema["enum"])
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return rng.choice(schema["enum"])
     match schema.get("type"):
-        case "object": return {k: fill(s, rng) for k, s in schema.get("properties", {}).items()}
-        case "array": return [fill(schema.get("items", {}), rng) for _ in range(max(schema.get("minItems", 1), 1))]
-        case "integer" | "number": return rng.randint(int(schema.get("minimum", 0)), int(schema.get("maximum", 100)))
-        case "boolean": return rng.random() < 0.5
-        case "null": return None
-    return " ".join(rng.choice(("tea", "river", "drum", "lantern", "harvest", "mask")) for _ in range(max(3, schema.get("minLength", 0) // 3)))
+        case "object":
+            return {k: fill(s, rng) for k, s in schema.get("properties", {}).items()}
+        case "array":
+            return [
+                fill(schema.get("items", {}), rng)
+                for _ in range(max(schema.get("minItems", 1), 1))
+            ]
+        case "integer" | "number":
+            return rng.randint(
+                int(schema.get("minimum", 0)), int(schema.get("maximum", 100))
+            )
+        case "boolean":
+            return rng.random() < 0.5
+        case "null":
+            return None
+    return " ".join(
+        rng.choice(("tea", "river", "drum", "lantern", "harvest", "mask"))
+        for _ in range(max(3, schema.get("minLength", 0) // 3))
+    )
 
 
 def spoil(value: Any, fault: str) -> Any:
-    "The same object with another language in its strings, or with a letter that was no option."
-    if isinstance(value, dict): return {k: spoil(v, fault) for k, v in value.items()}
-    if isinstance(value, list): return [spoil(v, fault) for v in value]
-    if not isinstance(value, str): return value
-    return "Q" if fault == "wrong" and len(value) == 1 else FOREIGN if fault == "language" and len(value) > 1 else value
+    """The same object with another language in its strings, or with a letter that was no
+    option.
+    """
+    if isinstance(value, dict):
+        return {k: spoil(v, fault) for k, v in value.items()}
+    if isinstance(value, list):
+        return [spoil(v, fault) for v in value]
+    if not isinstance(value, str):
+        return value
+    return (
+        "Q"
+        if fault == "wrong" and len(value) == 1
+        else FOREIGN
+        if fault == "language" and len(value) > 1
+        else value
+    )
 
 
 def schema_of(body: dict[str, Any]) -> dict[str, Any]:
-    "The schema a request asks for, by response_format or in the words of its last message."
+    """The schema a request asks for, by response_format or in the words of its last
+    message.
+    """
     form = body.get("response_format") or {}
-    if form.get("type") == "json_schema": return form["json_schema"]["schema"]
+    if form.get("type") == "json_schema":
+        return form["json_schema"]["schema"]
     text = body["messages"][-1]["content"]
-    try: return json.loads(text[text.rindex('\n{"'):])
-    except ValueError: return {"type": "object", "properties": {"answer": {"type": "string"}}}
+    try:
+        return json.loads(text[text.rindex('\n{"') :])
+    except ValueError:
+        return {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
 def default_answer(body: dict[str, Any]) -> str:
-    return json.dumps(fill(schema_of(body), random.Random(json.dumps(body["messages"]))), ensure_ascii=False)
+    return json.dumps(
+        fill(schema_of(body), random.Random(json.dumps(body["messages"]))),
+        ensure_ascii=False,
+    )
 
 
 class State:
     "What the server is told to do, and what it has seen."
+
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.answer: Callable[[dict[str, Any]], str] = default_answer
@@ -76,16 +113,23 @@ class State:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             self.answer = getattr(module, function)
-        self.seen: Counter[str] = Counter()     # prompt -> requests
-        self.sent: Counter[str] = Counter()     # prompt -> answers sent to the last byte
-        self.taken: set[str] = set()            # prompts whose answer the client has read to its end
+        self.seen: Counter[str] = Counter()  # prompt -> requests
+        self.sent: Counter[str] = Counter()  # prompt -> answers sent to the last byte
+        # prompts whose answer the client has read to its end
+        self.taken: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
 
     def stats(self) -> dict[str, Any]:
-        return {**self.counts, "prompts": len(self.seen), "answered": sum(self.sent.values()), "answered_prompts": len(self.sent), "in_flight": self.counts["began"] - self.counts["ended"],
-                "batches": list(self.batches.values())}
+        return {
+            **self.counts,
+            "prompts": len(self.seen),
+            "answered": sum(self.sent.values()),
+            "answered_prompts": len(self.sent),
+            "in_flight": self.counts["began"] - self.counts["ended"],
+            "batches": list(self.batches.values()),
+        }
 
     def choose(self, prompt: str) -> str | None:
         "The fault of this request, if it has one."
@@ -96,48 +140,124 @@ class State:
     def refuses(self, body: dict[str, Any]) -> int:
         "The HTTP status for a response_format that is not supported."
         form = (body.get("response_format") or {}).get("type")
-        return 0 if form is None or form in self.options.supports.split(",") or self.options.unsupported == 0 else self.options.unsupported
+        return (
+            0
+            if form is None
+            or form in self.options.supports.split(",")
+            or self.options.unsupported == 0
+            else self.options.unsupported
+        )
 
     def completion(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
-        text, message = self.answer(body), {"role": "assistant"}
-        if (body.get("response_format") or {}).get("type") not in (None, *self.options.supports.split(",")): text = "I have not heard of response formats."
-        if fault == "truncated": text = text[:len(text) // 2]
-        if fault in ("wrong", "language"): text = json.dumps(spoil(json.loads(text), fault), ensure_ascii=False)
-        if fault == "prose": text = f"Of course! Here you are:\n```json\n{text}\n```\nAnything else?"
-        message |= {"content": None, "refusal": "I cannot help with that."} if fault == "refusal" else {"content": text}
-        used = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": len(text) // 4 + 1}
-        return {"id": "c", "object": "chat.completion", "created": 0, "model": body["model"], "usage": used | {"total_tokens": sum(used.values())},
-                "choices": [{"index": 0, "finish_reason": "length" if fault == "truncated" else "stop", "message": message}]}
+        text = self.answer(body)
+        message = {"role": "assistant"}
+        if (body.get("response_format") or {}).get("type") not in (
+            None,
+            *self.options.supports.split(","),
+        ):
+            text = "I have not heard of response formats."
+        if fault == "truncated":
+            text = text[: len(text) // 2]
+        if fault in ("wrong", "language"):
+            text = json.dumps(spoil(json.loads(text), fault), ensure_ascii=False)
+        if fault == "prose":
+            text = f"Of course! Here you are:\n```json\n{text}\n```\nAnything else?"
+        message |= (
+            {"content": None, "refusal": "I cannot help with that."}
+            if fault == "refusal"
+            else {"content": text}
+        )
+        used = {
+            "prompt_tokens": len(json.dumps(body["messages"])) // 4,
+            "completion_tokens": len(text) // 4 + 1,
+        }
+        return {
+            "id": "c",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "usage": used | {"total_tokens": sum(used.values())},
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "length" if fault == "truncated" else "stop",
+                    "message": message,
+                }
+            ],
+        }
 
 
-def page(status: int, data: Any, kind: str = "application/json", extra: str = "") -> bytes:
+def page(
+    status: int, data: Any, kind: str = "application/json", extra: str = ""
+) -> bytes:
     data = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n{extra}\r\n".encode() + data
+    return (
+        f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length:"
+        f" {len(data)}\r\n{extra}\r\n".encode()
+        + data
+    )
 
 
 def error(status: int, message: str, extra: str = "", **more: Any) -> bytes:
-    return page(status, {"error": {"message": message, "type": "error", **more}}, extra=extra)
+    return page(
+        status, {"error": {"message": message, "type": "error", **more}}, extra=extra
+    )
 
 
-async def chat(state: State, body: dict[str, Any], headers: dict[str, str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str | None:
+async def chat(
+    state: State,
+    body: dict[str, Any],
+    headers: dict[str, str],
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> str | None:
     "Answer one chat request. Returns the prompt if it was answered in full."
-    o, prompt = state.options, hashlib.blake2b(json.dumps(body["messages"]).encode(), digest_size=8).hexdigest()
+    o = state.options
+    prompt = hashlib.blake2b(
+        json.dumps(body["messages"]).encode(), digest_size=8
+    ).hexdigest()
     state.counts["again_taken"] += prompt in state.taken
     state.counts["again_sent"] += prompt in state.sent
     fault = state.choose(prompt)
     state.seen[prompt] += 1
     state.counts.update(["requests", f"fault_{fault}"])
-    if o.latency: await asyncio.sleep(o.latency)
-    if reader.at_eof(): raise ConnectionError   # the client has gone meanwhile: nobody to answer
-    if o.echo_key: fault, reply = "401", error(400, f"bad header {headers.get('authorization')}")
-    elif o.refuse: fault, reply = str(o.refuse[0]), error(o.refuse[0], "no", code=o.refuse[1], extra="".join(f"{line}\r\n" for line in o.refuse[2:]))
-    elif o.strict_params and "max_tokens" in body: fault, reply = "400", error(400, "Unsupported parameter: use max_completion_tokens", param="max_tokens", code="unsupported_parameter")
-    elif status := state.refuses(body): fault, reply = str(status), error(status, "response_format is not supported")
-    elif fault == "429": reply = error(429, "slow down", extra="retry-after: 0.05\r\n")
-    elif fault == "500": reply = error(500, "out of luck")
-    elif fault == "html": reply = page(200, b"<html><h1>Bad gateway</h1></html>", "text/html")
-    elif fault == "garbage": reply = page(200, b'{"id": "c", "choices": [{"me')
-    else: reply = page(200, state.completion(body, fault))
+    if o.latency:
+        await asyncio.sleep(o.latency)
+    # the client has gone meanwhile: nobody to answer
+    if reader.at_eof():
+        raise ConnectionError
+    if o.echo_key:
+        fault = "401"
+        reply = error(400, f"bad header {headers.get('authorization')}")
+    elif o.refuse:
+        fault = str(o.refuse[0])
+        reply = error(
+            o.refuse[0],
+            "no",
+            code=o.refuse[1],
+            extra="".join(f"{line}\r\n" for line in o.refuse[2:]),
+        )
+    elif o.strict_params and "max_tokens" in body:
+        fault = "400"
+        reply = error(
+            400,
+            "Unsupported parameter: use max_completion_tokens",
+            param="max_tokens",
+            code="unsupported_parameter",
+        )
+    elif status := state.refuses(body):
+        fault = str(status)
+        reply = error(status, "response_format is not supported")
+    elif fault == "429":
+        reply = error(429, "slow down", extra="retry-after: 0.05\r\n")
+    elif fault == "500":
+        reply = error(500, "out of luck")
+    elif fault == "html":
+        reply = page(200, b"<html><h1>Bad gateway</h1></html>", "text/html")
+    elif fault == "garbage":
+        reply = page(200, b'{"id": "c", "choices": [{"me')
+    else:
+        reply = page(200, state.completion(body, fault))
     if fault == "hang":
         writer.write(reply[:40])
         await writer.drain()
@@ -149,120 +269,258 @@ async def chat(state: State, body: dict[str, Any], headers: dict[str, str], read
         raise ConnectionError
     writer.write(reply)
     await writer.drain()
-    if not reply.startswith(b"HTTP/1.1 200") or fault in ("html", "garbage"): return None
+    if not reply.startswith(b"HTTP/1.1 200") or fault in ("html", "garbage"):
+        return None
     state.sent[prompt] += 1
     return prompt
 
 
 def run_batch(state: State, batch: dict[str, Any]) -> None:
     "Answer a batch, but for the share of requests that the option leaves out."
-    done, bad = [], []
+    done = []
+    bad = []
     for line in state.files[batch["input_file_id"]].splitlines():
         request = json.loads(line)
-        if random.Random(f"{batch['id']} {request['custom_id']}").random() < state.options.expire: continue
+        if (
+            random.Random(f"{batch['id']} {request['custom_id']}").random()
+            < state.options.expire
+        ):
+            continue
         if request["body"]["messages"][-1]["content"].startswith("bad"):
-            bad.append({"custom_id": request["custom_id"], "response": {"status_code": 400, "body": {"error": {"message": "bad request"}}}, "error": None})
+            bad.append(
+                {
+                    "custom_id": request["custom_id"],
+                    "response": {
+                        "status_code": 400,
+                        "body": {"error": {"message": "bad request"}},
+                    },
+                    "error": None,
+                }
+            )
             continue
         state.counts["batch_answers"] += 1
-        done.append({"custom_id": request["custom_id"], "response": {"status_code": 200, "body": state.completion(request["body"], None)}, "error": None})
+        done.append(
+            {
+                "custom_id": request["custom_id"],
+                "response": {
+                    "status_code": 200,
+                    "body": state.completion(request["body"], None),
+                },
+                "error": None,
+            }
+        )
     for name, lines in (("output_file_id", done), ("error_file_id", bad)):
         if lines:
             batch[name] = f"file-{len(state.files)}"
-            state.files[batch[name]] = b"".join(json.dumps(x).encode() + b"\n" for x in reversed(lines))
+            state.files[batch[name]] = b"".join(
+                json.dumps(x).encode() + b"\n" for x in reversed(lines)
+            )
     batch["status"] = "expired" if state.options.expire else "completed"
 
 
-def manage(state: State, method: str, path: str, headers: dict[str, str], data: bytes) -> bytes:
+def manage(
+    state: State, method: str, path: str, headers: dict[str, str], data: bytes
+) -> bytes:
     "Everything but chat: statistics, files, batches."
     path = path.partition("?")[0]
     if path == "/stats":
-        if method == "POST": vars(state.options).update(json.loads(data))
+        if method == "POST":
+            vars(state.options).update(json.loads(data))
         return page(200, state.stats())
     if path == "/v1/files" and method == "POST":
-        form = BytesParser().parsebytes(f"content-type: {headers['content-type']}\r\n\r\n".encode() + data)
+        form = BytesParser().parsebytes(
+            f"content-type: {headers['content-type']}\r\n\r\n".encode() + data
+        )
         id = f"file-{len(state.files)}"
-        state.files[id] = next(p.get_payload(decode=True) for p in form.get_payload() if p.get_filename())
-        return page(200, {"id": id, "object": "file", "bytes": len(state.files[id]), "created_at": 0, "filename": "x", "purpose": "batch", "status": "processed"})
-    if path.startswith("/v1/files/"): return page(200, state.files[path.split("/")[3]], "application/octet-stream")
+        state.files[id] = next(
+            p.get_payload(decode=True) for p in form.get_payload() if p.get_filename()
+        )
+        return page(
+            200,
+            {
+                "id": id,
+                "object": "file",
+                "bytes": len(state.files[id]),
+                "created_at": 0,
+                "filename": "x",
+                "purpose": "batch",
+                "status": "processed",
+            },
+        )
+    if path.startswith("/v1/files/"):
+        return page(200, state.files[path.split("/")[3]], "application/octet-stream")
     if path == "/v1/batches" and method == "POST":
-        asked, id = json.loads(data), f"batch-{len(state.batches)}"
-        state.batches[id] = {"id": id, "object": "batch", "created_at": 0, "status": "in_progress", "completion_window": "24h", "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
-                             "metadata": asked.get("metadata"), "errors": None, "output_file_id": None, "error_file_id": None}
-        if state.options.lose_batch: return error(500, "the batch was made, but you will not hear of it")
+        asked = json.loads(data)
+        id = f"batch-{len(state.batches)}"
+        state.batches[id] = {
+            "id": id,
+            "object": "batch",
+            "created_at": 0,
+            "status": "in_progress",
+            "completion_window": "24h",
+            "endpoint": asked["endpoint"],
+            "input_file_id": asked["input_file_id"],
+            "metadata": asked.get("metadata"),
+            "errors": None,
+            "output_file_id": None,
+            "error_file_id": None,
+        }
+        if state.options.lose_batch:
+            return error(500, "the batch was made, but you will not hear of it")
         return page(200, state.batches[id])
-    if path == "/v1/batches": return page(200, {"object": "list", "data": list(state.batches.values()), "has_more": False})
+    if path == "/v1/batches":
+        return page(
+            200,
+            {"object": "list", "data": list(state.batches.values()), "has_more": False},
+        )
     if path.startswith("/v1/batches/"):
         batch = state.batches[path.split("/")[3]]
-        if batch["status"] == "in_progress": run_batch(state, batch)
+        if batch["status"] == "in_progress":
+            run_batch(state, batch)
         return page(200, batch)
     return error(404, f"no such page: {path}")
 
 
-async def serve_connection(state: State, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serve_connection(
+    state: State, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     answered: str | None = None
     try:
         while True:
-            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            if answered: state.taken.add(answered)
-            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+            first, *lines = (
+                (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            )
+            if answered:
+                state.taken.add(answered)
+            headers = {
+                k.lower(): v.strip()
+                for k, _, v in (line.partition(":") for line in lines)
+            }
             data = await reader.readexactly(int(headers.get("content-length", 0)))
             method, path, _ = first.split(" ")
             if path == "/v1/chat/completions":
                 state.counts["began"] += 1
-                try: answered = await chat(state, json.loads(data), headers, reader, writer)
-                finally: state.counts["ended"] += 1
+                try:
+                    answered = await chat(
+                        state, json.loads(data), headers, reader, writer
+                    )
+                finally:
+                    state.counts["ended"] += 1
             else:
                 answered = None
                 writer.write(manage(state, method, path, headers, data))
                 await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError, TimeoutError): pass       # the client has gone, or a fault was due
-    finally: writer.close()
+    except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+        pass  # the client has gone, or a fault was due
+    finally:
+        writer.close()
 
 
 async def main(options: argparse.Namespace) -> None:
     state = State(options)
-    server = await asyncio.start_server(lambda r, w: serve_connection(state, r, w), "127.0.0.1", options.port, limit=1 << 20)
+    server = await asyncio.start_server(
+        lambda r, w: serve_connection(state, r, w),
+        "127.0.0.1",
+        options.port,
+        limit=1 << 20,
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.close)
-    try: await server.serve_forever()
-    except asyncio.CancelledError: pass
+    try:
+        await server.serve_forever()
+    except asyncio.CancelledError:
+        pass
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--faults", type=float, default=0.0, help="share of requests with a fault")
+    parser.add_argument(
+        "--faults", type=float, default=0.0, help="share of requests with a fault"
+    )
     parser.add_argument("--kinds", default=",".join(FAULTS), help="which faults")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
-    parser.add_argument("--hang", type=float, default=30.0, help="seconds that a hanging answer hangs")
+    parser.add_argument(
+        "--latency", type=float, default=0.0, help="seconds before each answer"
+    )
+    parser.add_argument(
+        "--hang", type=float, default=30.0, help="seconds that a hanging answer hangs"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--answer", help="file.py:function that makes the text of an answer from the body of a request")
-    parser.add_argument("--supports", default="json_schema,json_object", help="response formats that are honoured")
-    parser.add_argument("--unsupported", type=int, default=400, help="status for the others; 0 ignores the format silently")
+    parser.add_argument(
+        "--answer",
+        help=(
+            "file.py:function that makes the text of an answer from the body of a request"
+        ),
+    )
+    parser.add_argument(
+        "--supports",
+        default="json_schema,json_object",
+        help="response formats that are honoured",
+    )
+    parser.add_argument(
+        "--unsupported",
+        type=int,
+        default=400,
+        help="status for the others; 0 ignores the format silently",
+    )
     parser.add_argument("--strict-params", action="store_true", help="refuse max_tokens")
-    parser.add_argument("--echo-key", action="store_true", help="refuse everything and repeat the key")
-    parser.set_defaults(refuse=None)    # by POST /stats: [status, code, header] for every request
-    parser.add_argument("--expire", type=float, default=0.0, help="share of a batch's requests that expire")
-    parser.add_argument("--lose-batch", action="store_true", help="make a batch, but answer with an error")
+    parser.add_argument(
+        "--echo-key", action="store_true", help="refuse everything and repeat the key"
+    )
+    # by POST /stats: [status, code, header] for every request
+    parser.set_defaults(refuse=None)
+    parser.add_argument(
+        "--expire",
+        type=float,
+        default=0.0,
+        help="share of a batch's requests that expire",
+    )
+    parser.add_argument(
+        "--lose-batch", action="store_true", help="make a batch, but answer with an error"
+    )
     return parser.parse_args(argv)
 
 
 class Server:
     "A running fault server, as tests see it."
-    def __init__(self, port: int) -> None: self.port, self.base_url = port, f"http://127.0.0.1:{port}/v1"
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.base_url = f"http://127.0.0.1:{port}/v1"
 
     def stats(self, **settings: Any) -> dict[str, Any]:
         "What the server has seen; settings are changed first."
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/stats", json.dumps(settings).encode() if settings else None)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as reply: return json.load(reply)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/stats",
+            json.dumps(settings).encode() if settings else None,
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=30
+        ) as reply:
+            return json.load(reply)
 
 
 @contextmanager
 def running(**options: Any) -> Iterator[Server]:
     "A fault server in a process of its own; options as on the command line."
-    said = [x for k, v in options.items() for x in ([f"--{k.replace('_', '-')}"] if v is True else [f"--{k.replace('_', '-')}", str(v)])]
-    process = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), *said], stdout=subprocess.PIPE, text=True)
-    try: yield Server(int(process.stdout.readline()))
+    said = [
+        x
+        for k, v in options.items()
+        for x in (
+            [f"--{k.replace('_', '-')}"]
+            if v is True
+            else [f"--{k.replace('_', '-')}", str(v)]
+        )
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).resolve()), *said],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Server(int(process.stdout.readline()))
     finally:
         process.kill()
         process.wait()

@@ -1,4 +1,5 @@
 """Downloading from a server on this machine that is laid out like the real ones, and misbehaves like them."""
+
 import errno
 import hashlib
 import json
@@ -11,63 +12,103 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cmining.core.basics import CorpusError
-from cmining.ingest.download import RemoteFile, download_wikipedia, fetch, plan_download, describe_download
+from cmining.ingest.download import (
+    RemoteFile,
+    describe_download,
+    download_wikipedia,
+    fetch,
+    plan_download,
+)
 
-DATA = bytes(range(256)) * 2000     # 512,000 bytes
+DATA = bytes(range(256)) * 2000  # 512,000 bytes
 SHA256 = "sha256:" + hashlib.sha256(DATA).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    "pages: path → bytes. faults: path → list of functions of the handler, one an answer; asked: (method, path, Range, If-Range)."
+    """pages: path → bytes.
+
+    faults: path → list of functions of the handler, one an answer; asked: (method, path,
+    Range, If-Range).
+    """
+
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.pages, self.faults, self.asked, self.links = {}, {}, [], {}
-        self.ranges, self.etag, self.honours_if_range = True, lambda body: f'"{hashlib.md5(body).hexdigest()}"', True
+        self.pages = {}
+        self.faults = {}
+        self.asked = []
+        self.links = {}
+        self.ranges = True
+        self.etag = lambda body: f'"{hashlib.md5(body).hexdigest()}"'
+        self.honours_if_range = True
         self.base = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, args=(.01,), daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        s, path, wanted, condition = self.server, self.path, self.headers.get("Range"), self.headers.get("If-Range")
+        s = self.server
+        path = self.path
+        wanted = self.headers.get("Range")
+        condition = self.headers.get("If-Range")
         s.asked.append((self.command, path, wanted, condition))
         self.cut = None
-        if s.faults.get(path) and s.faults[path].pop(0)(self): return
-        if path not in s.pages: return self.answer(404, b"nothing here")
-        body, tag = s.pages[path], s.etag(s.pages[path])
-        headers = ({"ETag": tag} if tag else {}) | ({"Link": s.links[path]} if path in s.links else {})
+        if s.faults.get(path) and s.faults[path].pop(0)(self):
+            return
+        if path not in s.pages:
+            return self.answer(404, b"nothing here")
+        body = s.pages[path]
+        tag = s.etag(s.pages[path])
+        headers = ({"ETag": tag} if tag else {}) | (
+            {"Link": s.links[path]} if path in s.links else {}
+        )
         if wanted and s.ranges and (condition in (None, tag) or not s.honours_if_range):
             start = int(wanted[6:-1])
-            if start >= len(body): return self.answer(416, b"", headers)
-            return self.answer(206, body[start:], headers | {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
+            if start >= len(body):
+                return self.answer(416, b"", headers)
+            return self.answer(
+                206,
+                body[start:],
+                headers | {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"},
+            )
         self.answer(200, body, headers)
 
     do_HEAD = do_GET
 
     def answer(self, status, body, headers={}):
         self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items(): self.send_header(name, value)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET": self.wfile.write(body[:self.cut])
-        if self.cut is not None: self.close_connection = True
+        if self.command == "GET":
+            self.wfile.write(body[: self.cut])
+        if self.cut is not None:
+            self.close_connection = True
         return True
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 def cut(at):
     "Hang up after so many bytes of the body."
-    def fault(handler): handler.cut = at
+
+    def fault(handler):
+        handler.cut = at
+
     return fault
 
 
 def refuse(status, **headers):
     "Answer with a status, and headers whose name is written with _."
-    return lambda handler: handler.answer(status, b"later", {name.replace("_", "-"): value for name, value in headers.items()})
+    return lambda handler: handler.answer(
+        status,
+        b"later",
+        {name.replace("_", "-"): value for name, value in headers.items()},
+    )
 
 
 @pytest.fixture
@@ -92,78 +133,177 @@ def put(server, body=DATA, checksum=SHA256, name="a.parquet"):
     return RemoteFile(name, f"{server.base}/{name}", len(body), checksum)
 
 
-def listing(*links): return "".join(f'<a href="{link}">{link}</a>' for link in links).encode()
+def listing(*links):
+    return "".join(f'<a href="{link}">{link}</a>' for link in links).encode()
 
 
 def lay_out_wikimedia(server):
     index = "/other/cirrus_search_index"
     server.pages[f"{index}/"] = listing("../", "20260913/", "20260920/")
-    server.pages[f"{index}/20260920/"] = listing("index_name%3Djawiki_content/", "index_name%3Djawiki_general/", "index_name%3Dzh_min_nanwiki_content/")
+    server.pages[f"{index}/20260920/"] = listing(
+        "index_name%3Djawiki_content/",
+        "index_name%3Djawiki_general/",
+        "index_name%3Dzh_min_nanwiki_content/",
+    )
     folder = f"{index}/20260920/index_name%3Djawiki_content"
     names = [f"jawiki_content-20260920-0000{i}.json.bz2" for i in range(3)]
-    server.pages[f"{folder}/"] = listing("../", "_SUCCESS", "evil.json.bz2", "..%2F..%2Fevil", *names)
-    for i, name in enumerate(names): server.pages[f"{folder}/{name}"] = DATA[:1000 * (i + 1)]
+    server.pages[f"{folder}/"] = listing(
+        "../", "_SUCCESS", "evil.json.bz2", "..%2F..%2Fevil", *names
+    )
+    for i, name in enumerate(names):
+        server.pages[f"{folder}/{name}"] = DATA[: 1000 * (i + 1)]
     name = "jawiki-20260901-pages-articles-multistream"
     files = {f"{name}.xml.bz2": DATA, f"{name}-index.txt.bz2": DATA[:99]}
     server.pages["/backup-index.html"] = listing("jawiki/20260901", "dewiki/20260901")
     server.pages["/jawiki/"] = listing("20260901/", "latest/")
-    server.pages["/jawiki/20260901/dumpstatus.json"] = json.dumps({"version": "0.8", "jobs": {"articlesmultistreamdump": {"status": "done", "files": {
-        n: {"size": len(b), "url": f"/jawiki/20260901/{n}", "md5": hashlib.md5(b).hexdigest(), "sha1": hashlib.sha1(b).hexdigest()} for n, b in files.items()}}}}).encode()
-    for n, b in files.items(): server.pages[f"/jawiki/20260901/{n}"] = b
+    server.pages["/jawiki/20260901/dumpstatus.json"] = json.dumps(
+        {
+            "version": "0.8",
+            "jobs": {
+                "articlesmultistreamdump": {
+                    "status": "done",
+                    "files": {
+                        n: {
+                            "size": len(b),
+                            "url": f"/jawiki/20260901/{n}",
+                            "md5": hashlib.md5(b).hexdigest(),
+                            "sha1": hashlib.sha1(b).hexdigest(),
+                        }
+                        for n, b in files.items()
+                    },
+                }
+            },
+        }
+    ).encode()
+    for n, b in files.items():
+        server.pages[f"/jawiki/20260901/{n}"] = b
 
 
 def lay_out_hub(server):
     tree = "/api/datasets/wikimedia/wikipedia/tree/main"
-    configs = [{"type": "directory", "oid": "0", "size": 0, "path": f"20231101.{lang}"} for lang in ("de", "ja", "zh-min-nan")]
-    server.pages[tree], server.pages[f"{tree}?cursor=2"] = json.dumps(configs[:1]).encode(), json.dumps(configs[1:]).encode()
-    server.links[tree] = f'<{server.base}{tree}?cursor=2>; rel="next"'      # a long listing comes in pages
+    configs = [
+        {"type": "directory", "oid": "0", "size": 0, "path": f"20231101.{lang}"}
+        for lang in ("de", "ja", "zh-min-nan")
+    ]
+    server.pages[tree] = json.dumps(configs[:1]).encode()
+    server.pages[f"{tree}?cursor=2"] = json.dumps(configs[1:]).encode()
+    # a long listing comes in pages
+    server.links[tree] = f'<{server.base}{tree}?cursor=2>; rel="next"'
     shards = [f"20231101.ja/train-0000{i}-of-00002.parquet" for i in range(2)]
-    server.pages[f"{tree}/20231101.ja"] = json.dumps([
-        {"type": "file", "oid": "0", "size": len(DATA), "path": p, "lfs": {"oid": SHA256[7:], "size": len(DATA), "pointerSize": 134}} for p in shards]).encode()
+    server.pages[f"{tree}/20231101.ja"] = json.dumps(
+        [
+            {
+                "type": "file",
+                "oid": "0",
+                "size": len(DATA),
+                "path": p,
+                "lfs": {"oid": SHA256[7:], "size": len(DATA), "pointerSize": 134},
+            }
+            for p in shards
+        ]
+    ).encode()
     for p in shards:
         page = f"/datasets/wikimedia/wikipedia/resolve/main/{p}"
-        server.faults[page] = [refuse(302, Location=f"{server.base}/cdn/{p[12:]}?signature=x")] * 9     # the real bytes are elsewhere
+        # the real bytes are elsewhere
+        server.faults[page] = [
+            refuse(302, Location=f"{server.base}/cdn/{p[12:]}?signature=x")
+        ] * 9
         server.pages[f"/cdn/{p[12:]}?signature=x"] = DATA
 
 
-@pytest.mark.parametrize("source, folder, names, total", [
-    ("cirrus", "wikipedia-ja-cirrus-20260920", [f"jawiki_content-20260920-0000{i}.json.bz2" for i in range(3)], 6000),
-    ("xml", "wikipedia-ja-xml-20260901", ["jawiki-20260901-pages-articles-multistream-index.txt.bz2", "jawiki-20260901-pages-articles-multistream.xml.bz2"], 512_099),
-    ("hf", "wikipedia-ja-hf-20231101", [f"train-0000{i}-of-00002.parquet" for i in range(2)], 1_024_000),
-])
+@pytest.mark.parametrize(
+    "source, folder, names, total",
+    [
+        (
+            "cirrus",
+            "wikipedia-ja-cirrus-20260920",
+            [f"jawiki_content-20260920-0000{i}.json.bz2" for i in range(3)],
+            6000,
+        ),
+        (
+            "xml",
+            "wikipedia-ja-xml-20260901",
+            [
+                "jawiki-20260901-pages-articles-multistream-index.txt.bz2",
+                "jawiki-20260901-pages-articles-multistream.xml.bz2",
+            ],
+            512_099,
+        ),
+        (
+            "hf",
+            "wikipedia-ja-hf-20231101",
+            [f"train-0000{i}-of-00002.parquet" for i in range(2)],
+            1_024_000,
+        ),
+    ],
+)
 def test_each_source(server, tmp_path, capsys, source, folder, names, total):
     lay_out_wikimedia(server), lay_out_hub(server)
     plan = plan_download("wikipedia:ja", source, base_url=server.base)
-    assert [f.name for f in plan.files] == names and sum(f.size for f in plan.files) == total
-    got = download_wikipedia("wikipedia:ja", source, tmp_path, base_url=server.base, quiet=False)
-    assert got == tmp_path / folder and sorted(p.name for p in got.iterdir()) == names and sum(p.stat().st_size for p in got.iterdir()) == total
-    assert f"{len(names)} files" in capsys.readouterr().err.splitlines()[0]     # how much is said first
+    assert [f.name for f in plan.files] == names and sum(
+        f.size for f in plan.files
+    ) == total
+    got = download_wikipedia(
+        "wikipedia:ja", source, tmp_path, base_url=server.base, quiet=False
+    )
+    assert (
+        got == tmp_path / folder
+        and sorted(p.name for p in got.iterdir()) == names
+        and sum(p.stat().st_size for p in got.iterdir()) == total
+    )
+    # how much is said first
+    assert f"{len(names)} files" in capsys.readouterr().err.splitlines()[0]
     before = len(server.asked)
-    assert download_wikipedia("wikipedia:ja", source, tmp_path, base_url=server.base) == got
-    assert not [path for method, path, *_ in server.asked[before:] if method == "GET" and path.rpartition("/")[2] in names]
+    assert (
+        download_wikipedia("wikipedia:ja", source, tmp_path, base_url=server.base) == got
+    )
+    assert not [
+        path
+        for method, path, *_ in server.asked[before:]
+        if method == "GET" and path.rpartition("/")[2] in names
+    ]
 
 
-@pytest.mark.parametrize("variable, source", [("CMINING_DUMPS_URL", "xml"), ("HF_ENDPOINT", "hf")])
+@pytest.mark.parametrize(
+    "variable, source", [("CMINING_DUMPS_URL", "xml"), ("HF_ENDPOINT", "hf")]
+)
 def test_a_mirror_from_the_environment(server, monkeypatch, variable, source):
     lay_out_wikimedia(server), lay_out_hub(server)
     monkeypatch.setenv(variable, server.base + "/")
-    assert plan_download("wikipedia:ja", source).files[0].url.startswith(server.base + "/")
+    assert (
+        plan_download("wikipedia:ja", source).files[0].url.startswith(server.base + "/")
+    )
 
 
-@pytest.mark.parametrize("source, name, date, says", [
-    ("cirrus", "wikipedia:jb", None, "'jb'.*there is ja"), ("xml", "wikipedia:jb", None, "'jb'.*there is ja"), ("hf", "wikipedia:jb", None, "'jb'.*there is ja"),
-    ("cirrus", "wikipedia:ja", "20260913", "of 20260913"), ("xml", "wikipedia:ja", "20260101", "there is 20260901"), ("hf", "wikipedia:ja", "20220301", "there is 20231101"),
-    ("hf", "wikipedia:ja", "../../x", "YYYYMMDD"), ("hf", "wikipedia:../x", None, "such as wikipedia:ja"), ("ftp", "wikipedia:ja", None, "hf, xml, cirrus"),
-])
+@pytest.mark.parametrize(
+    "source, name, date, says",
+    [
+        ("cirrus", "wikipedia:jb", None, "'jb'.*there is ja"),
+        ("xml", "wikipedia:jb", None, "'jb'.*there is ja"),
+        ("hf", "wikipedia:jb", None, "'jb'.*there is ja"),
+        ("cirrus", "wikipedia:ja", "20260913", "of 20260913"),
+        ("xml", "wikipedia:ja", "20260101", "there is 20260901"),
+        ("hf", "wikipedia:ja", "20220301", "there is 20231101"),
+        ("hf", "wikipedia:ja", "../../x", "YYYYMMDD"),
+        ("hf", "wikipedia:../x", None, "such as wikipedia:ja"),
+        ("ftp", "wikipedia:ja", None, "hf, xml, cirrus"),
+    ],
+)
 def test_what_is_not_there(server, source, name, date, says):
     lay_out_wikimedia(server), lay_out_hub(server)
-    with pytest.raises(CorpusError, match=says): plan_download(name, source, date, server.base)
+    with pytest.raises(CorpusError, match=says):
+        plan_download(name, source, date, server.base)
 
 
 def test_a_language_with_hyphens(server):
     lay_out_wikimedia(server), lay_out_hub(server)
-    with pytest.raises(CorpusError, match="whole search index of the Wikipedia 'zh-min-nan'"): plan_download("wikipedia:zh-min-nan", "cirrus", base_url=server.base)
-    assert any("index_name%3Dzh_min_nanwiki_content" in path for _, path, *_ in server.asked)
+    with pytest.raises(
+        CorpusError, match="whole search index of the Wikipedia 'zh-min-nan'"
+    ):
+        plan_download("wikipedia:zh-min-nan", "cirrus", base_url=server.base)
+    assert any(
+        "index_name%3Dzh_min_nanwiki_content" in path for _, path, *_ in server.asked
+    )
 
 
 def test_a_cut_connection_goes_on(server, tmp_path):
@@ -171,7 +311,9 @@ def test_a_cut_connection_goes_on(server, tmp_path):
     server.faults["/a.parquet"] = [cut(200_000), cut(150_000), cut(0)]
     assert fetch(file, tmp_path).read_bytes() == DATA
     starts = [int(r[6:-1]) if r else 0 for _, _, r, _ in server.asked]
-    assert len(starts) == 4 and 0 == starts[0] < 130_000 < starts[1] < starts[2] == starts[3] < len(DATA)
+    assert len(starts) == 4 and 0 == starts[0] < 130_000 < starts[1] < starts[
+        2
+    ] == starts[3] < len(DATA)
     assert all(tag == server.etag(DATA) for *_, tag in server.asked[1:])
     assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
 
@@ -179,7 +321,8 @@ def test_a_cut_connection_goes_on(server, tmp_path):
 def test_an_interrupted_command_goes_on(server, tmp_path):
     file = put(server)
     server.faults["/a.parquet"] = [cut(200_000)] + [cut(0)] * 4
-    with pytest.raises(CorpusError, match="breaks off at byte .* of 512,000"): fetch(file, tmp_path)
+    with pytest.raises(CorpusError, match="breaks off at byte .* of 512,000"):
+        fetch(file, tmp_path)
     assert not (tmp_path / "a.parquet").exists()
     server.asked.clear()
     assert fetch(file, tmp_path).read_bytes() == DATA
@@ -187,15 +330,26 @@ def test_an_interrupted_command_goes_on(server, tmp_path):
 
 
 def test_a_killed_process_goes_on(server, tmp_path):
-    file, killed = put(server), threading.Event()
-    def stall(handler):     # half of the body, then silence
+    file = put(server)
+    killed = threading.Event()
+
+    def stall(handler):  # half of the body, then silence
         handler.cut = len(DATA) // 2
         handler.answer(200, DATA, {"ETag": server.etag(DATA)})
         return killed.wait(60)
+
     server.faults["/a.parquet"] = [stall]
-    code = f"from cmining.ingest.download import RemoteFile, fetch; fetch(RemoteFile({file.name!r}, {file.url!r}, {file.size}, {file.checksum!r}), {str(tmp_path)!r})"
-    process, part = subprocess.Popen([sys.executable, "-c", code]), tmp_path / ".a.parquet.part"
-    while process.poll() is None and not (part.exists() and part.stat().st_size > 100_000): threading.Event().wait(.02)
+    code = (
+        "from cmining.ingest.download import RemoteFile, fetch;"
+        f" fetch(RemoteFile({file.name!r}, {file.url!r}, {file.size}, {file.checksum!r}),"
+        f" {str(tmp_path)!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    part = tmp_path / ".a.parquet.part"
+    while process.poll() is None and not (
+        part.exists() and part.stat().st_size > 100_000
+    ):
+        threading.Event().wait(0.02)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     killed.set()
@@ -208,14 +362,18 @@ def test_a_changed_file_is_not_glued(server, tmp_path, honours_if_range):
     new = DATA[::-1]
     file = put(server, checksum=None)
     server.honours_if_range = honours_if_range
+
     def changes(handler):
         server.pages["/a.parquet"] = new
+
     server.faults["/a.parquet"] = [cut(200_000), changes]
     assert fetch(file, tmp_path).read_bytes() == new
 
 
 @pytest.mark.parametrize("checksum, starts_over", [(SHA256, False), (None, True)])
-def test_without_a_validator_only_a_checksum_allows_going_on(server, tmp_path, checksum, starts_over):
+def test_without_a_validator_only_a_checksum_allows_going_on(
+    server, tmp_path, checksum, starts_over
+):
     file = put(server, checksum=checksum)
     server.etag = lambda body: None
     server.faults["/a.parquet"] = [cut(200_000)]
@@ -226,7 +384,10 @@ def test_without_a_validator_only_a_checksum_allows_going_on(server, tmp_path, c
 def test_a_weak_etag_is_no_validator(server, tmp_path):
     server.etag = lambda body: 'W/"same"'
     file = put(server, checksum=None)
-    def changes(handler): server.pages["/a.parquet"] = DATA[::-1]
+
+    def changes(handler):
+        server.pages["/a.parquet"] = DATA[::-1]
+
     server.faults["/a.parquet"] = [cut(200_000), changes]
     assert fetch(file, tmp_path).read_bytes() == DATA[::-1]
 
@@ -239,14 +400,22 @@ def test_a_server_without_ranges(server, tmp_path):
 
 
 def test_a_wrong_checksum_is_tried_once_more(server, tmp_path):
-    good, damaged = DATA, b"\1" + DATA[1:]
+    good = DATA
+    damaged = b"\1" + DATA[1:]
     file = put(server)
-    def damage(handler): server.pages["/a.parquet"] = damaged
-    def mend(handler): server.pages["/a.parquet"] = good
+
+    def damage(handler):
+        server.pages["/a.parquet"] = damaged
+
+    def mend(handler):
+        server.pages["/a.parquet"] = good
+
     server.faults["/a.parquet"] = [damage, mend]
     assert fetch(file, tmp_path).read_bytes() == good
-    server.faults["/a.parquet"], server.asked[:] = [damage], []
-    with pytest.raises(CorpusError, match="came twice otherwise than listed.*sha256"): fetch(file, tmp_path / "other")
+    server.faults["/a.parquet"] = [damage]
+    server.asked[:] = []
+    with pytest.raises(CorpusError, match="came twice otherwise than listed.*sha256"):
+        fetch(file, tmp_path / "other")
     assert len(server.asked) == 2 and not [*(tmp_path / "other").glob("*")]
 
 
@@ -261,44 +430,66 @@ def test_retry_after_is_honoured(server, tmp_path, naps, capsys, status):
 def test_a_refusal_that_lasts(server, tmp_path):
     file = put(server)
     server.faults["/a.parquet"] = [refuse(429, Retry_After="1")] * 9
-    with pytest.raises(CorpusError, match="answers 429"): fetch(file, tmp_path)
+    with pytest.raises(CorpusError, match="answers 429"):
+        fetch(file, tmp_path)
 
 
 def test_listed_but_not_there(server, tmp_path):
-    with pytest.raises(CorpusError, match="not there .404."): fetch(put(server)._replace(url=server.base + "/b"), tmp_path)
+    with pytest.raises(CorpusError, match="not there .404."):
+        fetch(put(server)._replace(url=server.base + "/b"), tmp_path)
 
 
 def test_nobody_answers(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(CorpusError, match="is there a network"): plan_download("wikipedia:ja", "xml", base_url="http://127.0.0.1:9")
+    with pytest.raises(CorpusError, match="is there a network"):
+        plan_download("wikipedia:ja", "xml", base_url="http://127.0.0.1:9")
 
 
 def test_a_login_page_instead_of_json(server):
     server.pages["/api/datasets/wikimedia/wikipedia/tree/main"] = b"<html>Please log in"
-    with pytest.raises(CorpusError, match="Please log in"): plan_download("wikipedia:ja", "hf", base_url=server.base)
+    with pytest.raises(CorpusError, match="Please log in"):
+        plan_download("wikipedia:ja", "hf", base_url=server.base)
 
 
 def test_a_small_disk(server, tmp_path, monkeypatch):
     lay_out_wikimedia(server)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5000}))
-    with pytest.raises(CorpusError, match="5 kB of free disk, but 6 kB are still to come"): download_wikipedia("wikipedia:ja", "cirrus", folder=tmp_path, base_url=server.base)
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: type("Usage", (), {"free": 5000})
+    )
+    with pytest.raises(
+        CorpusError, match="5 kB of free disk, but 6 kB are still to come"
+    ):
+        download_wikipedia(
+            "wikipedia:ja", "cirrus", folder=tmp_path, base_url=server.base
+        )
 
 
 def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
-    file, write = put(server), open
+    file = put(server)
+    write = open
+
     class Full:
-        def __init__(self, *args): self.f = write(*args)
-        def __enter__(self): return self
-        def __exit__(self, *args): self.f.close()
+        def __init__(self, *args):
+            self.f = write(*args)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self.f.close()
+
         def write(self, piece):
-            if self.f.tell() > 100_000: raise OSError(errno.ENOSPC, "No space left on device")
+            if self.f.tell() > 100_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
             return self.f.write(piece)
+
     monkeypatch.setattr("cmining.ingest.download.open", Full, raising=False)
-    with pytest.raises(CorpusError, match="No space left on device"): fetch(file, tmp_path)
+    with pytest.raises(CorpusError, match="No space left on device"):
+        fetch(file, tmp_path)
     monkeypatch.undo()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert fetch(file, tmp_path).read_bytes() == DATA
-    assert server.asked[-1][2] not in (None, "bytes=0-")      # it went on
+    assert server.asked[-1][2] not in (None, "bytes=0-")  # it went on
 
 
 def test_what_is_here_already_is_said(server, tmp_path):
@@ -306,12 +497,16 @@ def test_what_is_here_already_is_said(server, tmp_path):
     plan = plan_download("wikipedia:ja", "cirrus", base_url=server.base)
     fetch(plan.files[0], tmp_path)
     (tmp_path / f".{plan.files[1].name}.part").write_bytes(DATA[:500])
-    assert "6 kB from" in describe_download(plan, tmp_path) and "2 kB of it are in" in describe_download(plan, tmp_path)
+    assert "6 kB from" in describe_download(
+        plan, tmp_path
+    ) and "2 kB of it are in" in describe_download(plan, tmp_path)
 
 
 def test_who_is_calling(server, tmp_path):
     "Wikimedia turns away clients that do not say who they are."
     said = []
-    server.faults["/a.parquet"] = [lambda handler: said.append(handler.headers["User-Agent"])]
+    server.faults["/a.parquet"] = [
+        lambda handler: said.append(handler.headers["User-Agent"])
+    ]
     fetch(put(server), tmp_path)
     assert said[0].startswith("cmining/") and "https://" in said[0]

@@ -1,4 +1,5 @@
 """The bundled encoder as others read it, any sentence-transformers model, and hostile text."""
+
 import gzip
 import json
 import os
@@ -14,8 +15,19 @@ import pytest
 from cmining.models.encode import BUNDLED, load_encoder, load_hub
 
 WIKI = Path(__file__).parent.parent.parent / "shared" / "data" / "wiki"
-TEXTS = ["The cat sits on the roof.", "Die Katze sitzt auf dem Dach.", "Le chat est sur le toit.", "El gato está en el tejado.",
-         "猫が屋根の上にいる。", "貓在屋頂上。", "", " \n", "ß" * 5000, "1987", "?"]
+TEXTS = [
+    "The cat sits on the roof.",
+    "Die Katze sitzt auf dem Dach.",
+    "Le chat est sur le toit.",
+    "El gato está en el tejado.",
+    "猫が屋根の上にいる。",
+    "貓在屋頂上。",
+    "",
+    " \n",
+    "ß" * 5000,
+    "1987",
+    "?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +35,9 @@ def encoder():
     return load_encoder()
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t", "\x00", "\u200f\u202e", "。、！…—", "\ud800", "\U000f0000"])
+@pytest.mark.parametrize(
+    "text", ["", "  \n\t", "\x00", "\u200f\u202e", "。、！…—", "\ud800", "\U000f0000"]
+)
 def test_nothing_to_encode_is_zero_or_finite(encoder, text):
     v = encoder.encode([text])
     assert v.shape == (1, encoder.dim) and v.dtype == np.float32 and np.isfinite(v).all()
@@ -42,12 +56,26 @@ def test_same_bytes_whatever_the_batch(encoder):
     assert np.array_equal(whole[::-1], encoder.encode(many[::-1]))
 
 
-@pytest.mark.parametrize("env", [{"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}, {"TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": "7"}])
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        {"TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": "7"},
+    ],
+)
 def test_same_bytes_in_another_process_and_without_torch(encoder, env, tmp_path):
-    code = ("import sys, json, numpy as np; from cmining.models.encode import load_encoder; texts = json.load(open(sys.argv[1]));"
-            "np.save(sys.argv[2], load_encoder().encode(texts)); assert not {'torch', 'sentence_transformers'} & set(sys.modules)")
+    code = (
+        "import sys, json, numpy as np; from cmining.models.encode import load_encoder;"
+        " texts = json.load(open(sys.argv[1]));np.save(sys.argv[2],"
+        " load_encoder().encode(texts)); assert not {'torch', 'sentence_transformers'} &"
+        " set(sys.modules)"
+    )
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    subprocess.run([sys.executable, "-c", code, tmp_path / "texts.json", tmp_path / "v.npy"], check=True, env=os.environ | env)
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "texts.json", tmp_path / "v.npy"],
+        check=True,
+        env=os.environ | env,
+    )
     assert np.array_equal(np.load(tmp_path / "v.npy"), encoder.encode(TEXTS))
 
 
@@ -61,37 +89,74 @@ def test_the_environment_is_left_as_it_was(encoder, monkeypatch):
 
 
 def test_folder_is_small_and_complete():
-    assert {f.name for f in BUNDLED.iterdir()} == {"README.md", "model.safetensors", "modules.json", "tokenizer.json"}
+    assert {f.name for f in BUNDLED.iterdir()} == {
+        "README.md",
+        "model.safetensors",
+        "modules.json",
+        "tokenizer.json",
+    }
     assert sum(f.stat().st_size for f in BUNDLED.iterdir()) <= 20e6
 
 
-@pytest.mark.parametrize("texts", [
-    ["water", "Wasser", "eau", "agua", "水", "水"],
-    ["university", "Universität", "université", "universidad", "大学", "大學"],
-    ["The weather is nice today.", "Das Wetter ist heute schön.", "Il fait beau aujourd'hui.", "Hoy hace buen tiempo.", "今日は天気がいい。", "今天天气很好。"],
-])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["water", "Wasser", "eau", "agua", "水", "水"],
+        ["university", "Universität", "université", "universidad", "大学", "大學"],
+        [
+            "The weather is nice today.",
+            "Das Wetter ist heute schön.",
+            "Il fait beau aujourd'hui.",
+            "Hoy hace buen tiempo.",
+            "今日は天気がいい。",
+            "今天天气很好。",
+        ],
+    ],
+)
 def test_translations_are_nearer_than_strangers(encoder, texts):
-    v, stranger = encoder.encode(texts), encoder.encode(["inflation of prices", "die Inflation", "l'inflation", "la inflación", "物価の上昇", "通货膨胀"])
+    v = encoder.encode(texts)
+    stranger = encoder.encode(
+        [
+            "inflation of prices",
+            "die Inflation",
+            "l'inflation",
+            "la inflación",
+            "物価の上昇",
+            "通货膨胀",
+        ]
+    )
     assert (v @ v.T).min() > (v @ stranger.T).max()
 
 
 def test_sentence_transformers_reads_the_bundled_folder(encoder):
     st = pytest.importorskip("sentence_transformers")
-    if tuple(map(int, st.__version__.split(".")[:2])) < (6, 2): pytest.skip("a table of 8 bits with weights is read from sentence-transformers 6.2 on")
-    assert np.abs(st.SentenceTransformer(str(BUNDLED), device="cpu").encode(TEXTS) - encoder.encode(TEXTS)).max() < 1e-5
+    if tuple(map(int, st.__version__.split(".")[:2])) < (6, 2):
+        pytest.skip(
+            "a table of 8 bits with weights is read from sentence-transformers 6.2 on"
+        )
+    assert (
+        np.abs(
+            st.SentenceTransformer(str(BUNDLED), device="cpu").encode(TEXTS)
+            - encoder.encode(TEXTS)
+        ).max()
+        < 1e-5
+    )
 
 
 def test_any_sentence_transformers_model(tiny):
     encoder = load_encoder(str(tiny))
     v = encoder.encode(["a cat", "", "b" * 300, "a cat", " "])
     assert v.shape == (5, 16) == (5, encoder.dim) and v.dtype == np.float32
-    assert np.allclose(np.linalg.norm(v, axis=1), [1, 0, 1, 1, 0], atol=1e-6) and np.allclose(v[0], v[3], atol=1e-5)
+    assert np.allclose(
+        np.linalg.norm(v, axis=1), [1, 0, 1, 1, 0], atol=1e-6
+    ) and np.allclose(v[0], v[3], atol=1e-5)
     assert encoder.encode([]).shape == (0, 16)
     assert encoder.fingerprint == load_hub(str(tiny)).fingerprint
 
 
 def test_fingerprint_follows_parameters_and_tokenizer(tiny, tmp_path):
     from sentence_transformers import SentenceTransformer
+
     before = load_hub(str(tiny)).fingerprint
     model = SentenceTransformer(str(tiny), device="cpu")
     next(model.parameters()).data += 1e-3
@@ -99,65 +164,115 @@ def test_fingerprint_follows_parameters_and_tokenizer(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "renamed")
     file = next((tmp_path / "renamed").rglob("tokenizer.json"))
     file.write_text(file.read_text().replace('"##z"', '"##ž"'))
-    assert len({before, *(load_hub(str(tmp_path / d)).fingerprint for d in ("nudged", "renamed"))}) == 3
+    assert (
+        len(
+            {
+                before,
+                *(load_hub(str(tmp_path / d)).fingerprint for d in ("nudged", "renamed")),
+            }
+        )
+        == 3
+    )
 
 
 def test_same_bytes_whatever_the_number_of_devices(tiny):
-    "Half precision, and a process a device: two that are both the CPU give the bytes of one, and those are near the plain ones."
+    """Half precision, and a process a device: two that are both the CPU give the bytes of
+    one, and those are near the plain ones.
+    """
     from sentence_transformers import SentenceTransformer
+
     from cmining.models.encode import HubEncoder
+
     texts = ["ab " * (i * 37 % 50) for i in range(100)]
-    plain, one, two = (HubEncoder(SentenceTransformer(str(tiny), device="cpu"), "tiny", ["cpu"] * n, half) for n, half in ((1, False), (1, True), (2, True)))
-    for e in (one, two): e.chunk_size = 16
+    plain, one, two = (
+        HubEncoder(
+            SentenceTransformer(str(tiny), device="cpu"), "tiny", ["cpu"] * n, half
+        )
+        for n, half in ((1, False), (1, True), (2, True))
+    )
+    for e in (one, two):
+        e.chunk_size = 16
     vectors = two.encode(texts)
-    assert np.array_equal(vectors, one.encode(texts)) and np.array_equal(vectors[:10], two.encode(texts[:10] + texts[10:16])[:10])
-    assert 0 < np.abs(vectors - plain.encode(texts)).max() < 5e-3 and vectors.dtype == np.float32
+    assert np.array_equal(vectors, one.encode(texts)) and np.array_equal(
+        vectors[:10], two.encode(texts[:10] + texts[10:16])[:10]
+    )
+    assert (
+        0 < np.abs(vectors - plain.encode(texts)).max() < 5e-3
+        and vectors.dtype == np.float32
+    )
     assert not vectors[0].any() and two.encode([]).shape == (0, 16)
     assert one.fingerprint == two.fingerprint == plain.fingerprint + "-half"
     pids = [p.pid for p in two._pool["processes"]]
     del two, e
-    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)     # they end with their encoder
+    # they end with their encoder
+    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_each_worker_of_a_run_takes_a_gpu_by_turns():
-    import joblib
     from multiprocessing import current_process
+
+    import joblib
+
     from cmining.models.encode import gpus_of_process
+
     def gpus():
-        time.sleep(.3)
+        time.sleep(0.3)
         return gpus_of_process(2, current_process().name)
-    assert {"cuda:0", "cuda:1"} == {gpu for found in joblib.Parallel(2)(joblib.delayed(gpus)() for _ in range(4)) for gpu in found}
+
+    assert {"cuda:0", "cuda:1"} == {
+        gpu
+        for found in joblib.Parallel(2)(joblib.delayed(gpus)() for _ in range(4))
+        for gpu in found
+    }
 
 
 def test_half_precision_on_a_gpu(tiny):
     import torch
-    if not torch.cuda.is_available(): pytest.skip("no CUDA device here")
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
     encoder = load_hub(str(tiny))
-    assert encoder.fingerprint.endswith("-half") and encoder.encode(["a cat"]).dtype == np.float32
+    assert (
+        encoder.fingerprint.endswith("-half")
+        and encoder.encode(["a cat"]).dtype == np.float32
+    )
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch):
     pytest.importorskip("sentence_transformers")
     import huggingface_hub
-    def unreachable(*args, **kwargs): raise ConnectionError("Name or service not known")
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Name or service not known")
+
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    with pytest.raises(OSError) as e: load_encoder("nobody/has-this-model")
-    assert "nobody/has-this-model" in str(e.value) and "bundled" in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(OSError) as e:
+        load_encoder("nobody/has-this-model")
+    assert (
+        "nobody/has-this-model" in str(e.value)
+        and "bundled" in str(e.value)
+        and "\n" not in str(e.value)
+    )
 
 
 def test_a_path_that_is_not_there():
     pytest.importorskip("sentence_transformers")
-    with pytest.raises(OSError, match="no such folder.*bundled"): load_encoder("./no/such/model")
+    with pytest.raises(OSError, match="no such folder.*bundled"):
+        load_encoder("./no/such/model")
 
 
 def test_without_sentence_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'cmining\[hub\]'"): load_encoder("LaBSE")
+    with pytest.raises(ImportError, match=r"pip install 'cmining\[hub\]'"):
+        load_encoder("LaBSE")
 
 
 def test_memory_is_bounded(encoder):
-    "100,000 short texts: beyond the vectors, the peak of Python's memory stays under 150 MB."
+    """100,000 short texts: beyond the vectors, the peak of Python's memory stays under
+    150 MB.
+    """
     import tracemalloc
+
     texts = [TEXTS[i % 6] * 4 for i in range(100_000)]
     tracemalloc.start()
     encoder.encode(texts)
@@ -166,31 +281,56 @@ def test_memory_is_bounded(encoder):
     assert peak < 100_000 * encoder.dim * 4 + 150e6
 
 
-@pytest.mark.skipif(not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout")
+@pytest.mark.skipif(
+    not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout"
+)
 def test_tokens_of_pieces_are_those_of_the_text(encoder):
     for file in sorted(WIKI.glob("*.jsonl.gz")):
-        with gzip.open(file, "rt", encoding="utf-8") as f: texts = [p for _, line in zip(range(120), f) for p in json.loads(line)["paragraphs"]]
+        with gzip.open(file, "rt", encoding="utf-8") as f:
+            texts = [
+                p
+                for _, line in zip(range(120), f)
+                for p in json.loads(line)["paragraphs"]
+            ]
         ids, ends = encoder.tokens(texts)
-        assert [ids[a:b].tolist() for a, b in zip(ends, ends[1:])] == [e.ids for e in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        assert [ids[a:b].tolist() for a, b in zip(ends, ends[1:])] == [
+            e.ids
+            for e in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
 
 def test_what_is_remembered_changes_nothing(encoder, monkeypatch):
     fresh = load_encoder()
     monkeypatch.setattr(fresh, "n_known", 3)
     monkeypatch.setattr(fresh, "longest", 4)
-    for _ in range(3): assert np.array_equal(fresh.encode(TEXTS), encoder.encode(TEXTS))
+    for _ in range(3):
+        assert np.array_equal(fresh.encode(TEXTS), encoder.encode(TEXTS))
     assert fresh._known and max(map(len, fresh._known)) <= 4
 
 
-@pytest.mark.skipif(not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout")
+@pytest.mark.skipif(
+    not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout"
+)
 def test_speed(encoder):
-    "250,000 tokens a second on one thread on a quiet machine; half of that is asked for here, since tests share theirs."
+    """250,000 tokens a second on one thread on a quiet machine; half of that is asked for
+    here, since tests share theirs.
+    """
     texts = []
     for file in sorted(WIKI.glob("*.jsonl.gz")):
-        with gzip.open(file, "rt", encoding="utf-8") as f: texts += [p for _, line in zip(range(150), f) for p in json.loads(line)["paragraphs"][:4]]
-    n_tokens = sum(len(e.ids) for e in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        with gzip.open(file, "rt", encoding="utf-8") as f:
+            texts += [
+                p
+                for _, line in zip(range(150), f)
+                for p in json.loads(line)["paragraphs"][:4]
+            ]
+    n_tokens = sum(
+        len(e.ids)
+        for e in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    )
+
     def seconds() -> float:
         start = time.process_time()
         encoder.encode(texts)
         return time.process_time() - start
+
     assert n_tokens / min(seconds() for _ in range(3)) > 125_000

@@ -1,4 +1,5 @@
 """Where and by whom a run is done changes nothing; what goes wrong is said, and nothing is lost by it."""
+
 import errno
 import os
 import signal
@@ -10,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cmining.core.engine import as_path
-from cmining.mine import pipeline
 from cmining.core.basics import RunError
+from cmining.core.engine import as_path
 from cmining.core.runs import Params, read_record, read_texts
+from cmining.mine import pipeline
 from cmining.mine.pipeline import mine_corpus
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
@@ -35,7 +36,10 @@ def ray_cluster():
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'cmining[ray]'")
     import ray
     from ray.cluster_utils import Cluster
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     cluster.add_node(num_cpus=1)
     yield cluster.address
     ray.shutdown()
@@ -44,14 +48,19 @@ def ray_cluster():
 
 @pytest.fixture
 def dask_cluster():
-    distributed = pytest.importorskip("distributed", reason="Dask is an extra: pip install 'cmining[dask]'")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    distributed = pytest.importorskip(
+        "distributed", reason="Dask is an extra: pip install 'cmining[dask]'"
+    )
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
         yield cluster.scheduler_address
 
 
 def kill_one_worker(run: Path, names: tuple[str, ...], killed: list[int]) -> None:
     "Once there are vectors, kill a process that computes for the run."
-    while not list((run / "work").glob("vectors/*")): time.sleep(.002)
+    while not list((run / "work").glob("vectors/*")):
+        time.sleep(0.002)
     for p in psutil.Process().children(recursive=True):
         command = " ".join(p.cmdline())
         if any(n in command for n in names):
@@ -64,10 +73,14 @@ WORKERS = {"ray": ("ray::PoolActor",), "dask": ("spawn_main",)}
 
 
 @pytest.mark.parametrize("backend", ["ray", "dask"])
-def test_same_bytes_on_a_cluster_though_a_worker_is_killed(backend, reference, tmp_path, request):
+def test_same_bytes_on_a_cluster_though_a_worker_is_killed(
+    backend, reference, tmp_path, request
+):
     address = request.getfixturevalue(f"{backend}_cluster")
     killed: list[int] = []
-    thread = threading.Thread(target=kill_one_worker, args=(tmp_path, WORKERS[backend], killed))
+    thread = threading.Thread(
+        target=kill_one_worker, args=(tmp_path, WORKERS[backend], killed)
+    )
     thread.start()
     mine_corpus(SAMPLE, tmp_path, backend=backend, address=address, jobs=2)
     thread.join()
@@ -76,22 +89,34 @@ def test_same_bytes_on_a_cluster_though_a_worker_is_killed(backend, reference, t
 
 def test_a_run_on_another_file_system(reference):
     import fsspec
-    corpus, run = as_path("memory://corpus"), as_path("memory://run")
-    for f in SAMPLE.glob("*.jsonl"): (corpus / f.name).write_bytes(f.read_bytes())
+
+    corpus = as_path("memory://corpus")
+    run = as_path("memory://run")
+    for f in SAMPLE.glob("*.jsonl"):
+        (corpus / f.name).write_bytes(f.read_bytes())
     points = mine_corpus("memory://corpus", "memory://run", jobs=1)
     assert points_of(run) == points_of(reference)
     assert len(read_texts("memory://run", points)) == len(points)
     mine_corpus("memory://corpus", "memory://run", jobs=1)
-    resumed = {s["step"]: s["resumed"] == s["tasks"] for s in read_record("memory://run")["steps"]}
+    resumed = {
+        s["step"]: s["resumed"] == s["tasks"]
+        for s in read_record("memory://run")["steps"]
+    }
     assert resumed.pop("discover") is False and all(resumed.values())
     fsspec.filesystem("memory").store.clear()
 
 
-def test_full_disk_is_said_and_the_run_goes_on_when_there_is_space(reference, tmp_path, monkeypatch):
+def test_full_disk_is_said_and_the_run_goes_on_when_there_is_space(
+    reference, tmp_path, monkeypatch
+):
     save = pipeline.save_array
-    def full(path, array): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full(path, array):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(pipeline, "save_array", full)
-    with pytest.raises(RunError, match="the disk is full .* goes on where it stopped"): mine_corpus(SAMPLE, tmp_path, jobs=1)
+    with pytest.raises(RunError, match="the disk is full .* goes on where it stopped"):
+        mine_corpus(SAMPLE, tmp_path, jobs=1)
     assert not list((tmp_path / "work").glob("*/.*")), "something unfinished was left"
     monkeypatch.setattr(pipeline, "save_array", save)
     mine_corpus(SAMPLE, tmp_path, jobs=1)
@@ -105,10 +130,16 @@ Usage = namedtuple("Usage", "total used free")
 def test_too_little_disk_or_memory_is_refused_before_the_run(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(pipeline.shutil, "disk_usage", lambda _: Usage(1, 1, 0))
-        with pytest.raises(RunError, match="GB of disk"): mine_corpus(SAMPLE, tmp_path / "a", jobs=1)
+        with pytest.raises(RunError, match="GB of disk"):
+            mine_corpus(SAMPLE, tmp_path / "a", jobs=1)
     with monkeypatch.context() as m:
-        m.setattr(pipeline.psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(1))
-        with pytest.raises(RunError, match="GB of memory"): mine_corpus(SAMPLE, tmp_path / "b", jobs=1)
+        m.setattr(
+            pipeline.psutil,
+            "virtual_memory",
+            lambda: namedtuple("Memory", "available")(1),
+        )
+        with pytest.raises(RunError, match="GB of memory"):
+            mine_corpus(SAMPLE, tmp_path / "b", jobs=1)
     assert not list((tmp_path / "a" / "work").glob("*/*"))
 
 
@@ -124,8 +155,20 @@ def test_runs_that_share_their_work(reference, tmp_path):
     mine_corpus(SAMPLE, tmp_path / "a", jobs=1)
     mine_corpus(SAMPLE, tmp_path / "b", Params.of(theta=1), jobs=1, work=tmp_path / "a")
     record = read_record(tmp_path / "b")
-    assert all(s["resumed"] == s["tasks"] for s in record["steps"] if s["step"] not in ("compare", "discover"))
-    assert not list((tmp_path / "b" / "work").glob("*/*")) and len(read_texts(tmp_path / "b", pipeline.read_run(tmp_path / "b", "culture_points"))) > 0
+    assert all(
+        s["resumed"] == s["tasks"]
+        for s in record["steps"]
+        if s["step"] not in ("compare", "discover")
+    )
+    assert (
+        not list((tmp_path / "b" / "work").glob("*/*"))
+        and len(
+            read_texts(
+                tmp_path / "b", pipeline.read_run(tmp_path / "b", "culture_points")
+            )
+        )
+        > 0
+    )
 
 
 MISTAKES = {
@@ -137,4 +180,5 @@ MISTAKES = {
 
 @pytest.mark.parametrize("options, named", MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(tmp_path, options, named):
-    with pytest.raises(RunError, match=named): mine_corpus(SAMPLE, tmp_path, **options)
+    with pytest.raises(RunError, match=named):
+        mine_corpus(SAMPLE, tmp_path, **options)

@@ -1,4 +1,5 @@
 """What mining promises: the same bytes, resumption, every entry accounted for, and no traceback for a user's mistake."""
+
 import gzip
 import json
 import os
@@ -23,7 +24,9 @@ COMMAND = str(Path(sys.executable).parent / "cmining")
 
 
 def cmining(*args, **kwargs):
-    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
+    return subprocess.run(
+        [COMMAND, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs
+    )
 
 
 def points_of(run):
@@ -47,6 +50,7 @@ def reference(tmp_path_factory):
 
 # ---- the same bytes
 
+
 def test_two_workers(reference, tmp_path):
     mine_corpus(SAMPLE, tmp_path, jobs=2)
     assert points_of(tmp_path) == points_of(reference)
@@ -67,8 +71,14 @@ def test_renamed_files_and_shuffled_rows(reference, tmp_path):
 def test_killed_and_resumed(reference, tmp_path, step):
     run = tmp_path / "run"
     command = [COMMAND, "mine", str(SAMPLE), "--out", str(run), "--jobs", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not (run / "work" / step).is_dir(): time.sleep(.0005)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (run / "work" / step).is_dir():
+        time.sleep(0.0005)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (run / "culture_points.parquet").exists()
@@ -80,44 +90,94 @@ def test_killed_and_resumed(reference, tmp_path, step):
 def test_second_run_computes_only_what_changed(reference, tmp_path):
     shutil.copytree(reference, tmp_path / "run")
     mine_corpus(SAMPLE, tmp_path / "run", Params.of(theta=1), jobs=1)
-    resumed = {s["step"]: s["resumed"] == s["tasks"] for s in read_record(tmp_path / "run")["steps"]}
-    assert [step for step, done in resumed.items() if not done] == ["compare", "discover"]     # other entries are asked for counterparts
+    resumed = {
+        s["step"]: s["resumed"] == s["tasks"]
+        for s in read_record(tmp_path / "run")["steps"]
+    }
+    # other entries are asked for counterparts
+    assert [step for step, done in resumed.items() if not done] == ["compare", "discover"]
 
 
 # ---- every entry is accounted for
 
+
 def test_every_entry_is_a_row(reference):
-    rows = {f.stem: f.read_text(encoding="utf-8").splitlines() for f in SAMPLE.glob("*.jsonl")}
+    rows = {
+        f.stem: f.read_text(encoding="utf-8").splitlines() for f in SAMPLE.glob("*.jsonl")
+    }
     entries = read_run(reference, "entries")
-    assert entries["lang"].value_counts().to_dict() == {lang: len(r) for lang, r in rows.items()}
-    assert set(entries["stage"]) <= {"pruned", "sparse", "incoherent", "small", "mixed", "culture_point"}
+    assert entries["lang"].value_counts().to_dict() == {
+        lang: len(r) for lang, r in rows.items()
+    }
+    assert set(entries["stage"]) <= {
+        "pruned",
+        "sparse",
+        "incoherent",
+        "small",
+        "mixed",
+        "culture_point",
+    }
     assert entries.loc[entries["stage"] == "pruned", "reason"].notna().all()
-    assert set(entries.loc[entries["stage"] != "pruned", "reason"].dropna()) <= {"unstable", "counterpart"}
-    assert entries[["lang", "id"]].equals(entries[["lang", "id"]].sort_values(["lang", "id"], ignore_index=True))
+    assert set(entries.loc[entries["stage"] != "pruned", "reason"].dropna()) <= {
+        "unstable",
+        "counterpart",
+    }
+    assert entries[["lang", "id"]].equals(
+        entries[["lang", "id"]].sort_values(["lang", "id"], ignore_index=True)
+    )
 
 
 def test_run_folder_holds_the_columns_of_the_contract(reference):
-    points, groups = read_run(reference, "culture_points"), read_run(reference, "groups")
-    assert list(points) == "id lang title lead group group_size dominance p_value q_value dispersion entropy centrality rank stability".split()
+    points = read_run(reference, "culture_points")
+    groups = read_run(reference, "groups")
+    assert (
+        list(points)
+        == "id lang title lead group group_size dominance p_value q_value dispersion"
+        " entropy centrality rank stability".split()
+    )
     assert list(groups)[:6] == "group size lang dominance p_value q_value".split()
-    assert list(groups)[6:] == [f"n_{lang}" for lang in ("de", "en", "es", "fr", "ja", "zh")]
+    assert list(groups)[6:] == [
+        f"n_{lang}" for lang in ("de", "en", "es", "fr", "ja", "zh")
+    ]
     assert groups.filter(like="n_").sum(axis=1).equals(groups["size"].astype("int64"))
     assert points.equals(points.sort_values(["lang", "group", "rank"], ignore_index=True))
     record = read_record(reference)
-    assert record["params"]["theta"] == 0.7 and record["peak_memory_bytes"] > 0 and record["steps"]
+    assert (
+        record["params"]["theta"] == 0.7
+        and record["peak_memory_bytes"] > 0
+        and record["steps"]
+    )
 
 
 def test_clean_removes_the_work(tmp_path):
     mine_corpus(SAMPLE, tmp_path, jobs=1, clean=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["culture_points.parquet", "entries.parquet", "groups.parquet", "run.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "culture_points.parquet",
+        "entries.parquet",
+        "groups.parquet",
+        "run.json",
+    ]
 
 
 # ---- other models than the default ones
 
+
 def test_a_sentence_transformers_model_and_a_spacy_model(tiny, trained, tmp_path):
-    rows = [{"title": f"{word} {i}th thing", "text": "a text of its own"} for i in range(10) for word in ("red", "blue")]
-    write(tmp_path / "corpus" / "en.jsonl", [*rows, {"title": "Olden Days", "text": "long ago"}])
-    mine_corpus(tmp_path / "corpus", tmp_path / "run", Params.of(encoder=str(tiny), ner=[str(trained)]), jobs=1)
+    rows = [
+        {"title": f"{word} {i}th thing", "text": "a text of its own"}
+        for i in range(10)
+        for word in ("red", "blue")
+    ]
+    write(
+        tmp_path / "corpus" / "en.jsonl",
+        [*rows, {"title": "Olden Days", "text": "long ago"}],
+    )
+    mine_corpus(
+        tmp_path / "corpus",
+        tmp_path / "run",
+        Params.of(encoder=str(tiny), ner=[str(trained)]),
+        jobs=1,
+    )
     record = read_record(tmp_path / "run")
     assert record["encoder"]["dim"] == 16 and record["pruned"] == {"en": {"date": 1}}
 
@@ -125,7 +185,12 @@ def test_a_sentence_transformers_model_and_a_spacy_model(tiny, trained, tmp_path
 def test_two_spacy_models_for_one_language_are_refused(trained, tmp_path):
     write(tmp_path / "corpus" / "en.jsonl", [{"title": "Only", "text": "One entry."}])
     with pytest.raises(RunError, match="two spaCy models"):
-        mine_corpus(tmp_path / "corpus", tmp_path / "run", Params.of(ner=[str(trained), str(trained)]), jobs=1)
+        mine_corpus(
+            tmp_path / "corpus",
+            tmp_path / "run",
+            Params.of(ner=[str(trained), str(trained)]),
+            jobs=1,
+        )
 
 
 def test_hdbscan_instead_of_kmeans(tmp_path):
@@ -135,41 +200,72 @@ def test_hdbscan_instead_of_kmeans(tmp_path):
 
 # ---- from a dump to culture points
 
-@pytest.mark.skipif(not DUMPS.is_dir(), reason="real dumps are not beside the checkout (../shared/data/dumps)")
+
+@pytest.mark.skipif(
+    not DUMPS.is_dir(),
+    reason="real dumps are not beside the checkout (../shared/data/dumps)",
+)
 def test_ingest_and_mine(tmp_path):
-    for lang, dump in {"de": "ids-dewiki-20170701-sample.xml.gz", "en": "gensim-enwiki-shortened.xml.bz2"}.items():
-        assert cmining("ingest", DUMPS / lang / dump, "--out", tmp_path / "corpus", "--lang", lang, "--sample", 15).returncode == 0
+    for lang, dump in {
+        "de": "ids-dewiki-20170701-sample.xml.gz",
+        "en": "gensim-enwiki-shortened.xml.bz2",
+    }.items():
+        assert (
+            cmining(
+                "ingest",
+                DUMPS / lang / dump,
+                "--out",
+                tmp_path / "corpus",
+                "--lang",
+                lang,
+                "--sample",
+                15,
+            ).returncode
+            == 0
+        )
     done = cmining("mine", tmp_path / "corpus", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert read_run(tmp_path / "run", "entries")["lang"].value_counts().to_dict() == {"de": 15, "en": 15}
+    assert read_run(tmp_path / "run", "entries")["lang"].value_counts().to_dict() == {
+        "de": 15,
+        "en": 15,
+    }
     title = read_run(tmp_path / "run", "entries")["title"].iloc[0]
     assert title in cmining("explain", tmp_path / "run", title).stdout
 
 
 # ---- bad input
 
+
 def test_small_languages_and_hostile_rows(tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(SAMPLE, corpus)
     write(corpus / "it.jsonl", [])
-    write(corpus / "pt.jsonl", [{"title": f"Coisa {i}", "text": f"Texto sobre a coisa {i}."} for i in "abc"])
-    write(corpus / "nl.jsonl", [
-        {"title": "Leeg", "paragraphs": ["", "  "]},
-        {"title": "", "text": "zonder titel"},
-        {"title": "Nul\x00teken", "text": "een\x00 tekst"},
-        {"title": "Twee\nregels", "text": "tekst"},
-        {"title": "Dubbel", "text": "kort"},
-        {"title": "Dubbel", "text": "een langere tekst"},
-        {"title": "../../etc/passwd", "text": "<script>alert(1)</script>"},
-        "{broken",
-        "[1, 2]",
-    ])
+    write(
+        corpus / "pt.jsonl",
+        [{"title": f"Coisa {i}", "text": f"Texto sobre a coisa {i}."} for i in "abc"],
+    )
+    write(
+        corpus / "nl.jsonl",
+        [
+            {"title": "Leeg", "paragraphs": ["", "  "]},
+            {"title": "", "text": "zonder titel"},
+            {"title": "Nul\x00teken", "text": "een\x00 tekst"},
+            {"title": "Twee\nregels", "text": "tekst"},
+            {"title": "Dubbel", "text": "kort"},
+            {"title": "Dubbel", "text": "een langere tekst"},
+            {"title": "../../etc/passwd", "text": "<script>alert(1)</script>"},
+            "{broken",
+            "[1, 2]",
+        ],
+    )
     assert cmining("mine", corpus, "--out", tmp_path / "run", "--jobs", 1).returncode == 0
     entries = read_run(tmp_path / "run", "entries")
     assert (entries["lang"] == "pt").sum() == 3 and (entries["lang"] == "it").sum() == 0
     dutch = entries[entries["lang"] == "nl"].set_index("title")
     assert len(dutch) == 7
-    assert dutch.loc["Leeg", "reason"] == "no text" and dutch.loc["", "reason"] == "no title"
+    assert (
+        dutch.loc["Leeg", "reason"] == "no text" and dutch.loc["", "reason"] == "no title"
+    )
     assert sorted(dutch.loc["Dubbel", "reason"].fillna("kept")) == ["duplicate", "kept"]
     assert not dutch.index.str.contains("[\x00\n]").any()
     assert sum(read_record(tmp_path / "run")["skipped"].values()) >= 2
@@ -194,14 +290,35 @@ MISTAKES = {
     "a file, not a folder": (["mine", "file.txt", "--out", "run"], "file.txt"),
     "a folder that is no corpus": (["mine", "empty", "--out", "run"], "empty"),
     "the output is a file": (["mine", "SAMPLE", "--out", "file.txt"], "file.txt"),
-    "the output cannot be made": (["mine", "SAMPLE", "--out", "file.txt/run"], "file.txt"),
-    "the output holds other files": (["mine", "SAMPLE", "--out", "documents"], "documents"),
-    "a parameter out of range": (["mine", "SAMPLE", "--out", "run", "--theta", "8"], "theta"),
-    "an unknown parameter": (["mine", "SAMPLE", "--out", "run", "--thetta", "1"], "thetta"),
-    "an unknown encoder": (["mine", "SAMPLE", "--out", "run", "--encoder", "no/such/model"], "no/such/model"),
-    "an unknown spaCy model": (["mine", "SAMPLE", "--out", "run", "--ner", "xx_no_model"], "xx_no_model"),
+    "the output cannot be made": (
+        ["mine", "SAMPLE", "--out", "file.txt/run"],
+        "file.txt",
+    ),
+    "the output holds other files": (
+        ["mine", "SAMPLE", "--out", "documents"],
+        "documents",
+    ),
+    "a parameter out of range": (
+        ["mine", "SAMPLE", "--out", "run", "--theta", "8"],
+        "theta",
+    ),
+    "an unknown parameter": (
+        ["mine", "SAMPLE", "--out", "run", "--thetta", "1"],
+        "thetta",
+    ),
+    "an unknown encoder": (
+        ["mine", "SAMPLE", "--out", "run", "--encoder", "no/such/model"],
+        "no/such/model",
+    ),
+    "an unknown spaCy model": (
+        ["mine", "SAMPLE", "--out", "run", "--ner", "xx_no_model"],
+        "xx_no_model",
+    ),
     "explain without a run": (["explain", "empty", "Tea"], "empty"),
-    "ingest without a source": (["ingest", "nowhere.xml", "--out", "corpus"], "nowhere.xml"),
+    "ingest without a source": (
+        ["ingest", "nowhere.xml", "--out", "corpus"],
+        "nowhere.xml",
+    ),
 }
 
 
@@ -223,7 +340,11 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
     notes.parent.mkdir(parents=True)
     notes.write_text("mine")
     done = cmining("mine", SAMPLE, "--out", tmp_path / "thesis", "--clean")
-    assert done.returncode == 2 and "holds other files" in done.stderr and notes.read_text() == "mine"
+    assert (
+        done.returncode == 2
+        and "holds other files" in done.stderr
+        and notes.read_text() == "mine"
+    )
 
 
 def test_a_cleaned_run_can_be_made_again(reference, tmp_path):
@@ -234,4 +355,5 @@ def test_a_cleaned_run_can_be_made_again(reference, tmp_path):
 
 
 def test_run_of_another_shape_is_refused():
-    with pytest.raises(RunError, match="unknown parameter"): Params.of(n_group=3)
+    with pytest.raises(RunError, match="unknown parameter"):
+        Params.of(n_group=3)

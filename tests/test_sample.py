@@ -2,6 +2,7 @@
 
 `python tests/test_sample.py` prints the table of counts for data/sample/README.md.
 """
+
 import json
 import re
 from collections import Counter, defaultdict
@@ -14,20 +15,38 @@ from cmining.ingest.corpus import entry_id
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 LANGS = ["de", "en", "es", "fr", "ja", "zh"]
-KINDS = ["universal", "universalised", "culture", "foreign", "jargon", "instance", "functional", "incoherent"]
+KINDS = [
+    "universal",
+    "universalised",
+    "culture",
+    "foreign",
+    "jargon",
+    "instance",
+    "functional",
+    "incoherent",
+]
 COLUMNS = "id lang title split kind concept home theme gloss_en q1 q2 q3 q4 q5".split()
 PROSE = ["universal", "culture"]
-SIZES = {"ja": (65, 200), "zh": (50, 150)}          # characters of a paragraph; words, 30 to 80, in the others
+# characters of a paragraph; words, 30 to 80, in the others
+SIZES = {"ja": (65, 200), "zh": (50, 150)}
 
 labels = pd.read_csv(SAMPLE / "labels.csv", keep_default_na=False)
-entries = {lang: [json.loads(line) for line in (SAMPLE / f"{lang}.jsonl").read_text(encoding="utf-8").splitlines()] for lang in LANGS}
+entries = {
+    lang: [
+        json.loads(line)
+        for line in (SAMPLE / f"{lang}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    for lang in LANGS
+}
 text_of = {e["id"]: e["paragraphs"] for same in entries.values() for e in same}
 
 
 def counts_table() -> str:
     "Entries by kind and language, as Markdown."
     table = pd.crosstab(labels["kind"], labels["lang"]).reindex(KINDS)
-    rows = [["kind", *LANGS, "all"]] + [[k, *map(str, table.loc[k, LANGS]), str(table.loc[k].sum())] for k in KINDS]
+    rows = [["kind", *LANGS, "all"]] + [
+        [k, *map(str, table.loc[k, LANGS]), str(table.loc[k].sum())] for k in KINDS
+    ]
     rows += [["all", *map(str, table[LANGS].sum()), str(table.to_numpy().sum())]]
     rows.insert(1, ["---"] + ["--:"] * 7)
     return "\n".join("| " + " | ".join(r) + " |" for r in rows)
@@ -45,8 +64,10 @@ def test_labels_and_entries_agree():
     assert all(i == entry_id(lang, title) for lang, i, title in listed)
     assert set(labels["kind"]) == set(KINDS) and set(labels["split"]) == {"dev", "test"}
     assert labels[["q1", "q2", "q3", "q4", "q5"]].isin([0, 1]).all(axis=None)
-    assert (labels["concept"].str.fullmatch("[a-z0-9_]+") & labels["gloss_en"].ne("")).all()
-    place = "[A-Z]{2}(-[A-Z0-9]{1,3})?"      # ISO 3166, country or subdivision
+    assert (
+        labels["concept"].str.fullmatch("[a-z0-9_]+") & labels["gloss_en"].ne("")
+    ).all()
+    place = "[A-Z]{2}(-[A-Z0-9]{1,3})?"  # ISO 3166, country or subdivision
     at_home = labels["kind"].isin(["culture", "foreign", "universalised"])
     assert labels.loc[at_home, "home"].str.fullmatch(rf"{place}(\+{place})*").all()
 
@@ -55,7 +76,16 @@ def test_labels_and_entries_agree():
 def test_counts(lang):
     mine = labels[labels["lang"] == lang]
     n = mine["kind"].value_counts()
-    for kind, least in dict(universal=60, culture=50, universalised=6, foreign=6, jargon=6, instance=6, functional=12, incoherent=8).items():
+    for kind, least in dict(
+        universal=60,
+        culture=50,
+        universalised=6,
+        foreign=6,
+        jargon=6,
+        instance=6,
+        functional=12,
+        incoherent=8,
+    ).items():
         assert n[kind] >= least, kind
     families = mine.loc[mine["kind"] == "culture", "theme"].value_counts()
     assert (families.drop("alone").between(6, 9)).sum() >= 7 and families["alone"] >= 8
@@ -81,7 +111,14 @@ def test_lengths(lang):
         assert all(low <= units(p, lang) <= high for p in text_of[row.id]), row.title
 
 
-SCRIPTS = {"ja": ("[ぁ-ゖ]", None), "zh": ("[一-鿿]", "[ぁ-ゖ]"), "de": ("[a-zäöüß]", "[一-鿿]{20}"), "fr": ("[a-zéè]", "[一-鿿]{20}"), "es": ("[a-zñ]", "[一-鿿]{20}"), "en": ("[a-z]", "[一-鿿]{20}")}
+SCRIPTS = {
+    "ja": ("[ぁ-ゖ]", None),
+    "zh": ("[一-鿿]", "[ぁ-ゖ]"),
+    "de": ("[a-zäöüß]", "[一-鿿]{20}"),
+    "fr": ("[a-zéè]", "[一-鿿]{20}"),
+    "es": ("[a-zñ]", "[一-鿿]{20}"),
+    "en": ("[a-z]", "[一-鿿]{20}"),
+}
 
 
 @pytest.mark.parametrize("lang", LANGS)
@@ -89,7 +126,9 @@ def test_scripts(lang):
     needs, never = SCRIPTS[lang]
     for e in entries[lang]:
         text = " ".join(e["paragraphs"])
-        assert re.search(needs, text) and not (never and re.search(never, text)), e["title"]
+        assert re.search(needs, text) and not (never and re.search(never, text)), e[
+            "title"
+        ]
 
 
 COMMON = {"de": "der die und", "en": "the of and", "es": "el la de", "fr": "le la de"}
@@ -97,24 +136,42 @@ COMMON = {"de": "der die und", "en": "the of and", "es": "el la de", "fr": "le l
 
 @pytest.mark.parametrize("lang", list(COMMON))
 def test_the_text_is_in_its_language(lang):
-    words = Counter(re.findall(r"\w+", " ".join(p for e in entries[lang] for p in e["paragraphs"]).lower()))
+    words = Counter(
+        re.findall(
+            r"\w+", " ".join(p for e in entries[lang] for p in e["paragraphs"]).lower()
+        )
+    )
     total = {other: sum(words[w] for w in COMMON[other].split()) for other in COMMON}
-    assert max(total, key=total.get) == lang or lang in ("es", "fr") and total[lang] > total["en"] + total["de"]
+    assert (
+        max(total, key=total.get) == lang
+        or lang in ("es", "fr")
+        and total[lang] > total["en"] + total["de"]
+    )
 
 
 @pytest.mark.parametrize("lang", LANGS)
 def test_no_wording_twice(lang):
-    "No two paragraphs share 8 words in a row, or 16 characters where words are not spaced."
-    n, where = (16 if lang in SIZES else 8), defaultdict(set)
+    """No two paragraphs share 8 words in a row, or 16 characters where words are not
+    spaced.
+    """
+    n = 16 if lang in SIZES else 8
+    where = defaultdict(set)
     for e in entries[lang]:
         for i, p in enumerate(e["paragraphs"]):
-            tokens = re.sub(r"[\s、。，．,.]", "", p) if lang in SIZES else re.findall(r"\w+", p.lower())
-            for j in range(len(tokens) - n + 1): where[tuple(tokens[j:j + n])].add((e["title"], i))
+            tokens = (
+                re.sub(r"[\s、。，．,.]", "", p)
+                if lang in SIZES
+                else re.findall(r"\w+", p.lower())
+            )
+            for j in range(len(tokens) - n + 1):
+                where[tuple(tokens[j : j + n])].add((e["title"], i))
     assert not [(gram, places) for gram, places in where.items() if len(places) > 1]
 
 
 def test_readme_states_the_counts():
-    assert counts_table() in (SAMPLE / "README.md").read_text(encoding="utf-8"), "the table is now\n" + counts_table()
+    assert counts_table() in (SAMPLE / "README.md").read_text(encoding="utf-8"), (
+        "the table is now\n" + counts_table()
+    )
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@
 
 # %% ../../nbs/00_core.basics.ipynb #3c129e4f
 from __future__ import annotations
+
 import hashlib
 import json
-from .. import __version__
 from pathlib import Path
 from typing import Any
+
 from upath import UPath
+
+from .. import __version__
 
 # %% auto #0
 __all__ = ['RunError', 'CorpusError', 'hash64', 'digest', 'file_digest']
@@ -20,21 +23,36 @@ class RunError(ValueError):
 
 # %% ../../nbs/00_core.basics.ipynb #819fc89b
 class CorpusError(ValueError):
-    "A corpus or a source that cannot be read; the message says what, where, and the way out."
+    """A corpus or a source that cannot be read; the message says what, where, and the way
+    out.
+    """
 
 # %% ../../nbs/00_core.basics.ipynb #36775edc
 def hash64(*parts: Any) -> int:
-    "64 bits of BLAKE2b over the parts as text, a NUL between them; the same in every process."
-    return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    """64 bits of BLAKE2b over the parts as text, a NUL between them; the same in every
+    process.
+    """
+    return int.from_bytes(
+        hashlib.blake2b(
+            "\0".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8
+        ).digest(),
+        "big",
+    )
 
 # %% ../../nbs/00_core.basics.ipynb #26be22b6
 def digest(*parts: Any) -> str:
-    "16 hex digits over anything JSON can say, and the version of this package: new code makes new work."
-    return hashlib.blake2b(json.dumps([__version__, *parts], sort_keys=True).encode(), digest_size=8).hexdigest()
+    """16 hex digits over anything JSON can say, and the version of this package: new code
+    makes new work.
+    """
+    return hashlib.blake2b(
+        json.dumps([__version__, *parts], sort_keys=True).encode(), digest_size=8
+    ).hexdigest()
+
 
 def file_digest(path: Path | UPath) -> str:
     "The content of a file in 16 hex digits."
     hash = hashlib.blake2b(digest_size=8)
     with path.open("rb") as f:
-        while block := f.read(1 << 20): hash.update(block)
+        while block := f.read(1 << 20):
+            hash.update(block)
     return hash.hexdigest()

@@ -4,13 +4,11 @@
 
 # %% ../../nbs/02_core.engine.ipynb #bfda12ce
 from __future__ import annotations
+
 import errno
 import hashlib
-import joblib
 import json
-import numpy as np
 import os
-import psutil
 import shutil
 import socket
 import sys
@@ -18,16 +16,21 @@ import tempfile
 import threading
 import time
 import warnings
-from .basics import RunError
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
-from joblib.externals.loky import get_reusable_executor
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import joblib
+import numpy as np
+import psutil
+from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
-from typing import Any, NamedTuple
 from upath import UPath
+
+from .basics import RunError
 
 # %% auto #0
 __all__ = ['BACKENDS', 'as_path', 'scratch_folder', 'fetch_local', 'atomic_write', 'is_complete', 'remove_path', 'Task',
@@ -40,7 +43,7 @@ def as_path(path: str | Path | UPath) -> Path | UPath:
     return UPath(path) if "://" in str(path) else Path(path)
 
 # %% ../../nbs/02_core.engine.ipynb #3bd33fe9
-_scratch: list[Path] = []      # the innermost task's folder is the last
+_scratch: list[Path] = []  # the innermost task's folder is the last
 
 # %% ../../nbs/02_core.engine.ipynb #ebcad8a0
 @contextmanager
@@ -48,14 +51,19 @@ def scratch_folder() -> Iterator[None]:
     "While the block lasts, local() has a folder to fetch into."
     with tempfile.TemporaryDirectory(prefix="cmining-") as folder:
         _scratch.append(Path(folder))
-        try: yield
-        finally: _scratch.pop()
+        try:
+            yield
+        finally:
+            _scratch.pop()
 
 # %% ../../nbs/02_core.engine.ipynb #80734f5f
 def fetch_local(path: Path | UPath) -> Path:
-    "The path itself when it is of this machine, else a copy of the file or folder in the scratch folder."
-    if isinstance(path, Path): return path
-    copy = _scratch[-1]/hashlib.sha256(str(path).encode()).hexdigest()/path.name
+    """The path itself when it is of this machine, else a copy of the file or folder in
+    the scratch folder.
+    """
+    if isinstance(path, Path):
+        return path
+    copy = _scratch[-1] / hashlib.sha256(str(path).encode()).hexdigest() / path.name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         path.fs.get(path.path, str(copy), recursive=path.is_dir())
@@ -67,10 +75,12 @@ _COMPLETE_MARK = ".whole"
 # %% ../../nbs/02_core.engine.ipynb #81d3ade2
 @contextmanager
 def atomic_write(target: Path | UPath) -> Iterator[Path]:
-    "A temporary name on this machine; when the block ends well, what is there is put in place under the target's name."
+    """A temporary name on this machine; when the block ends well, what is there is put in
+    place under the target's name.
+    """
     if not isinstance(target, Path):
         with tempfile.TemporaryDirectory(prefix="cmining-") as folder:
-            unfinished = Path(folder)/target.name
+            unfinished = Path(folder) / target.name
             yield unfinished
             _upload(unfinished, target)
         return
@@ -84,37 +94,54 @@ def atomic_write(target: Path | UPath) -> Iterator[Path]:
 
 # %% ../../nbs/02_core.engine.ipynb #e9e52bc4
 def _upload(made: Path, target: UPath) -> None:
-    files = [f for f in sorted(made.rglob("*")) if f.is_file()] if made.is_dir() else [made]
+    files = (
+        [f for f in sorted(made.rglob("*")) if f.is_file()] if made.is_dir() else [made]
+    )
     for f in files:
-        to = target/f.relative_to(made).as_posix() if made.is_dir() else target
+        to = target / f.relative_to(made).as_posix() if made.is_dir() else target
         to.parent.mkdir(parents=True, exist_ok=True)
         target.fs.put_file(str(f), to.path)
-    if made.is_dir(): (target/_COMPLETE_MARK).touch()
+    if made.is_dir():
+        (target / _COMPLETE_MARK).touch()
 
 # %% ../../nbs/02_core.engine.ipynb #25498234
 def is_complete(target: Path | UPath) -> bool:
     "Is the task that makes this target done?"
-    return target.exists() if isinstance(target, Path) else target.is_file() or (target/_COMPLETE_MARK).is_file()
+    return (
+        target.exists()
+        if isinstance(target, Path)
+        else target.is_file() or (target / _COMPLETE_MARK).is_file()
+    )
+
 
 def remove_path(path: Path | UPath) -> None:
     "Remove a file or a folder with all that is in it; nothing when it is not there."
-    if not isinstance(path, Path): path.fs.rm(path.path, recursive=True) if path.exists() else None
-    elif path.is_dir(): shutil.rmtree(path)
-    else: path.unlink(missing_ok=True)
+    if not isinstance(path, Path):
+        path.fs.rm(path.path, recursive=True) if path.exists() else None
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 # %% ../../nbs/02_core.engine.ipynb #197e1731
 class Task(NamedTuple):
     "A function of one shard whose result is one file or folder."
+
     target: Path | UPath
-    function: Callable[..., None]   # called as function(temporary target, *args)
+    function: Callable[..., None]  # called as function(temporary target, *args)
     args: tuple
 
 # %% ../../nbs/02_core.engine.ipynb #4c3f0577
 def run_task(task: Task) -> tuple[str, int]:
-    "Run a task on one thread and put its result in place. Returns which process did it and its peak memory in bytes."
+    """Run a task on one thread and put its result in place.
+
+    Returns which process did it and its peak memory in bytes.
+    """
     task.target.parent.mkdir(parents=True, exist_ok=True)
-    # Sums over several threads come in any order, and so with other last digits: one thread a task.
-    with scratch_folder(), atomic_write(task.target) as unfinished, threadpool_limits(1): task.function(unfinished, *task.args)
+    # Sums over several threads come in any order, and so with other last digits: one
+    # thread a task.
+    with scratch_folder(), atomic_write(task.target) as unfinished, threadpool_limits(1):
+        task.function(unfinished, *task.args)
     return process_name(), peak_memory()
 
 # %% ../../nbs/02_core.engine.ipynb #ca26d87a
@@ -122,33 +149,46 @@ def process_name() -> str:
     "Host and process id: unique on a cluster."
     return f"{socket.gethostname()}/{os.getpid()}"
 
+
 def peak_memory() -> int:
     "The largest resident memory that this process has had, in bytes."
     status = Path("/proc/self/status")
-    if status.exists():     # Linux: getrusage would report the parent's peak for a forked worker
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    # Linux: getrusage would report the parent's peak for a forked worker
+    if status.exists():
+        return next(
+            int(line.split()[1]) * 1024
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
     import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 # %% ../../nbs/02_core.engine.ipynb #56108c8e
 def memory_by_process() -> dict[str, int]:
-    "What this process and those below it have at this moment, in bytes; shared pages in shares where the system tells them, else not at all."
+    """What this process and those below it have at this moment, in bytes; shared pages in
+    shares where the system tells them, else not at all.
+    """
     found = {}
     for p in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        with suppress(psutil.Error):    # it may have ended, or be none of ours
+        with suppress(psutil.Error):  # it may have ended, or be none of ours
             told = p.memory_full_info()
             found[f"{socket.gethostname()}/{p.pid}"] = getattr(told, "pss", told.uss)
     return found
 
 # %% ../../nbs/02_core.engine.ipynb #a0a82598
 class RunLog:
-    "What a run reports while it goes: a progress bar on a terminal, plain lines otherwise, and the numbers for run.json."
+    """What a run reports while it goes: a progress bar on a terminal, plain lines
+    otherwise, and the numbers for run.json.
+    """
+
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet, self.bar = quiet, not quiet and sys.stderr.isatty()
+        self.quiet = quiet
+        self.bar = not quiet and sys.stderr.isatty()
         self.steps: list[dict[str, Any]] = []
-        self.memory: dict[str, int] = {}    # peak by process that did a task
-        self.seen: set[str] = set()         # processes that were looked at
-        self.high = 0                       # memory at its highest in this step
+        self.memory: dict[str, int] = {}  # peak by process that did a task
+        self.seen: set[str] = set()  # processes that were looked at
+        self.high = 0  # memory at its highest in this step
 
     def look(self) -> None:
         now = memory_by_process()
@@ -159,123 +199,237 @@ class RunLog:
     def watching(self) -> Iterator[None]:
         "While the block lasts, look at the memory every second."
         over = threading.Event()
+
         def watch() -> None:
-            while not over.wait(1): self.look()
+            while not over.wait(1):
+                self.look()
+
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
-        try: yield
-        finally: over.set(); thread.join()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def peak(self, jobs: int) -> int:
-        "Memory of this process and those below it when it was highest, and of as many workers on other machines, each at its own peak."
+        """Memory of this process and those below it when it was highest, and of as many
+        workers on other machines, each at its own peak.
+        """
         elsewhere = sorted(m for p, m in self.memory.items() if p not in self.seen)
-        return max((s["peak_memory_bytes"] for s in self.steps), default=0) + sum(elsewhere[-jobs:])
+        return max((s["peak_memory_bytes"] for s in self.steps), default=0) + sum(
+            elsewhere[-jobs:]
+        )
 
     def seconds(self) -> float:
         "Of all steps so far."
         return sum(s["seconds"] for s in self.steps)
 
     def say(self, line: str) -> None:
-        if not self.quiet: print(line, file=sys.stderr, flush=True)
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
 
     def finish(self, name: str, tasks: int, resumed: int, seconds: float) -> None:
         self.look()
-        self.steps.append({"step": name, "tasks": tasks, "resumed": resumed, "seconds": round(seconds, 2), "peak_memory_bytes": self.high})
+        self.steps.append(
+            {
+                "step": name,
+                "tasks": tasks,
+                "resumed": resumed,
+                "seconds": round(seconds, 2),
+                "peak_memory_bytes": self.high,
+            }
+        )
         self.high = 0
-        self.say(f"{name:<9}{seconds:6.1f} s" + (f"   {resumed} of {tasks} tasks were done already" if resumed else ""))
+        self.say(
+            f"{name:<9}{seconds:6.1f} s"
+            + (f"   {resumed} of {tasks} tasks were done already" if resumed else "")
+        )
 
 # %% ../../nbs/02_core.engine.ipynb #a7f0f53a
 BACKENDS = ("loky", "ray", "dask")
 
+
 @contextmanager
 def start_engine(
-    backend: str = "loky",          # one of BACKENDS
-    jobs: int | None = None,        # processes; all there are when None
-    address: str | None = None,     # of a Ray or Dask cluster; one is started on this machine when None
-    prepare: Callable[[], None] | None = None,  # what a process of loky does before its first task
-) -> Iterator[int]:                 # processes in use
-    "While the block lasts, run_step runs its tasks there. RunError for an engine that is unknown, not installed or not reached."
-    if backend not in BACKENDS: raise RunError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
-    if jobs is not None and jobs < 1: raise RunError(f"jobs is at least 1, not {jobs}")
-    if address and backend == "loky": raise RunError(f"--address {address} names a cluster, which takes --backend ray or --backend dask")
+    backend: str = "loky",  # one of BACKENDS
+    jobs: int | None = None,  # processes; all there are when None
+    # of a Ray or Dask cluster; one is started on this machine when None
+    address: str | None = None,
+    # what a process of loky does before its first task
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[int]:  # processes in use
+    """While the block lasts, run_step runs its tasks there.
+
+    RunError for an engine that is unknown, not installed or not reached.
+    """
+    if backend not in BACKENDS:
+        raise RunError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
+    if jobs is not None and jobs < 1:
+        raise RunError(f"jobs is at least 1, not {jobs}")
+    if address and backend == "loky":
+        raise RunError(
+            f"--address {address} names a cluster, which takes --backend ray or --backend"
+            " dask"
+        )
     with ExitStack() as stack:
-        jobs = _start_loky(stack, jobs, prepare) if backend == "loky" else {"ray": _start_ray, "dask": _start_dask}[backend](stack, jobs, address)
+        jobs = (
+            _start_loky(stack, jobs, prepare)
+            if backend == "loky"
+            else {"ray": _start_ray, "dask": _start_dask}[backend](stack, jobs, address)
+        )
         yield jobs
 
 # %% ../../nbs/02_core.engine.ipynb #4045efa6
-def _start_loky(stack: ExitStack, jobs: int | None, prepare: Callable[[], None] | None) -> int:
+def _start_loky(
+    stack: ExitStack, jobs: int | None, prepare: Callable[[], None] | None
+) -> int:
     stack.enter_context(joblib.parallel_config("loky", initializer=prepare))
-    stack.callback(lambda: get_reusable_executor().shutdown())      # else idle workers keep their memory for minutes
+    # else idle workers keep their memory for minutes
+    stack.callback(lambda: get_reusable_executor().shutdown())
     return jobs or joblib.cpu_count()
 
+
 def _start_ray(stack: ExitStack, jobs: int | None, address: str | None) -> int:
-    try: import ray; from ray.util.joblib import register_ray
-    except ImportError as e: raise RunError("--backend ray needs Ray: pip install 'cmining[ray]'") from e
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError as e:
+        raise RunError("--backend ray needs Ray: pip install 'cmining[ray]'") from e
     if not ray.is_initialized():
-        try: ray.init(address, num_cpus=None if address else jobs, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as e: raise RunError(f"no Ray cluster at {address}: {str(e).splitlines()[0]}") from e
+        try:
+            ray.init(
+                address,
+                num_cpus=None if address else jobs,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, ValueError, RuntimeError) as e:
+            raise RunError(
+                f"no Ray cluster at {address}: {str(e).splitlines()[0]}"
+            ) from e
         stack.callback(ray.shutdown)
     register_ray()
     stack.enter_context(joblib.parallel_config("ray"))
     return jobs or int(ray.cluster_resources()["CPU"])
 
+
 def _start_dask(stack: ExitStack, jobs: int | None, address: str | None) -> int:
-    try: from distributed import Client
-    except ImportError as e: raise RunError("--backend dask needs Dask: pip install 'cmining[dask]'") from e
-    try: client = Client(address, timeout=20) if address else Client(n_workers=jobs or joblib.cpu_count(), threads_per_worker=1, dashboard_address=None)
-    except (OSError, TimeoutError) as e: raise RunError(f"no Dask cluster at {address}: {e}") from e
+    try:
+        from distributed import Client
+    except ImportError as e:
+        raise RunError("--backend dask needs Dask: pip install 'cmining[dask]'") from e
+    try:
+        client = (
+            Client(address, timeout=20)
+            if address
+            else Client(
+                n_workers=jobs or joblib.cpu_count(),
+                threads_per_worker=1,
+                dashboard_address=None,
+            )
+        )
+    except (OSError, TimeoutError) as e:
+        raise RunError(f"no Dask cluster at {address}: {e}") from e
     stack.enter_context(client)
     stack.enter_context(joblib.parallel_config("dask"))
     return jobs or sum(client.nthreads().values())
 
 # %% ../../nbs/02_core.engine.ipynb #bc6b04c8
 # Ray and Dask are not imported to name their errors.
-_WORKER_DEATHS = {"ActorDiedError", "RayActorError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "KilledWorker"}
+_WORKER_DEATHS = {
+    "ActorDiedError",
+    "RayActorError",
+    "WorkerCrashedError",
+    "NodeDiedError",
+    "OutOfMemoryError",
+    "KilledWorker",
+}
+
 
 def _is_worker_death(e: BaseException) -> bool:
-    return isinstance(e, BrokenProcessPool) or bool(_WORKER_DEATHS & {c.__name__ for c in type(e).__mro__})
+    return isinstance(e, BrokenProcessPool) or bool(
+        _WORKER_DEATHS & {c.__name__ for c in type(e).__mro__}
+    )
 
 # %% ../../nbs/02_core.engine.ipynb #a1ef8b6a
 def _run_all(name: str, todo: list[Task], jobs: int, log: RunLog) -> None:
     "Run all tasks, or raise what the first failing one raised."
     backend = joblib.parallel.get_active_backend()[0]
-    # loky replaces a worker that has grown by 300 MB; what it had to do is done by the next one, so nobody need worry.
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+    # loky replaces a worker that has grown by 300 MB; what it had to do is done by the
+    # next one, so nobody need worry.
+    warnings.filterwarnings(
+        "ignore", "A worker stopped while some jobs were given", UserWarning
+    )
     # Ray's backend hands results over at the end only.
-    run = joblib.Parallel(n_jobs=min(jobs, len(todo)), batch_size=1, return_as="generator_unordered" if backend.supports_return_generator else "list")
-    for process, peak in tqdm(run(joblib.delayed(run_task)(t) for t in todo), name, len(todo), leave=False, disable=not log.bar):
+    run = joblib.Parallel(
+        n_jobs=min(jobs, len(todo)),
+        batch_size=1,
+        return_as="generator_unordered" if backend.supports_return_generator else "list",
+    )
+    for process, peak in tqdm(
+        run(joblib.delayed(run_task)(t) for t in todo),
+        name,
+        len(todo),
+        leave=False,
+        disable=not log.bar,
+    ):
         log.memory[process] = max(peak, log.memory.get(process, 0))
 
 # %% ../../nbs/02_core.engine.ipynb #e6fad78b
 def run_step(name: str, tasks: list[Task], jobs: int, log: RunLog) -> None:
-    "Run the tasks whose target is not there yet, in `jobs` processes of the engine. RunError when workers die again and again, or the disk is full."
+    """Run the tasks whose target is not there yet, in `jobs` processes of the engine.
+
+    RunError when workers die again and again, or the disk is full.
+    """
     start = time.perf_counter()
     first = todo = [t for t in tasks if not is_complete(t.target)]
     in_vain = 0
     while todo:
-        try: _run_all(name, todo, jobs, log); break
-        except OSError as e: raise disk_full_error(e, todo[0].target) from e
+        try:
+            _run_all(name, todo, jobs, log)
+            break
+        except OSError as e:
+            raise disk_full_error(e, todo[0].target) from e
         except Exception as e:
-            if not _is_worker_death(e): raise
+            if not _is_worker_death(e):
+                raise
             left = [t for t in todo if not is_complete(t.target)]
             in_vain = in_vain + 1 if len(left) == len(todo) else 0
             if in_vain == 3:
-                raise RunError(f"worker processes were killed during {name!r}, probably for want of memory; the same command goes on where it stopped, try fewer --jobs") from e
-            log.say(f"{name}: a worker process was killed; {len(left)} of {len(todo)} tasks are left, going on")
+                raise RunError(
+                    f"worker processes were killed during {name!r}, probably for want of"
+                    " memory; the same command goes on where it stopped, try fewer"
+                    " --jobs"
+                ) from e
+            log.say(
+                f"{name}: a worker process was killed; {len(left)} of {len(todo)} tasks"
+                " are left, going on"
+            )
             todo = left
     log.finish(name, len(tasks), len(tasks) - len(first), time.perf_counter() - start)
 
 # %% ../../nbs/02_core.engine.ipynb #c64f1fd6
 def disk_full_error(e: OSError, path: Path | UPath) -> Exception:
     "A RunError that says so when the disk is full, else the error itself."
-    if e.errno not in (errno.ENOSPC, errno.EDQUOT): return e
-    return RunError(f"the disk is full at {path.parent}; make space, and the same command goes on where it stopped")
+    if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return e
+    return RunError(
+        f"the disk is full at {path.parent}; make space, and the same command goes on"
+        " where it stopped"
+    )
 
 # %% ../../nbs/02_core.engine.ipynb #8b080683
 def save_array(path: Path, array: np.ndarray) -> None:
     "Save under exactly this name; numpy.save would add .npy to a temporary one."
-    with open(path, "wb") as f: np.save(f, array)
+    with open(path, "wb") as f:
+        np.save(f, array)
+
 
 def write_json(path: Path | UPath, record: dict[str, Any]) -> None:
     "Write JSON for people, whole or not at all."
-    with atomic_write(path) as unfinished: unfinished.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(
+            json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )

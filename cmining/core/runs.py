@@ -4,20 +4,23 @@
 
 # %% ../../nbs/03_core.runs.ipynb #6e490401
 from __future__ import annotations
+
 import json
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from .basics import RunError
-from .engine import as_path, fetch_local, scratch_folder
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from upath import UPath
+
+from .basics import RunError
+from .engine import as_path, fetch_local, scratch_folder
 
 # %% auto #0
 __all__ = ['PRESETS', 'STAGES', 'CANDIDATE', 'REASONS', 'TABLES', 'ARROW_TYPES', 'param', 'Params', 'arrow_schema', 'arrow_table',
@@ -33,148 +36,324 @@ def param(default: Any, help: str, **metadata: Any) -> Any:
 @dataclass(frozen=True)
 class Params:
     "All that decides which culture points a corpus gives. Make one with Params.of."
-    preset: str = param("default", "the values to start from", choices=("default", "paper", "authors"))
-    encoder: str | None = param(None, "a sentence-transformers model by name or path; the bundled encoder when left out")
-    ner: tuple[str, ...] = param((), "a spaCy model whose entities prune titles, besides the rules; one for each language")
-    n_paragraphs: int = param(5, "paragraphs that are encoded with the title; the paper takes the first, the lead")
-    n_domains: int | None = param(None, "Stage-1 domains of a language; one for 100 entries, at most 100, when left out")
+
+    preset: str = param(
+        "default", "the values to start from", choices=("default", "paper", "authors")
+    )
+    encoder: str | None = param(
+        None,
+        "a sentence-transformers model by name or path; the bundled encoder when"
+        " left out",
+    )
+    ner: tuple[str, ...] = param(
+        (),
+        "a spaCy model whose entities prune titles, besides the rules; one for each"
+        " language",
+    )
+    n_paragraphs: int = param(
+        5,
+        "paragraphs that are encoded with the title; the paper takes the first, the lead",
+    )
+    n_domains: int | None = param(
+        None,
+        "Stage-1 domains of a language; one for 100 entries, at most 100, when left out",
+    )
     k_neighbors: int = param(5, "neighbours that the dispersion averages over (Eq. 1)")
-    density_quantile: float = param(0.7, "an entry is dense when its dispersion is below this quantile of its domain")
-    entropy: str = param("normalized", "entropy as printed (Eq. 3), or divided by its maximum", choices=("normalized", "paper"))
-    entropy_keep: float = param(0.9, "share of a domain's dense entries that is kept, the highest entropies")
-    max_paragraphs: int = param(20, "paragraphs of an entry that its entropy looks at, from the first")
-    clusterer: str = param("kmeans", "what finds the groups of Stage 2", choices=("kmeans", "hdbscan"))
-    n_groups: int | None = param(None, "Stage-2 groups; four times the cube root of the candidates, at most 1000, when left out")
-    n_repeats: int = param(10, "times that Stage 2 is repeated with other seeds; the majority decides")
-    projection: str = param("none", "what is taken out of the vectors before Stage 2: nothing, each language's mean, or its main direction", choices=("none", "center", "lir"))
-    balanced: bool = param(True, "count languages in a group as if all had as many candidates")
+    density_quantile: float = param(
+        0.7, "an entry is dense when its dispersion is below this quantile of its domain"
+    )
+    entropy: str = param(
+        "normalized",
+        "entropy as printed (Eq. 3), or divided by its maximum",
+        choices=("normalized", "paper"),
+    )
+    entropy_keep: float = param(
+        0.9, "share of a domain's dense entries that is kept, the highest entropies"
+    )
+    max_paragraphs: int = param(
+        20, "paragraphs of an entry that its entropy looks at, from the first"
+    )
+    clusterer: str = param(
+        "kmeans", "what finds the groups of Stage 2", choices=("kmeans", "hdbscan")
+    )
+    n_groups: int | None = param(
+        None,
+        "Stage-2 groups; four times the cube root of the candidates, at most 1000, when"
+        " left out",
+    )
+    n_repeats: int = param(
+        10, "times that Stage 2 is repeated with other seeds; the majority decides"
+    )
+    projection: str = param(
+        "none",
+        "what is taken out of the vectors before Stage 2: nothing, each language's mean,"
+        " or its main direction",
+        choices=("none", "center", "lir"),
+    )
+    balanced: bool = param(
+        True, "count languages in a group as if all had as many candidates"
+    )
     tau: int = param(5, "smallest size of a group")
     theta: float = param(0.7, "dominance that a group must exceed (Eq. 4)")
-    counterparts: str = param("drop", "what becomes of an entry whose nearest neighbour of all is in another language", choices=("drop", "keep"))
-    max_q: float | None = param(None, "largest q-value of a group, its chance if languages mixed at random; no limit when left out")
+    counterparts: str = param(
+        "drop",
+        "what becomes of an entry whose nearest neighbour of all is in another language",
+        choices=("drop", "keep"),
+    )
+    max_q: float | None = param(
+        None,
+        "largest q-value of a group, its chance if languages mixed at random; no limit"
+        " when left out",
+    )
     seed: int = param(0, "seed of everything random")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ner", tuple(self.ner))
         for f in fields(self):
-            if "choices" in f.metadata and getattr(self, f.name) not in f.metadata["choices"]:
-                raise RunError(f"{f.name} is one of {', '.join(f.metadata['choices'])}, not {getattr(self, f.name)!r}")
+            if (
+                "choices" in f.metadata
+                and getattr(self, f.name) not in f.metadata["choices"]
+            ):
+                raise RunError(
+                    f"{f.name} is one of {', '.join(f.metadata['choices'])}, not"
+                    f" {getattr(self, f.name)!r}"
+                )
         for name in ("density_quantile", "entropy_keep", "theta", "max_q"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1: raise RunError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        for name in ("n_paragraphs", "n_domains", "k_neighbors", "max_paragraphs", "n_groups", "n_repeats", "tau"):
-            if getattr(self, name) is not None and getattr(self, name) < 1: raise RunError(f"{name} is at least 1, not {getattr(self, name)}")
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
+                raise RunError(
+                    f"{name} is a share from 0 to 1, not {getattr(self, name)}"
+                )
+        for name in (
+            "n_paragraphs",
+            "n_domains",
+            "k_neighbors",
+            "max_paragraphs",
+            "n_groups",
+            "n_repeats",
+            "tau",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise RunError(f"{name} is at least 1, not {getattr(self, name)}")
 
     @classmethod
     def of(cls, preset: str = "default", **changes: Any) -> Params:
-        "The preset's values with some changed. An unknown name is a RunError that suggests the nearest."
+        """The preset's values with some changed.
+
+        An unknown name is a RunError that suggests the nearest.
+        """
         names = [f.name for f in fields(cls)]
         for name in changes:
             if name not in names:
                 near = get_close_matches(name, names, 1)
-                raise RunError(f"unknown parameter {name!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"))
-        if preset not in PRESETS: raise RunError(f"preset is one of {', '.join(PRESETS)}, not {preset!r}")
+                raise RunError(
+                    f"unknown parameter {name!r}"
+                    + (
+                        f", did you mean {near[0]!r}?"
+                        if near
+                        else f"; there are {', '.join(names)}"
+                    )
+                )
+        if preset not in PRESETS:
+            raise RunError(f"preset is one of {', '.join(PRESETS)}, not {preset!r}")
         return cls(**{"preset": preset, **PRESETS[preset], **changes})
 
 # %% ../../nbs/03_core.runs.ipynb #1d0ab2ab
-# The paper fixes k = 5, the median, tau and theta, and leaves open how much entropy is high; the authors' code keeps
+# The paper fixes k = 5, the median, tau and theta, and leaves open how much entropy is
+# high; the authors' code keeps
 # the top fifth, and has 100 domains and 1000 groups.
-_PAPER: dict[str, Any] = dict(n_paragraphs=1, density_quantile=0.5, entropy="paper", entropy_keep=0.2, n_repeats=1, balanced=False, theta=0.8, counterparts="keep")
-PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": _PAPER, "authors": _PAPER | dict(n_domains=100, n_groups=1000)}
+_PAPER: dict[str, Any] = dict(
+    n_paragraphs=1,
+    density_quantile=0.5,
+    entropy="paper",
+    entropy_keep=0.2,
+    n_repeats=1,
+    balanced=False,
+    theta=0.8,
+    counterparts="keep",
+)
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": _PAPER,
+    "authors": _PAPER | dict(n_domains=100, n_groups=1000),
+}
 
 # %% ../../nbs/03_core.runs.ipynb #6d192196
 STAGES = ("pruned", "sparse", "incoherent", "small", "mixed", "culture_point")
 
 # %% ../../nbs/03_core.runs.ipynb #1264ce4d
-CANDIDATE = ("small", "mixed", "culture_point")     # the stages of entries that reached Stage 2
+# the stages of entries that reached Stage 2
+CANDIDATE = ("small", "mixed", "culture_point")
 
 # %% ../../nbs/03_core.runs.ipynb #cd0eccdd
-REASONS = ("unstable", "counterpart")     # why an entry on an island is no culture point
+REASONS = ("unstable", "counterpart")  # why an entry on an island is no culture point
 
 # %% ../../nbs/03_core.runs.ipynb #b4840593
 TABLES: dict[str, dict[str, str]] = {
-    "entries": {"id": "str", "lang": "str", "title": "str", "stage": "str", "reason": "str",
-                "domain": "int32", "dispersion": "float32", "entropy": "float32", "group": "int32"},
-    "groups": {"group": "int32", "size": "int32", "lang": "str", "dominance": "float64", "p_value": "float64", "q_value": "float64"},
-    "culture_points": {"id": "str", "lang": "str", "title": "str", "lead": "str", "group": "int32", "group_size": "int32",
-                       "dominance": "float64", "p_value": "float64", "q_value": "float64", "dispersion": "float32",
-                       "entropy": "float32", "centrality": "float32", "rank": "int32", "stability": "float32"},
+    "entries": {
+        "id": "str",
+        "lang": "str",
+        "title": "str",
+        "stage": "str",
+        "reason": "str",
+        "domain": "int32",
+        "dispersion": "float32",
+        "entropy": "float32",
+        "group": "int32",
+    },
+    "groups": {
+        "group": "int32",
+        "size": "int32",
+        "lang": "str",
+        "dominance": "float64",
+        "p_value": "float64",
+        "q_value": "float64",
+    },
+    "culture_points": {
+        "id": "str",
+        "lang": "str",
+        "title": "str",
+        "lead": "str",
+        "group": "int32",
+        "group_size": "int32",
+        "dominance": "float64",
+        "p_value": "float64",
+        "q_value": "float64",
+        "dispersion": "float32",
+        "entropy": "float32",
+        "centrality": "float32",
+        "rank": "int32",
+        "stability": "float32",
+    },
 }
-ARROW_TYPES = {"str": pa.string(), "int32": pa.int32(), "float32": pa.float32(), "float64": pa.float64()}
+ARROW_TYPES = {
+    "str": pa.string(),
+    "int32": pa.int32(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+}
 
 # %% ../../nbs/03_core.runs.ipynb #f9dfffbf
 def arrow_schema(columns: dict[str, str]) -> pa.Schema:
     "The columns of TABLES with their types."
     return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in columns.items()])
 
+
 def arrow_table(
     table: pd.DataFrame,
-    columns: dict[str, str],    # from TABLES
+    columns: dict[str, str],  # from TABLES
 ) -> pa.Table:
     "The columns with their types; missing values become nulls."
-    return pa.table([pa.array(table[name].astype(object).where(table[name].notna(), None), ARROW_TYPES[kind]) for name, kind in columns.items()], names=list(columns))
+    return pa.table(
+        [
+            pa.array(
+                table[name].astype(object).where(table[name].notna(), None),
+                ARROW_TYPES[kind],
+            )
+            for name, kind in columns.items()
+        ],
+        names=list(columns),
+    )
 
 # %% ../../nbs/03_core.runs.ipynb #3182a8e2
 def read_run(run: str | Path | UPath, table: str) -> pd.DataFrame:
-    "A table of a run folder: entries, groups or culture_points. A RunError when it is no finished run."
-    path = as_path(run)/f"{table}.parquet"
-    if not path.is_file(): raise RunError(f"{run} is no finished run ({path.name} is missing): make one with cmining mine CORPUS --out {run}")
-    with path.open("rb") as f: return pd.read_parquet(f)
+    """A table of a run folder: entries, groups or culture_points.
+
+    A RunError when it is no finished run.
+    """
+    path = as_path(run) / f"{table}.parquet"
+    if not path.is_file():
+        raise RunError(
+            f"{run} is no finished run ({path.name} is missing): make one with cmining"
+            f" mine CORPUS --out {run}"
+        )
+    with path.open("rb") as f:
+        return pd.read_parquet(f)
+
 
 def read_record(run: str | Path | UPath) -> dict[str, Any]:
     "run.json of a run folder. A RunError when it is no finished run."
-    path = as_path(run)/"run.json"
-    if not path.is_file(): raise RunError(f"{run} is no finished run (run.json is missing): make one with cmining mine CORPUS --out {run}")
+    path = as_path(run) / "run.json"
+    if not path.is_file():
+        raise RunError(
+            f"{run} is no finished run (run.json is missing): make one with cmining mine"
+            f" CORPUS --out {run}"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 # %% ../../nbs/03_core.runs.ipynb #f98d6a7e
 def work_folder(run: str | Path | UPath) -> Path | UPath:
-    "Where the work of a finished run is, or was: its own folder, or that of the run it shares."
+    """Where the work of a finished run is, or was: its own folder, or that of the run it
+    shares.
+    """
     work = read_record(run)["work"]
-    return as_path(work) if "://" in work else as_path(run)/work
+    return as_path(work) if "://" in work else as_path(run) / work
+
 
 def work_shards(run: str | Path | UPath, kind: str) -> dict[str, list[Path | UPath]]:
-    "The shards of a run's entries or vectors by language; empty when its work was cleaned."
-    record, work = read_record(run), work_folder(run)
-    shards = {lang: [work/s for s in names] for lang, names in record[kind].items()}
+    """The shards of a run's entries or vectors by language; empty when its work was
+    cleaned.
+    """
+    record = read_record(run)
+    work = work_folder(run)
+    shards = {lang: [work / s for s in names] for lang, names in record[kind].items()}
     return shards if all(s.exists() for same in shards.values() for s in same) else {}
+
 
 def read_texts(
     run: str | Path | UPath,
-    points: pd.DataFrame,       # lang and id of entries
-) -> dict[tuple[str, str], list[str]]:      # (lang, id) -> paragraphs
+    points: pd.DataFrame,  # lang and id of entries
+) -> dict[tuple[str, str], list[str]]:  # (lang, id) -> paragraphs
     "All paragraphs of some entries. Empty when the run's work was cleaned."
     texts: dict[tuple[str, str], list[str]] = {}
     with scratch_folder():
         for lang, shards in work_shards(run, "entries").items():
-            wanted = pa.array(points.loc[points["lang"] == lang, "id"].unique(), pa.string())
+            wanted = pa.array(
+                points.loc[points["lang"] == lang, "id"].unique(), pa.string()
+            )
             for shard in shards if len(wanted) else []:
-                table = pq.read_table(fetch_local(shard), columns=["id", "paragraphs"], filters=pc.field("id").isin(wanted))
-                texts |= {(lang, row["id"]): row["paragraphs"] for row in table.to_pylist()}
+                table = pq.read_table(
+                    fetch_local(shard),
+                    columns=["id", "paragraphs"],
+                    filters=pc.field("id").isin(wanted),
+                )
+                texts |= {
+                    (lang, row["id"]): row["paragraphs"] for row in table.to_pylist()
+                }
     return texts
 
 # %% ../../nbs/03_core.runs.ipynb #b4f8a658
 def vector_shards(shards: list[Path | UPath]) -> Iterator[np.ndarray]:
-    "The vectors of a language's kept entries shard by shard, float16 [≤ SHARD_ENTRIES, d] each, in the order of ids."
-    for shard in shards: yield np.load(fetch_local(shard/"vectors.npy"), mmap_mode="r")
+    """The vectors of a language's kept entries shard by shard, float16 [≤ SHARD_ENTRIES,
+    d] each, in the order of ids.
+    """
+    for shard in shards:
+        yield np.load(fetch_local(shard / "vectors.npy"), mmap_mode="r")
 
 # %% ../../nbs/03_core.runs.ipynb #b1cb0463
 def read_by_row(
-    shards: list[Path | UPath],     # from sort_language, of one language or of all
-    rows: np.ndarray,               # row numbers, ascending, int [m]
-    columns: list[str],             # of id, title, paragraphs, reason
+    shards: list[Path | UPath],  # from sort_language, of one language or of all
+    rows: np.ndarray,  # row numbers, ascending, int [m]
+    columns: list[str],  # of id, title, paragraphs, reason
 ) -> Iterator[pa.Table]:
     "The entries with these row numbers, in order, shard by shard."
     first = 0
     for shard in shards:
         n = pq.read_metadata(fetch_local(shard)).num_rows
-        here = rows[np.searchsorted(rows, first):np.searchsorted(rows, first + n)] - first
-        if len(here): yield pq.read_table(fetch_local(shard), columns=columns).take(pa.array(here))
+        here = (
+            rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + n)] - first
+        )
+        if len(here):
+            yield pq.read_table(fetch_local(shard), columns=columns).take(pa.array(here))
         first += n
 
 # %% ../../nbs/03_core.runs.ipynb #784a6ac4
 def read_candidates(
     run: str | Path,
-) -> np.ndarray | None:             # float16 [candidates, d], in the order of entries; None when work/ was removed
+) -> (
+    np.ndarray | None
+):  # float16 [candidates, d], in the order of entries; None when work/ was removed
     "The vectors that Stage 2 grouped."
-    vectors = work_folder(run)/read_record(run)["candidates"]      # as Stage 2 saw them, after a projection
-    with scratch_folder(): return np.load(fetch_local(vectors), mmap_mode="r") if vectors.is_file() else None
+    # as Stage 2 saw them, after a projection
+    vectors = work_folder(run) / read_record(run)["candidates"]
+    with scratch_folder():
+        return np.load(fetch_local(vectors), mmap_mode="r") if vectors.is_file() else None

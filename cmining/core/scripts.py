@@ -4,6 +4,7 @@
 
 # %% ../../nbs/01_core.scripts.ipynb #0534397e
 from __future__ import annotations
+
 import re
 import unicodedata
 from collections import Counter
@@ -67,7 +68,10 @@ def function_words(lang: str) -> frozenset[str]:
 
 @lru_cache(maxsize=None)
 def scripts_of(lang: str) -> frozenset[str]:
-    "The scripts that a language is written in: those of its function words. Empty when unknown."
+    """The scripts that a language is written in: those of its function words.
+
+    Empty when unknown.
+    """
     if lang == "ja":
         return frozenset({"Kana", "Han"})
     if lang == "zh":
@@ -99,7 +103,9 @@ BLANK_LINE = re.compile(r"\n\s*\n")
 
 
 def split_text(text: str) -> list[str]:
-    "Paragraphs of `text`, cleaned: split at blank lines, or at newlines where there is none."
+    """Paragraphs of `text`, cleaned: split at blank lines, or at newlines where there is
+    none.
+    """
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     parts = BLANK_LINE.split(text) if BLANK_LINE.search(text) else text.split("\n")
     return [paragraph for paragraph in map(clean_text, parts) if paragraph]
@@ -115,7 +121,8 @@ def shorten(text: str, length: int) -> str:
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 # %% ../../nbs/01_core.scripts.ipynb #862e307e
-MARKS = "\u0900-\u109f\u1780-\u17ff"  # scripts of South and Southeast Asia, whose vowel signs are marks
+# scripts of South and Southeast Asia, whose vowel signs are marks
+MARKS = "\u0900-\u109f\u1780-\u17ff"
 _NO_WORD = re.compile(rf"[^\w{MARKS}]+|_+")
 
 
@@ -131,7 +138,8 @@ UNSPACED_STOPS = "。！？"
 _SENTENCE = re.compile(
     rf".+?(?:[{UNSPACED_STOPS}](?![^「『]{{0,200}}[」』])"
     rf"|[{SPACED_STOPS}]"
-    r"(?<!\d\.)(?<!\b\w\.)(?<!\b[A-Z]\w\.)(?<!\b[A-Z]\w\w\.)"  # no number, initial or title
+    # no number, initial or title
+    r"(?<!\d\.)(?<!\b\w\.)(?<!\b[A-Z]\w\.)(?<!\b[A-Z]\w\w\.)"
     r"[\"”»’)]*(?=\s+[^\sa-zà-ÿ])"  # what follows does not begin with a small letter
     r"|$)"
 )

@@ -4,18 +4,28 @@
 
 # %% ../../nbs/40_evidence.chance.ipynb #38510be9
 from __future__ import annotations
-import numpy as np
-import pandas as pd
-from ..core.basics import RunError
-from ..core.engine import fetch_local, scratch_folder
-from ..core.runs import CANDIDATE, Params, read_record, read_run, read_candidates, work_folder
-from ..mine.discover import find_groups
-from ..mine.pipeline import counterpart_tester
-from ..mine.select import jaccard, select_points
+
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 from threadpoolctl import threadpool_limits
+
+from ..core.basics import RunError
+from ..core.engine import fetch_local, scratch_folder
+from cmining.core.runs import (
+    CANDIDATE,
+    Params,
+    read_candidates,
+    read_record,
+    read_run,
+    work_folder,
+)
+from ..mine.discover import find_groups
+from ..mine.pipeline import counterpart_tester
+from ..mine.select import jaccard, select_points
 
 # %% auto #0
 __all__ = ['permutation_tail', 'select_by_majority', 'stability']
@@ -23,62 +33,122 @@ __all__ = ['permutation_tail', 'select_by_majority', 'stability']
 # %% ../../nbs/40_evidence.chance.ipynb #f6870e4e
 def permutation_tail(
     group: np.ndarray,  # group of each candidate, int [n]; -1 for none
-    lang: np.ndarray,   # language code of each candidate, str [n]
-    n: int = 1000,      # random deals
+    lang: np.ndarray,  # language code of each candidate, str [n]
+    n: int = 1000,  # random deals
     seed: int = 0,
-) -> np.ndarray:        # float64 [groups], in the order of describe_groups
-    "Share of random deals of the language labels in which a group is at least as pure in its own language."
+) -> np.ndarray:  # float64 [groups], in the order of describe_groups
+    """Share of random deals of the language labels in which a group is at least as pure
+    in its own language.
+    """
     codes, langs = pd.factorize(np.asarray(lang, object), sort=True)
     order = np.argsort(group, kind="stable")
     numbers, starts = np.unique(group[order], return_index=True)
-    def count(codes: np.ndarray) -> np.ndarray:     # int [groups, langs]
-        return np.add.reduceat(np.eye(len(langs), dtype=np.int32)[codes[order]], starts, axis=0)
+
+    def count(codes: np.ndarray) -> np.ndarray:  # int [groups, langs]
+        return np.add.reduceat(
+            np.eye(len(langs), dtype=np.int32)[codes[order]], starts, axis=0
+        )
+
     counts = count(codes)
-    own, found = counts.argmax(1), counts.max(1)
-    rng, as_pure = np.random.default_rng(seed), np.ones(len(numbers))
-    for _ in range(n): as_pure += count(rng.permutation(codes))[np.arange(len(numbers)), own] >= found
+    own = counts.argmax(1)
+    found = counts.max(1)
+    rng = np.random.default_rng(seed)
+    as_pure = np.ones(len(numbers))
+    for _ in range(n):
+        as_pure += count(rng.permutation(codes))[np.arange(len(numbers)), own] >= found
     return (as_pure / (1 + n))[numbers >= 0]
 
 # %% ../../nbs/40_evidence.chance.ipynb #dec97cf5
 def select_by_majority(
-    entries: pd.DataFrame,      # entries.parquet of a run
-    vectors: np.ndarray,        # from run_candidates
+    entries: pd.DataFrame,  # entries.parquet of a run
+    vectors: np.ndarray,  # from run_candidates
     repeats: list[np.ndarray],  # group of each candidate, for some seeds
     params: Params,
-    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,  # from counterpart_test
-) -> np.ndarray:                # bool [entries]
+    # from counterpart_test
+    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:  # bool [entries]
     "What Stage 2 selects by the majority of these repeats."
-    before = entries.assign(stage=entries["stage"].where(~entries["stage"].isin(CANDIDATE), "candidate"))
-    return select_points(before, vectors, repeats, params, counterpart)[0]["stage"].to_numpy() == "culture_point"
+    before = entries.assign(
+        stage=entries["stage"].where(~entries["stage"].isin(CANDIDATE), "candidate")
+    )
+    return (
+        select_points(before, vectors, repeats, params, counterpart)[0][
+            "stage"
+        ].to_numpy()
+        == "culture_point"
+    )
 
 # %% ../../nbs/40_evidence.chance.ipynb #d897ec3b
-def memoize_rows(test: Callable[[np.ndarray], np.ndarray], n: int) -> Callable[[np.ndarray], np.ndarray]:
+def memoize_rows(
+    test: Callable[[np.ndarray], np.ndarray], n: int
+) -> Callable[[np.ndarray], np.ndarray]:
     "The same answers, each row of n asked once."
     answers = np.full(n, -1, np.int8)
+
     def ask(rows: np.ndarray) -> np.ndarray:
         new = rows[answers[rows] < 0]
-        if len(new): answers[new] = test(new)
+        if len(new):
+            answers[new] = test(new)
         return answers[rows] == 1
+
     return ask
 
 # %% ../../nbs/40_evidence.chance.ipynb #84b64b90
 def stability(
-    run: str | Path,        # a run folder with its work/
-    n_sets: int = 3,        # disjoint sets of seeds
-) -> pd.DataFrame:          # for single seeds and for majorities: selections, culture points on average, mean and lowest Jaccard
-    "Do other seeds select the same? Mean pairwise Jaccard of single seeds, and of majorities of n_repeats seeds."
-    if n_sets < 2: raise ValueError(f"n_sets is at least 2, to have a pair to compare, not {n_sets}")
-    entries, params = read_run(run, "entries"), Params(**read_record(run)["params"])
+    run: str | Path,  # a run folder with its work/
+    n_sets: int = 3,  # disjoint sets of seeds
+    # for single seeds and for majorities: selections, culture points on average, mean and
+    # lowest Jaccard
+) -> pd.DataFrame:
+    """Do other seeds select the same? Mean pairwise Jaccard of single seeds, and of
+    majorities of n_repeats seeds.
+    """
+    if n_sets < 2:
+        raise ValueError(f"n_sets is at least 2, to have a pair to compare, not {n_sets}")
+    entries = read_run(run, "entries")
+    params = Params(**read_record(run)["params"])
     vectors = read_candidates(run)
-    if vectors is None: raise RunError(f"{run} has no work/ any more, so there are no vectors to group again: mine again without --clean")
+    if vectors is None:
+        raise RunError(
+            f"{run} has no work/ any more, so there are no vectors to group again: mine"
+            " again without --clean"
+        )
     with threadpool_limits(1), scratch_folder():
-        test = memoize_rows(counterpart_tester(np.load(fetch_local(work_folder(run)/read_record(run)["kept"]), mmap_mode="r"), entries), len(entries))
-        groups = [find_groups(vectors, params.n_groups, params.clusterer, params.tau, params.seed + i) for i in range(n_sets * params.n_repeats)]
-        sets = [groups[i:i + params.n_repeats] for i in range(0, len(groups), params.n_repeats)]
-        chosen = {"one seed": [select_by_majority(entries, vectors, [g], params, test) for g in groups],
-                  f"majority of {params.n_repeats}": [select_by_majority(entries, vectors, s, params, test) for s in sets]}
+        test = memoize_rows(
+            counterpart_tester(
+                np.load(
+                    fetch_local(work_folder(run) / read_record(run)["kept"]),
+                    mmap_mode="r",
+                ),
+                entries,
+            ),
+            len(entries),
+        )
+        groups = [
+            find_groups(
+                vectors, params.n_groups, params.clusterer, params.tau, params.seed + i
+            )
+            for i in range(n_sets * params.n_repeats)
+        ]
+        sets = [
+            groups[i : i + params.n_repeats]
+            for i in range(0, len(groups), params.n_repeats)
+        ]
+        chosen = {
+            "one seed": [
+                select_by_majority(entries, vectors, [g], params, test) for g in groups
+            ],
+            f"majority of {params.n_repeats}": [
+                select_by_majority(entries, vectors, s, params, test) for s in sets
+            ],
+        }
     rows = {}
     for name, picked in chosen.items():
         overlap = [jaccard(a, b) for a, b in combinations(picked, 2)]
-        rows[name] = {"selections": len(picked), "culture_points": float(np.mean([p.sum() for p in picked])), "jaccard": np.mean(overlap), "lowest": np.min(overlap)}
+        rows[name] = {
+            "selections": len(picked),
+            "culture_points": float(np.mean([p.sum() for p in picked])),
+            "jaccard": np.mean(overlap),
+            "lowest": np.min(overlap),
+        }
     return pd.DataFrame(rows).T

@@ -4,11 +4,14 @@
 
 # %% ../../nbs/44_evidence.cost.ipynb #907f4e9e
 from __future__ import annotations
-import pandas as pd
-from ..core.basics import RunError
-from ..core.runs import read_record
+
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+from ..core.basics import RunError
+from ..core.runs import read_record
 
 # %% auto #0
 __all__ = ['TABLE_6', 'MANUAL_ENTRY', 'LLM_IN', 'LLM_OUT', 'machine_price', 'step_costs', 'llm_price', 'table_6', 'run_cost',
@@ -18,79 +21,163 @@ __all__ = ['TABLE_6', 'MANUAL_ENTRY', 'LLM_IN', 'LLM_OUT', 'machine_price', 'ste
 def machine_price(
     seconds: float,
     cores: int,
-    core_hour: float = 0.,  # USD for an hour of one core
+    core_hour: float = 0.0,  # USD for an hour of one core
     gpus: int = 0,
-    gpu_hour: float = 0.,   # USD for an hour of one GPU
-) -> float:                 # USD
+    gpu_hour: float = 0.0,  # USD for an hour of one GPU
+) -> float:  # USD
     "What a machine costs for a time, in use or not."
     return seconds / 3600 * (cores * core_hour + gpus * gpu_hour)
 
 # %% ../../nbs/44_evidence.cost.ipynb #b489a705
 def step_costs(
-    record: dict[str, Any],         # of run.json
-    core_hour: float | None = None, # USD for an hour of one core
+    record: dict[str, Any],  # of run.json
+    core_hour: float | None = None,  # USD for an hour of one core
     gpu_hour: float | None = None,  # USD for an hour of one GPU
-    gpus: int = 1,                  # GPUs of the machine; they count only with gpu_hour
-) -> pd.DataFrame:                  # step, seconds, core_hours, usd, tasks, resumed; the last row is the sum
-    "What each step of a run cost. Raises `RunError` without a price, or for the record of something else."
-    if core_hour is None and gpu_hour is None: raise RunError("a cost needs a price: --core-hour or --gpu-hour, in USD for an hour of one core or one GPU")
-    if min(core_hour or 0, gpu_hour or 0) < 0 or gpus < 1: raise RunError(f"a price is not negative and a machine has at least one GPU, not {core_hour=}, {gpu_hour=}, {gpus=}")
-    if "steps" not in record: raise RunError("this run.json is of no mining run: it has no steps. The record of a dataset says itself what it cost")
+    gpus: int = 1,  # GPUs of the machine; they count only with gpu_hour
+) -> (
+    pd.DataFrame
+):  # step, seconds, core_hours, usd, tasks, resumed; the last row is the sum
+    """What each step of a run cost.
+
+    Raises `RunError` without a price, or for the record of something else.
+    """
+    if core_hour is None and gpu_hour is None:
+        raise RunError(
+            "a cost needs a price: --core-hour or --gpu-hour, in USD for an hour of one"
+            " core or one GPU"
+        )
+    if min(core_hour or 0, gpu_hour or 0) < 0 or gpus < 1:
+        raise RunError(
+            "a price is not negative and a machine has at least one GPU, not"
+            f" {core_hour=}, {gpu_hour=}, {gpus=}"
+        )
+    if "steps" not in record:
+        raise RunError(
+            "this run.json is of no mining run: it has no steps. The record of a dataset"
+            " says itself what it cost"
+        )
     steps = pd.DataFrame(record["steps"])[["step", "seconds", "tasks", "resumed"]]
-    rest = {"step": "rest", "seconds": max(0., record["seconds"] - steps["seconds"].sum()), "tasks": 0, "resumed": 0}
+    rest = {
+        "step": "rest",
+        "seconds": max(0.0, record["seconds"] - steps["seconds"].sum()),
+        "tasks": 0,
+        "resumed": 0,
+    }
     table = pd.concat([steps, pd.DataFrame([rest])], ignore_index=True)
-    table = pd.concat([table, pd.DataFrame([{"step": "total"} | table.drop(columns="step").sum().to_dict()])], ignore_index=True)
+    table = pd.concat(
+        [
+            table,
+            pd.DataFrame(
+                [{"step": "total"} | table.drop(columns="step").sum().to_dict()]
+            ),
+        ],
+        ignore_index=True,
+    )
     table["core_hours"] = table["seconds"] * record["jobs"] / 3600
-    table["usd"] = [machine_price(s, record["jobs"], core_hour or 0., gpus, gpu_hour or 0.) for s in table["seconds"]]
-    return table[["step", "seconds", "core_hours", "usd", "tasks", "resumed"]].astype({"tasks": int, "resumed": int})
+    table["usd"] = [
+        machine_price(s, record["jobs"], core_hour or 0.0, gpus, gpu_hour or 0.0)
+        for s in table["seconds"]
+    ]
+    return table[["step", "seconds", "core_hours", "usd", "tasks", "resumed"]].astype(
+        {"tasks": int, "resumed": int}
+    )
 
 # %% ../../nbs/44_evidence.cost.ipynb #f14c6597
-TABLE_6 = pd.DataFrame([
-    ("Manual (e.g., BLEnD)", "labour", "> 50,000"),
-    ("LLM (e.g., CultureBank)", "API", "~ 1,750"),
-    ("C-Mining", "computing", "~ 11.2"),
-], columns=["method", "pays_for", "million_entries"]).assign(source="reported")
+TABLE_6 = pd.DataFrame(
+    [
+        ("Manual (e.g., BLEnD)", "labour", "> 50,000"),
+        ("LLM (e.g., CultureBank)", "API", "~ 1,750"),
+        ("C-Mining", "computing", "~ 11.2"),
+    ],
+    columns=["method", "pays_for", "million_entries"],
+).assign(source="reported")
 
 # %% ../../nbs/44_evidence.cost.ipynb #5b2efea7
-MANUAL_ENTRY = .05              # USD for an entry, as the paper assumes
-LLM_IN, LLM_OUT = 2.50, 10.00   # USD for a million tokens, as the paper quotes GPT-4o
+MANUAL_ENTRY = 0.05  # USD for an entry, as the paper assumes
+# USD for a million tokens, as the paper quotes GPT-4o
+LLM_IN = 2.50
+LLM_OUT = 10.00
+
 
 def llm_price(
-    tokens: float,              # that it reads
-    written: float = .1,        # tokens that it writes for each that it reads; the share behind the paper's 1,750 USD
-) -> float:                     # USD
+    tokens: float,  # that it reads
+    # tokens that it writes for each that it reads; the share behind the paper's 1,750 USD
+    written: float = 0.1,
+) -> float:  # USD
     "What an LLM would cost that reads the corpus, at the prices of §4.5."
     return tokens / 1e6 * (LLM_IN + written * LLM_OUT)
 
 # %% ../../nbs/44_evidence.cost.ipynb #461b071a
 def table_6(
-    record: dict[str, Any],     # of run.json
-    usd: float,                 # what the run cost
-) -> pd.DataFrame:              # method, pays_for, this_corpus, million_entries (both USD), source
+    record: dict[str, Any],  # of run.json
+    usd: float,  # what the run cost
+) -> pd.DataFrame:  # method, pays_for, this_corpus, million_entries (both USD), source
     "The paper's Table 6 with this run in it."
-    entries, tokens = sum(sum(stages.values()) for stages in record["counts"].values()), sum(record.get("tokens", {}).values())
-    if not entries: raise RunError("this run has no entries: there is nothing to bring to a million")
-    scale, unit = (500e6 / tokens, f"{tokens:,} to 500 M tokens") if tokens else (1e6 / entries, f"{entries:,} to 1 M entries of whatever length")
-    ours = pd.DataFrame([("cmining, this run", "computing", f"{usd * scale:,.2f}", f"measured, from {unit}")], columns=TABLE_6.columns)
+    entries = sum(sum(stages.values()) for stages in record["counts"].values())
+    tokens = sum(record.get("tokens", {}).values())
+    if not entries:
+        raise RunError("this run has no entries: there is nothing to bring to a million")
+    scale, unit = (
+        (500e6 / tokens, f"{tokens:,} to 500 M tokens")
+        if tokens
+        else (1e6 / entries, f"{entries:,} to 1 M entries of whatever length")
+    )
+    ours = pd.DataFrame(
+        [
+            (
+                "cmining, this run",
+                "computing",
+                f"{usd * scale:,.2f}",
+                f"measured, from {unit}",
+            )
+        ],
+        columns=TABLE_6.columns,
+    )
     table = pd.concat([TABLE_6, ours], ignore_index=True)
-    table.insert(2, "this_corpus", [f"{entries * MANUAL_ENTRY:,.2f}", f"{llm_price(tokens):,.2f}" if tokens else "-", "-", f"{usd:,.4f}"])
+    table.insert(
+        2,
+        "this_corpus",
+        [
+            f"{entries * MANUAL_ENTRY:,.2f}",
+            f"{llm_price(tokens):,.2f}" if tokens else "-",
+            "-",
+            f"{usd:,.4f}",
+        ],
+    )
     return table
 
 # %% ../../nbs/44_evidence.cost.ipynb #f03d6b40
 def run_cost(
-    run: str | Path,                # a run folder
-    core_hour: float | None = None, # USD for an hour of one core
+    run: str | Path,  # a run folder
+    core_hour: float | None = None,  # USD for an hour of one core
     gpu_hour: float | None = None,  # USD for an hour of one GPU
-    gpus: int = 1,                  # GPUs of the machine; they count only with gpu_hour
-) -> tuple[pd.DataFrame, pd.DataFrame]:     # cost by step; Table 6 with this run in it
+    gpus: int = 1,  # GPUs of the machine; they count only with gpu_hour
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # cost by step; Table 6 with this run in it
     "What a run cost. Raises `RunError` for no run, or no price."
     record = read_record(run)
     steps = step_costs(record, core_hour, gpu_hour, gpus)
     return steps, table_6(record, steps["usd"].iloc[-1])
 
+
 def cost_text(steps: pd.DataFrame, table: pd.DataFrame) -> str:
     "Both tables for a terminal, and what to know when reading them."
-    shown = steps.assign(core_hours=steps["core_hours"].map("{:.4f}".format), usd=steps["usd"].map("{:.4f}".format), seconds=steps["seconds"].map("{:,.1f}".format))
-    lines = [shown.to_string(index=False), "", "USD, beside Table 6 of the paper (reported):", table.to_string(index=False)]
-    if resumed := steps["resumed"].iloc[-1]: lines += ["", f"{resumed:,} of {steps['tasks'].iloc[-1]:,} tasks were done by an earlier, interrupted run: their time is not in here."]
+    shown = steps.assign(
+        core_hours=steps["core_hours"].map("{:.4f}".format),
+        usd=steps["usd"].map("{:.4f}".format),
+        seconds=steps["seconds"].map("{:,.1f}".format),
+    )
+    lines = [
+        shown.to_string(index=False),
+        "",
+        "USD, beside Table 6 of the paper (reported):",
+        table.to_string(index=False),
+    ]
+    if resumed := steps["resumed"].iloc[-1]:
+        lines += [
+            "",
+            (
+                f"{resumed:,} of {steps['tasks'].iloc[-1]:,} tasks were done by an"
+                " earlier, interrupted run: their time is not in here."
+            ),
+        ]
     return "\n".join(lines)

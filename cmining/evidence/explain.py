@@ -4,20 +4,32 @@
 
 # %% ../../nbs/43_evidence.explain.ipynb #08170448
 from __future__ import annotations
-import numpy as np
-import pandas as pd
-from ..core.basics import RunError
-from ..core.engine import scratch_folder
-from ..core.runs import CANDIDATE, Params, STAGES, read_record, read_run, read_candidates, vector_shards, work_shards
-from ..mine.discover import centrality
-from ..mine.refine import domain_quantile
-from ..mine.select import MAJORITY, is_dominated
+
 from difflib import get_close_matches
 from html import escape
 from itertools import count
 from math import ceil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.basics import RunError
+from ..core.engine import scratch_folder
+from cmining.core.runs import (
+    CANDIDATE,
+    STAGES,
+    Params,
+    read_candidates,
+    read_record,
+    read_run,
+    vector_shards,
+    work_shards,
+)
+from ..mine.discover import centrality
+from ..mine.refine import domain_quantile
+from ..mine.select import MAJORITY, is_dominated
 
 # %% auto #0
 __all__ = ['STEPS', 'VERDICTS', 'REASON_TEXTS', 'funnel', 'find_entry', 'thresholds', 'share_below', 'neighbors', 'explain_group',
@@ -26,197 +38,496 @@ __all__ = ['STEPS', 'VERDICTS', 'REASON_TEXTS', 'funnel', 'find_entry', 'thresho
            'explain_text', 'explain_group_text', 'bar_html', 'explain_html', 'display_entry']
 
 # %% ../../nbs/43_evidence.explain.ipynb #efe19b7b
-STEPS = ("title", "dispersion", "entropy", "group size", "dominance")     # the test behind each stage but the last
+# the test behind each stage but the last
+STEPS = ("title", "dispersion", "entropy", "group size", "dominance")
 
 # %% ../../nbs/43_evidence.explain.ipynb #c3bee112
 def funnel(
-    run: str | Path,    # a run folder
-) -> pd.DataFrame:      # lang (also all), step, stage, entered, stopped, remain; a row a language and step
+    run: str | Path,  # a run folder
+) -> (
+    pd.DataFrame
+):  # lang (also all), step, stage, entered, stopped, remain; a row a language and step
     "How many entries of each language each step stops, and how many remain."
-    entries, rows = read_run(run, "entries"), []
+    entries = read_run(run, "entries")
+    rows = []
     for lang, stages in [*entries.groupby("lang")["stage"], ("all", entries["stage"])]:
-        counts, left = stages.value_counts(), len(stages)
+        counts = stages.value_counts()
+        left = len(stages)
         for step, stage in zip(STEPS, STAGES):
             stopped = int(counts.get(stage, 0))
             rows.append((lang, step, stage, left, stopped, left - stopped))
             left -= stopped
-    return pd.DataFrame(rows, columns=["lang", "step", "stage", "entered", "stopped", "remain"])
+    return pd.DataFrame(
+        rows, columns=["lang", "step", "stage", "entered", "stopped", "remain"]
+    )
 
 # %% ../../nbs/43_evidence.explain.ipynb #293b9cf8
 def find_entry(
-    entries: pd.DataFrame,      # entries.parquet of a run
-    title: str,                 # a title, or an id
-    lang: str | None = None,    # needed when several languages have the title
-) -> int:                       # row number
+    entries: pd.DataFrame,  # entries.parquet of a run
+    title: str,  # a title, or an id
+    lang: str | None = None,  # needed when several languages have the title
+) -> int:  # row number
     "The row of the entry with this title. A RunError names near or ambiguous titles."
     fold = entries["title"].str.casefold()
-    rows = np.flatnonzero(((fold == title.casefold()) | (entries["id"] == title)) & ((entries["lang"] == lang) if lang else True))
-    if len(rows) > 1: rows = rows[(entries["reason"].iloc[rows] != "duplicate").to_numpy()]
-    if len(rows) == 1: return int(rows[0])
+    rows = np.flatnonzero(
+        ((fold == title.casefold()) | (entries["id"] == title))
+        & ((entries["lang"] == lang) if lang else True)
+    )
+    if len(rows) > 1:
+        rows = rows[(entries["reason"].iloc[rows] != "duplicate").to_numpy()]
+    if len(rows) == 1:
+        return int(rows[0])
     if len(rows):
-        which = ", ".join(f"{e.lang} (id {e.id})" for e in entries.iloc[rows].itertuples())
-        raise RunError(f"several entries are titled {title!r}: {which}; say which by --lang, or give the id as title")
-    near = get_close_matches(title.casefold(), fold if lang is None else fold[entries["lang"] == lang], 3, 0.5)
+        which = ", ".join(
+            f"{e.lang} (id {e.id})" for e in entries.iloc[rows].itertuples()
+        )
+        raise RunError(
+            f"several entries are titled {title!r}: {which}; say which by --lang, or give"
+            " the id as title"
+        )
+    near = get_close_matches(
+        title.casefold(), fold if lang is None else fold[entries["lang"] == lang], 3, 0.5
+    )
     near = entries["title"][fold.isin(near)].drop_duplicates().head(3)
-    raise RunError(f"no entry is titled {title!r}" + (f" in {lang}" if lang else "") + (f"; near are {', '.join(near)}" if len(near) else ""))
+    raise RunError(
+        f"no entry is titled {title!r}"
+        + (f" in {lang}" if lang else "")
+        + (f"; near are {', '.join(near)}" if len(near) else "")
+    )
 
 # %% ../../nbs/43_evidence.explain.ipynb #3f14b811
 def thresholds(
     entries: pd.DataFrame,  # entries.parquet of a run
     params: Params,
-) -> pd.DataFrame:          # max_dispersion, min_entropy of each row's domain; NaN for pruned entries
+) -> (
+    pd.DataFrame
+):  # max_dispersion, min_entropy of each row's domain; NaN for pruned entries
     "What each entry's dispersion and entropy were compared with."
     domain = entries["lang"] + "/" + entries["domain"].astype("Int64").astype(str)
-    return pd.DataFrame({
-        "max_dispersion": domain_quantile(entries["dispersion"], domain, params.density_quantile),
-        "min_entropy": domain_quantile(entries["entropy"], domain, 1 - params.entropy_keep),
-    })
+    return pd.DataFrame(
+        {
+            "max_dispersion": domain_quantile(
+                entries["dispersion"], domain, params.density_quantile
+            ),
+            "min_entropy": domain_quantile(
+                entries["entropy"], domain, 1 - params.entropy_keep
+            ),
+        }
+    )
 
 # %% ../../nbs/43_evidence.explain.ipynb #d73a1f60
 def share_below(value: float, peers: pd.Series) -> float | None:
-    "Share of the peers with a smaller value; missing ones do not count. None without a value."
+    """Share of the peers with a smaller value; missing ones do not count.
+
+    None without a value.
+    """
     return None if pd.isna(value) else float((peers.dropna() < value).mean())
 
 # %% ../../nbs/43_evidence.explain.ipynb #06152494
 def neighbors(
     run: str | Path,
     entries: pd.DataFrame,  # entries.parquet of the run
-    row: int,               # which entry
-    k: int = 3,             # neighbours in each language
-) -> dict[str, list[dict[str, Any]]]:   # language -> title, cosine, distance; nearest first
-    "The nearest entries in every language, the entry itself left out. Empty when work/ was cleaned or the entry was pruned."
+    row: int,  # which entry
+    k: int = 3,  # neighbours in each language
+) -> dict[
+    str, list[dict[str, Any]]
+]:  # language -> title, cosine, distance; nearest first
+    """The nearest entries in every language, the entry itself left out.
+
+    Empty when work/ was cleaned or the entry was pruned.
+    """
     kept = (entries["stage"] != "pruned").to_numpy()
     shards = work_shards(run, "vectors")
-    if not kept[row] or not shards: return {}
-    rows = {lang: np.flatnonzero(kept & (entries["lang"] == lang).to_numpy()) for lang in shards}
-    query, position = None, int(np.searchsorted(rows[entries["lang"][row]], row))
+    if not kept[row] or not shards:
+        return {}
+    rows = {
+        lang: np.flatnonzero(kept & (entries["lang"] == lang).to_numpy())
+        for lang in shards
+    }
+    query = None
+    position = int(np.searchsorted(rows[entries["lang"][row]], row))
     with scratch_folder():
-        for vectors in vector_shards(shards[entries["lang"][row]]):     # the entry's own vector: so many entries into its language
-            if position < len(vectors): query = vectors[position].astype(np.float32); break
+        # the entry's own vector: so many entries into its language
+        for vectors in vector_shards(shards[entries["lang"][row]]):
+            if position < len(vectors):
+                query = vectors[position].astype(np.float32)
+                break
             position -= len(vectors)
-        cosines = {lang: np.concatenate([x.astype(np.float32) @ query for x in vector_shards(same)]) for lang, same in shards.items() if len(rows[lang])}
+        cosines = {
+            lang: np.concatenate(
+                [x.astype(np.float32) @ query for x in vector_shards(same)]
+            )
+            for lang, same in shards.items()
+            if len(rows[lang])
+        }
     found = {}
     for lang, cosine in cosines.items():
         cosine[rows[lang] == row] = -np.inf
-        nearest = [i for i in np.argsort(-cosine, kind="stable")[:k] if cosine[i] > -np.inf]
-        found[lang] = [{"title": entries["title"][rows[lang][i]], "cosine": round(float(cosine[i]), 3),
-                        "distance": round(float(np.sqrt(max(2 - 2 * cosine[i], 0))), 3)} for i in nearest]
+        nearest = [
+            i for i in np.argsort(-cosine, kind="stable")[:k] if cosine[i] > -np.inf
+        ]
+        found[lang] = [
+            {
+                "title": entries["title"][rows[lang][i]],
+                "cosine": round(float(cosine[i]), 3),
+                "distance": round(float(np.sqrt(max(2 - 2 * cosine[i], 0))), 3),
+            }
+            for i in nearest
+        ]
     return found
 
 # %% ../../nbs/43_evidence.explain.ipynb #0ec6a541
 def explain_group(
     run: str | Path,
     group: int,
-    k: int = 12,        # central terms told
-) -> dict[str, Any]:    # group, size, lang, dominance, p_value, q_value, languages, island, stability, terms
+    k: int = 12,  # central terms told
+) -> dict[
+    str, Any
+]:  # group, size, lang, dominance, p_value, q_value, languages, island, stability, terms
     "What a group of Stage 2 is about. Raises RunError when there is none of that number."
-    return describe_group(run, *(read_run(run, t) for t in ("entries", "groups", "culture_points")), group, k)
+    return describe_group(
+        run,
+        *(read_run(run, t) for t in ("entries", "groups", "culture_points")),
+        group,
+        k,
+    )
 
-def describe_group(run: str | Path, entries: pd.DataFrame, groups: pd.DataFrame, points: pd.DataFrame, group: int, k: int = 12) -> dict[str, Any]:
+
+def describe_group(
+    run: str | Path,
+    entries: pd.DataFrame,
+    groups: pd.DataFrame,
+    points: pd.DataFrame,
+    group: int,
+    k: int = 12,
+) -> dict[str, Any]:
     "The same from the run's tables."
-    params, facts = Params(**read_record(run)["params"]), groups[groups["group"] == group]
-    if not len(facts): raise RunError(f"{run} has no group {group}; its groups are {groups['group'].min()} to {groups['group'].max()}")
-    told = {name: facts[name].item() for name in ("group", "size", "lang", "dominance", "p_value", "q_value")}
-    told["languages"] = {c[2:]: int(facts[c].item()) for c in sorted(facts) if c.startswith("n_") and facts[c].item()}
-    members, own = np.flatnonzero(entries["group"] == group), points[points["group"] == group]
-    told |= {"tau": params.tau, "theta": params.theta, "island": bool(len(own)), "stability": round(float(own["stability"].mean()), 4) if len(own) else None}
-    vectors, cosine = read_candidates(run), np.full(len(members), np.nan)
+    params = Params(**read_record(run)["params"])
+    facts = groups[groups["group"] == group]
+    if not len(facts):
+        raise RunError(
+            f"{run} has no group {group}; its groups are {groups['group'].min()} to"
+            f" {groups['group'].max()}"
+        )
+    told = {
+        name: facts[name].item()
+        for name in ("group", "size", "lang", "dominance", "p_value", "q_value")
+    }
+    told["languages"] = {
+        c[2:]: int(facts[c].item())
+        for c in sorted(facts)
+        if c.startswith("n_") and facts[c].item()
+    }
+    members = np.flatnonzero(entries["group"] == group)
+    own = points[points["group"] == group]
+    told |= {
+        "tau": params.tau,
+        "theta": params.theta,
+        "island": bool(len(own)),
+        "stability": round(float(own["stability"].mean()), 4) if len(own) else None,
+    }
+    vectors = read_candidates(run)
+    cosine = np.full(len(members), np.nan)
     if vectors is not None:
         rows = np.searchsorted(np.flatnonzero(entries["stage"].isin(CANDIDATE)), members)
         cosine = centrality(np.asarray(vectors[rows]), np.zeros(len(members), int))
-    terms = pd.DataFrame({"title": entries["title"].iloc[members], "lang": entries["lang"].iloc[members], "centrality": cosine})
-    terms = terms.sort_values(["centrality", "lang", "title"], ascending=[False, True, True]).head(k)
-    return told | {"terms": [{"title": t.title, "lang": t.lang, "centrality": None if pd.isna(t.centrality) else round(float(t.centrality), 3)} for t in terms.itertuples()]}
+    terms = pd.DataFrame(
+        {
+            "title": entries["title"].iloc[members],
+            "lang": entries["lang"].iloc[members],
+            "centrality": cosine,
+        }
+    )
+    terms = terms.sort_values(
+        ["centrality", "lang", "title"], ascending=[False, True, True]
+    ).head(k)
+    return told | {
+        "terms": [
+            {
+                "title": t.title,
+                "lang": t.lang,
+                "centrality": (
+                    None if pd.isna(t.centrality) else round(float(t.centrality), 3)
+                ),
+            }
+            for t in terms.itertuples()
+        ]
+    }
 
 # %% ../../nbs/43_evidence.explain.ipynb #2f0a40a0
 def fewer_foreign(own: int, size: float, theta: float) -> int:
     "How many foreign members fewer give the language a group of this size."
-    return next(x for x in range(ceil(size - own) + 1) if own >= size - x or own / (size - x) > theta)
+    return next(
+        x
+        for x in range(ceil(size - own) + 1)
+        if own >= size - x or own / (size - x) > theta
+    )
+
 
 def more_own(own: int, size: float, theta: float) -> int | None:
-    "How many members more of its own give it to the language; None when no number would do."
-    if own == size: return 0
-    if theta >= 1: return None
-    about = max(int((theta * size - own) / (1 - theta)) - 1, 0)     # one less, for what floats lose
+    """How many members more of its own give it to the language; None when no number would
+    do.
+    """
+    if own == size:
+        return 0
+    if theta >= 1:
+        return None
+    # one less, for what floats lose
+    about = max(int((theta * size - own) / (1 - theta)) - 1, 0)
     return next(y for y in count(about) if (own + y) / (size + y) > theta)
 
+
 def more_foreign(own: int, size: int, theta: float) -> int | None:
-    "With how many foreign members more a group is no island; None when no number would do."
-    return next(x for x in range(1, int(own / theta) + 2) if own / (size + x) <= theta) if theta else None
+    """With how many foreign members more a group is no island; None when no number would
+    do.
+    """
+    return (
+        next(x for x in range(1, int(own / theta) + 2) if own / (size + x) <= theta)
+        if theta
+        else None
+    )
 
 # %% ../../nbs/43_evidence.explain.ipynb #fc9a17ff
 def run_tests(
     entries: pd.DataFrame,  # entries.parquet of a run
     row: int,
-    group: pd.Series | None,    # the entry's row of groups.parquet
-    stability: float | None,    # share of the repeats that select the entry, where known
+    group: pd.Series | None,  # the entry's row of groups.parquet
+    stability: float | None,  # share of the repeats that select the entry, where known
     params: Params,
-    candidates: pd.Series | None = None,    # of each language, by column n_<lang>: what balanced dominance weighs with
-) -> list[dict[str, Any]]:      # test, passed, value, rule, threshold; below (share of peers) and peers; own and size of its group
+    # of each language, by column n_<lang>: what balanced dominance weighs with
+    candidates: pd.Series | None = None,
+    # test, passed, value, rule, threshold; below (share of peers) and peers; own and size
+    # of
+    # its group
+) -> list[dict[str, Any]]:
     "The tests that an entry was put to, in their order."
     entry = entries.iloc[row]
-    def test(name: str, passed: bool, value: Any = None, rule: str = "", threshold: Any = None, **more: Any) -> dict[str, Any]:
-        value, threshold = (None if x is None or pd.isna(x) else x for x in (value, threshold))
-        return {"test": name, "passed": bool(passed), "value": value, "rule": rule, "threshold": threshold, **more}
-    if entry["stage"] == "pruned": return [test("title", False, entry["reason"])]
-    peers = entries[(entries["lang"] == entry["lang"]) & (entries["domain"] == entry["domain"])]
+
+    def test(
+        name: str,
+        passed: bool,
+        value: Any = None,
+        rule: str = "",
+        threshold: Any = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        value, threshold = (
+            None if x is None or pd.isna(x) else x for x in (value, threshold)
+        )
+        return {
+            "test": name,
+            "passed": bool(passed),
+            "value": value,
+            "rule": rule,
+            "threshold": threshold,
+            **more,
+        }
+
+    if entry["stage"] == "pruned":
+        return [test("title", False, entry["reason"])]
+    peers = entries[
+        (entries["lang"] == entry["lang"]) & (entries["domain"] == entry["domain"])
+    ]
     limit = thresholds(peers, params).iloc[0]
-    found = [test("title", True), test("dispersion", entry["stage"] != "sparse", float(entry["dispersion"]), "below", float(limit["max_dispersion"]),
-             below=share_below(entry["dispersion"], peers["dispersion"]), peers=f"{len(peers)} entries of domain {entry['lang']}/{entry['domain']:.0f}")]
-    if entry["stage"] == "sparse": return found
-    found.append(test("entropy", entry["stage"] != "incoherent", float(entry["entropy"]), "at least", float(limit["min_entropy"]),
-                      below=share_below(entry["entropy"], peers["entropy"]), peers=f"{peers['entropy'].notna().sum()} dense entries of its domain"))
-    if entry["stage"] == "incoherent": return found
-    if group is None: return [*found, test("group size", False, 0, "at least", params.tau)]
+    found = [
+        test("title", True),
+        test(
+            "dispersion",
+            entry["stage"] != "sparse",
+            float(entry["dispersion"]),
+            "below",
+            float(limit["max_dispersion"]),
+            below=share_below(entry["dispersion"], peers["dispersion"]),
+            peers=f"{len(peers)} entries of domain {entry['lang']}/{entry['domain']:.0f}",
+        ),
+    ]
+    if entry["stage"] == "sparse":
+        return found
+    found.append(
+        test(
+            "entropy",
+            entry["stage"] != "incoherent",
+            float(entry["entropy"]),
+            "at least",
+            float(limit["min_entropy"]),
+            below=share_below(entry["entropy"], peers["entropy"]),
+            peers=f"{peers['entropy'].notna().sum()} dense entries of its domain",
+        )
+    )
+    if entry["stage"] == "incoherent":
+        return found
+    if group is None:
+        return [*found, test("group size", False, 0, "at least", params.tau)]
+
     def counts(lang: str) -> dict[str, Any]:
-        own, size = int(group[f"n_{lang}"]), int(group["size"])
-        if params.balanced and candidates is not None:      # a foreign entry counts as many as its language has fewer candidates
-            size = round(own + sum(group[c] * candidates[f"n_{lang}"] / candidates[c] for c in candidates.index[candidates > 0] if c != f"n_{lang}"), 1)
-        return {"lang": lang, "own": own, "size": size, "theta": params.theta, "tau": params.tau, "balanced": params.balanced}
-    dominated = bool(is_dominated(group.to_frame().T.astype({"dominance": float}), params.theta)[0])
-    found += [test("group size", group["size"] >= params.tau, int(group["size"]), "at least", params.tau),
-              test("dominance", dominated, float(group["dominance"]), "above", params.theta, **counts(group["lang"])),
-              test("language", entry["lang"] == group["lang"], entry["lang"], "the group's", group["lang"], **counts(entry["lang"]))]
-    if (max_q := getattr(params, "max_q", None)) is not None: found.append(test("chance", group["q_value"] <= max_q, float(group["q_value"]), "at most", max_q))
-    if all(t["passed"] for t in found) and params.n_repeats > 1: found.append(test("majority", entry["reason"] != "unstable", stability, "at least", MAJORITY))
-    if all(t["passed"] for t in found) and params.counterparts == "drop": found.append(test("counterpart", entry["reason"] != "counterpart"))
+        own = int(group[f"n_{lang}"])
+        size = int(group["size"])
+        # a foreign entry counts as many as its language has fewer candidates
+        if params.balanced and candidates is not None:
+            size = round(
+                own
+                + sum(
+                    group[c] * candidates[f"n_{lang}"] / candidates[c]
+                    for c in candidates.index[candidates > 0]
+                    if c != f"n_{lang}"
+                ),
+                1,
+            )
+        return {
+            "lang": lang,
+            "own": own,
+            "size": size,
+            "theta": params.theta,
+            "tau": params.tau,
+            "balanced": params.balanced,
+        }
+
+    dominated = bool(
+        is_dominated(group.to_frame().T.astype({"dominance": float}), params.theta)[0]
+    )
+    found += [
+        test(
+            "group size",
+            group["size"] >= params.tau,
+            int(group["size"]),
+            "at least",
+            params.tau,
+        ),
+        test(
+            "dominance",
+            dominated,
+            float(group["dominance"]),
+            "above",
+            params.theta,
+            **counts(group["lang"]),
+        ),
+        test(
+            "language",
+            entry["lang"] == group["lang"],
+            entry["lang"],
+            "the group's",
+            group["lang"],
+            **counts(entry["lang"]),
+        ),
+    ]
+    if (max_q := getattr(params, "max_q", None)) is not None:
+        found.append(
+            test(
+                "chance",
+                group["q_value"] <= max_q,
+                float(group["q_value"]),
+                "at most",
+                max_q,
+            )
+        )
+    if all(t["passed"] for t in found) and params.n_repeats > 1:
+        found.append(
+            test(
+                "majority", entry["reason"] != "unstable", stability, "at least", MAJORITY
+            )
+        )
+    if all(t["passed"] for t in found) and params.counterparts == "drop":
+        found.append(test("counterpart", entry["reason"] != "counterpart"))
     return found
 
 # %% ../../nbs/43_evidence.explain.ipynb #9242069a
 def what_would_change(
-    tests: list[dict[str, Any]],    # from entry_tests
+    tests: list[dict[str, Any]],  # from entry_tests
 ) -> list[str]:
     "What would have to change for another verdict, in words with numbers."
     failed = {t["test"]: t for t in tests if not t["passed"]}
     told = []
     for name, t in failed.items():
-        if name == "title": told.append(f"the title would have to be kept; it was left out as: {t['value']}")
-        elif name == "dispersion" and t["value"] is None: told.append("it would need company: it is alone in its domain")
-        elif name == "dispersion": told.append(f"dispersion would have to fall from {t['value']:.3f} to below {t['threshold']:.3f}")
-        elif name == "entropy": told.append(f"entropy would have to rise from {t['value']:.3f} to {t['threshold']:.3f}")
-        elif name == "group size": told.append(f"its group would need {count_noun(t['threshold'] - t['value'], 'more entry', 'more entries')}" if t["value"] else "it would have to lie in a group")
-        elif name == "dominance" and "language" in failed: continue     # told there, for the entry's own language
-        elif name in ("dominance", "language"): told.append(dominance_change(t))
-        elif name == "counterpart": told.append("its nearest entry of all would have to be in its own language")
-        elif name == "chance": told.append(f"q of its group would have to fall from {t['value']:.1e} to {t['threshold']:g}")
-        else: told.append("half of the repeats of Stage 2 would have to select it")
-    if failed and tests[-1]["test"] in ("title", "dispersion", "entropy"): told.append("what comes after that is not known: the run looked no further")
-    if failed: return told
+        if name == "title":
+            told.append(
+                f"the title would have to be kept; it was left out as: {t['value']}"
+            )
+        elif name == "dispersion" and t["value"] is None:
+            told.append("it would need company: it is alone in its domain")
+        elif name == "dispersion":
+            told.append(
+                f"dispersion would have to fall from {t['value']:.3f} to below"
+                f" {t['threshold']:.3f}"
+            )
+        elif name == "entropy":
+            told.append(
+                f"entropy would have to rise from {t['value']:.3f} to"
+                f" {t['threshold']:.3f}"
+            )
+        elif name == "group size":
+            told.append(
+                "its group would need"
+                f" {count_noun(t['threshold'] - t['value'], 'more entry', 'more entries')}"
+                if t["value"]
+                else "it would have to lie in a group"
+            )
+        elif name == "dominance" and "language" in failed:
+            continue  # told there, for the entry's own language
+        elif name in ("dominance", "language"):
+            told.append(dominance_change(t))
+        elif name == "counterpart":
+            told.append("its nearest entry of all would have to be in its own language")
+        elif name == "chance":
+            told.append(
+                f"q of its group would have to fall from {t['value']:.1e} to"
+                f" {t['threshold']:g}"
+            )
+        else:
+            told.append("half of the repeats of Stage 2 would have to select it")
+    if failed and tests[-1]["test"] in ("title", "dispersion", "entropy"):
+        told.append("what comes after that is not known: the run looked no further")
+    if failed:
+        return told
     by = {t["test"]: t for t in tests}
-    dominance, size = by["dominance"], by["group size"]
+    dominance = by["dominance"]
+    size = by["group size"]
     bears = more_foreign(dominance["own"], dominance["size"], dominance["threshold"])
-    told = [f"with a dispersion of {by['dispersion']['threshold']:.3f} or more (it has {by['dispersion']['value']:.3f})", f"with an entropy below {by['entropy']['threshold']:.3f} (it has {by['entropy']['value']:.3f})",
-            f"if its group lost {count_noun(size['value'] - size['threshold'] + 1, 'entry', 'entries')}"]
-    if "counterpart" in by: told.append("if an entry of another language were nearer to it than any of its own")
-    if bears: told.append(f"if its group got {count_noun(bears, 'foreign entry', 'foreign entries')} more (γ {dominance['value']:.2f} → {dominance['own'] / (dominance['size'] + bears):.2f})")
+    told = [
+        (
+            f"with a dispersion of {by['dispersion']['threshold']:.3f} or more (it has"
+            f" {by['dispersion']['value']:.3f})"
+        ),
+        (
+            f"with an entropy below {by['entropy']['threshold']:.3f} (it has"
+            f" {by['entropy']['value']:.3f})"
+        ),
+        (
+            "if its group lost"
+            f" {count_noun(size['value'] - size['threshold'] + 1, 'entry', 'entries')}"
+        ),
+    ]
+    if "counterpart" in by:
+        told.append(
+            "if an entry of another language were nearer to it than any of its own"
+        )
+    if bears:
+        told.append(
+            f"if its group got {count_noun(bears, 'foreign entry', 'foreign entries')}"
+            f" more (γ {dominance['value']:.2f} →"
+            f" {dominance['own'] / (dominance['size'] + bears):.2f})"
+        )
     return told
+
 
 def dominance_change(t: dict[str, Any]) -> str:
     "What would give the group to the entry's language."
-    fewer, more = (ask(t["own"], t["size"], t["theta"]) for ask in (fewer_foreign, more_own))
-    ways = [f"{count_noun(fewer, 'foreign entry', 'foreign entries')} fewer"] if t["size"] - fewer >= t["tau"] else []
-    if more: ways.append(f"{count_noun(more, 'entry', 'entries')} more in {t['lang']}")
-    return f"its group would need {' or '.join(ways) or 'other members'}: {t['own']} of {t['size']:g} are in {t['lang']}{', with the others counted as if all languages had as many candidates' * t['balanced']}, which is {t['own'] / t['size']:.2f}"
+    fewer, more = (
+        ask(t["own"], t["size"], t["theta"]) for ask in (fewer_foreign, more_own)
+    )
+    ways = (
+        [f"{count_noun(fewer, 'foreign entry', 'foreign entries')} fewer"]
+        if t["size"] - fewer >= t["tau"]
+        else []
+    )
+    if more:
+        ways.append(f"{count_noun(more, 'entry', 'entries')} more in {t['lang']}")
+    return (
+        f"its group would need {' or '.join(ways) or 'other members'}: {t['own']} of"
+        f" {t['size']:g} are in"
+        f" {t['lang']}{', with the others counted as if all languages had as many candidates' * t['balanced']},"
+        f" which is {t['own'] / t['size']:.2f}"
+    )
+
 
 def count_noun(n: int, one: str, many: str) -> str:
     "A number with its noun."
@@ -224,97 +535,236 @@ def count_noun(n: int, one: str, many: str) -> str:
 
 # %% ../../nbs/43_evidence.explain.ipynb #a500d767
 def explain_entry(
-    run: str | Path,            # a run folder
-    title: str,                 # a title, or an id
-    lang: str | None = None,    # when several languages have the title
-) -> dict[str, Any]:            # id, lang, title, stage, reason, tests, changes, group, neighbors; and rank, centrality, stability of a culture point
-    """An entry's path through the stages: its numbers, their thresholds, its group and neighbours, and what would have to change.
+    run: str | Path,  # a run folder
+    title: str,  # a title, or an id
+    lang: str | None = None,  # when several languages have the title
+    # id, lang, title, stage, reason, tests, changes, group, neighbors; and rank,
+    # centrality,
+    # stability of a culture point
+) -> dict[str, Any]:
+    """An entry's path through the stages: its numbers, their thresholds, its group and
+    neighbours, and what would have to change.
 
-    Raises RunError when the run is not finished or no entry has the title."""
-    entries, groups, points = (read_run(run, t) for t in ("entries", "groups", "culture_points"))
-    params, row = Params(**read_record(run)["params"]), find_entry(entries, title, lang)
+    Raises RunError when the run is not finished or no entry has the title.
+    """
+    entries, groups, points = (
+        read_run(run, t) for t in ("entries", "groups", "culture_points")
+    )
+    params = Params(**read_record(run)["params"])
+    row = find_entry(entries, title, lang)
     entry = entries.iloc[row]
-    told = {name: None if pd.isna(entry[name]) else entry[name] for name in ("id", "lang", "title", "stage", "reason")}
+    told = {
+        name: None if pd.isna(entry[name]) else entry[name]
+        for name in ("id", "lang", "title", "stage", "reason")
+    }
     point = points[points["id"].eq(entry["id"]) & points["lang"].eq(entry["lang"])]
-    if len(point): told |= {name: round(point[name].item(), 4) for name in ("rank", "centrality", "stability")}
-    facts = groups[groups["group"] == entry["group"]]       # none for a missing group, or -1
-    told["tests"] = run_tests(entries, row, facts.iloc[0] if len(facts) else None, told.get("stability"), params, groups.filter(like="n_").sum())
+    if len(point):
+        told |= {
+            name: round(point[name].item(), 4)
+            for name in ("rank", "centrality", "stability")
+        }
+    facts = groups[groups["group"] == entry["group"]]  # none for a missing group, or -1
+    told["tests"] = run_tests(
+        entries,
+        row,
+        facts.iloc[0] if len(facts) else None,
+        told.get("stability"),
+        params,
+        groups.filter(like="n_").sum(),
+    )
     told["changes"] = what_would_change(told["tests"])
-    told["group"] = describe_group(run, entries, groups, points, int(entry["group"])) if len(facts) else None
+    told["group"] = (
+        describe_group(run, entries, groups, points, int(entry["group"]))
+        if len(facts)
+        else None
+    )
     return told | {"neighbors": neighbors(run, entries, row)}
 
 # %% ../../nbs/43_evidence.explain.ipynb #3556c2c4
 VERDICTS = {
-    "pruned": "left out before encoding", "sparse": "stopped at density", "incoherent": "stopped at entropy",
-    "small": "stopped at the size of its group", "mixed": "stopped at dominance", "culture_point": "a culture point",
+    "pruned": "left out before encoding",
+    "sparse": "stopped at density",
+    "incoherent": "stopped at entropy",
+    "small": "stopped at the size of its group",
+    "mixed": "stopped at dominance",
+    "culture_point": "a culture point",
 }
 
 # %% ../../nbs/43_evidence.explain.ipynb #434a782a
-REASON_TEXTS = {"unstable": "not selected by half of the repeats", "counterpart": "has a counterpart in another language"}
+REASON_TEXTS = {
+    "unstable": "not selected by half of the repeats",
+    "counterpart": "has a counterpart in another language",
+}
+
 
 def verdict_text(told: dict[str, Any]) -> str:
     "What became of an entry, in a few words."
     return REASON_TEXTS.get(told["reason"]) or VERDICTS[told["stage"]]
 
+
 def format_value(value: Any) -> str:
     "A number of a test for people."
-    return f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < .001 else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.1e}"
+        if isinstance(value, float) and 0 < abs(value) < 0.001
+        else f"{value:.3f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
 
 def test_text(t: dict[str, Any]) -> str:
     "One test in words."
-    if t["test"] == "title": return "no date, number, measure or list" if t["passed"] else t["value"]
-    if t["test"] == "dispersion" and t["value"] is None: return "undefined: alone in its domain"
-    if t["test"] == "counterpart": return "none: its nearest entry of all is in its own language" if t["passed"] else "its nearest entry of all is in another language"
-    if t["test"] == "majority" and t["value"] is None and t["passed"]: return "selected by half of the repeats of Stage 2, or more"
-    if t["test"] == "majority" and t["value"] is None: return "selected by fewer than half of the repeats of Stage 2"
-    said = f"{format_value(t['value'])}, must be {t['rule']} {format_value(t['threshold'])}"
-    if "peers" in t: said += f"; {t['below']:.0%} of the {t['peers']} are lower"
+    if t["test"] == "title":
+        return "no date, number, measure or list" if t["passed"] else t["value"]
+    if t["test"] == "dispersion" and t["value"] is None:
+        return "undefined: alone in its domain"
+    if t["test"] == "counterpart":
+        return (
+            "none: its nearest entry of all is in its own language"
+            if t["passed"]
+            else "its nearest entry of all is in another language"
+        )
+    if t["test"] == "majority" and t["value"] is None and t["passed"]:
+        return "selected by half of the repeats of Stage 2, or more"
+    if t["test"] == "majority" and t["value"] is None:
+        return "selected by fewer than half of the repeats of Stage 2"
+    said = (
+        f"{format_value(t['value'])}, must be {t['rule']} {format_value(t['threshold'])}"
+    )
+    if "peers" in t:
+        said += f"; {t['below']:.0%} of the {t['peers']} are lower"
     return said
 
 # %% ../../nbs/43_evidence.explain.ipynb #cb391252
 def group_line(g: dict[str, Any]) -> str:
     "A group in one line."
     langs = ", ".join(f"{n} {lang}" for lang, n in g["languages"].items())
-    return f"{g['group']}, {g['size']} entries ({langs}), γ {g['dominance']:.2f} of {g['lang']}, p {g['p_value']:.1e}, q {g['q_value']:.1e}" + (f", stability {g['stability']:.0%}" if g["stability"] is not None else "")
+    return (
+        f"{g['group']}, {g['size']} entries ({langs}), γ {g['dominance']:.2f} of"
+        f" {g['lang']}, p {g['p_value']:.1e}, q {g['q_value']:.1e}"
+        + (f", stability {g['stability']:.0%}" if g["stability"] is not None else "")
+    )
+
 
 def explain_text(told: dict[str, Any]) -> str:
     "What explain found, for a terminal."
     lines = [f"{told['title']} ({told['lang']}): {verdict_text(told)}"]
-    lines += [f"  {'' if t['passed'] else '✗':<2}{t['test']:<12}{test_text(t)}" for t in told["tests"]]
-    if "rank" in told: lines.append(f"    {'centrality':<12}{told['centrality']:.3f}, rank {told['rank']} of its group")
+    lines += [
+        f"  {'' if t['passed'] else '✗':<2}{t['test']:<12}{test_text(t)}"
+        for t in told["tests"]
+    ]
+    if "rank" in told:
+        lines.append(
+            f"    {'centrality':<12}{told['centrality']:.3f}, rank {told['rank']} of its"
+            " group"
+        )
     if g := told["group"]:
-        others = [f"{t['title']} ({t['lang']})" for t in g["terms"] if (t["title"], t["lang"]) != (told["title"], told["lang"])]
-        lines += [f"  group {group_line(g)}", "    " + ", ".join(others) + (" …" if g["size"] > len(g["terms"]) else "")]
-    lines.append("  it would be no culture point" if told["stage"] == "culture_point" else "  to be a culture point")
+        others = [
+            f"{t['title']} ({t['lang']})"
+            for t in g["terms"]
+            if (t["title"], t["lang"]) != (told["title"], told["lang"])
+        ]
+        lines += [
+            f"  group {group_line(g)}",
+            "    " + ", ".join(others) + (" …" if g["size"] > len(g["terms"]) else ""),
+        ]
+    lines.append(
+        "  it would be no culture point"
+        if told["stage"] == "culture_point"
+        else "  to be a culture point"
+    )
     lines += [f"    {change}" for change in told["changes"]]
-    if told["neighbors"]: lines.append("  nearest entries (distance)")
-    for lang, near in sorted(told["neighbors"].items(), key=lambda kv: (kv[0] != told["lang"], kv[0])):
-        lines.append(f"    {lang}  " + ", ".join(f"{n['title']} {n['distance']:.2f}" for n in near))
+    if told["neighbors"]:
+        lines.append("  nearest entries (distance)")
+    for lang, near in sorted(
+        told["neighbors"].items(), key=lambda kv: (kv[0] != told["lang"], kv[0])
+    ):
+        lines.append(
+            f"    {lang}  " + ", ".join(f"{n['title']} {n['distance']:.2f}" for n in near)
+        )
     return "\n".join(lines)
+
 
 def explain_group_text(told: dict[str, Any]) -> str:
     "What explain_group found, for a terminal."
     head = f"group {group_line(told)}: {'an island' if told['island'] else 'no island'}"
-    return "\n".join([head, *(f"  {t['title']} ({t['lang']})" + ("" if t["centrality"] is None else f" {t['centrality']:.2f}") for t in told["terms"])])
+    return "\n".join(
+        [
+            head,
+            *(
+                f"  {t['title']} ({t['lang']})"
+                + ("" if t["centrality"] is None else f" {t['centrality']:.2f}")
+                for t in told["terms"]
+            ),
+        ]
+    )
 
 # %% ../../nbs/43_evidence.explain.ipynb #ec7b12c7
 def bar_html(t: dict[str, Any]) -> str:
     "A test's place among its peers as a small bar."
-    if "below" not in t or t["value"] is None: return ""
-    return f'<span style="display:inline-block;width:100px;background:#8883"><span style="display:inline-block;width:{100 * t["below"]:.0f}px;height:.6em;background:{"#4a7" if t["passed"] else "#c54"}"></span></span>'
+    if "below" not in t or t["value"] is None:
+        return ""
+    return (
+        '<span style="display:inline-block;width:100px;background:#8883"><span'
+        f' style="display:inline-block;width:{100 * t["below"]:.0f}px;height:.6em;background:{"#4a7" if t["passed"] else "#c54"}"></span></span>'
+    )
+
 
 def explain_html(told: dict[str, Any]) -> str:
     "What explain found, as HTML with everything escaped."
-    def row(*cells: str) -> str: return "<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{c}</td>' for c in cells) + "</tr>"
-    def text(value: Any) -> str: return escape(str(value))
-    rows = [row("✓" if t["passed"] else "✗", text(t["test"]), text(test_text(t)), bar_html(t)) for t in told["tests"]]
+
+    def row(*cells: str) -> str:
+        return (
+            "<tr>"
+            + "".join(
+                f'<td style="text-align:left;vertical-align:top">{c}</td>' for c in cells
+            )
+            + "</tr>"
+        )
+
+    def text(value: Any) -> str:
+        return escape(str(value))
+
+    rows = [
+        row("✓" if t["passed"] else "✗", text(t["test"]), text(test_text(t)), bar_html(t))
+        for t in told["tests"]
+    ]
     if g := told["group"]:
-        rows += [row("", "group", text(group_line(g)), ""), row("", "", text(", ".join(f"{t['title']} ({t['lang']})" for t in g["terms"])), "")]
-    rows += [row("", "it would be none" if told["stage"] == "culture_point" else "to be one", "<br>".join(map(text, told["changes"])), "")]
-    rows += [row("", f"near in {text(lang)}", text(", ".join(f"{n['title']} {n['distance']:.2f}" for n in near)), "") for lang, near in sorted(told["neighbors"].items())]
-    return f"<p><b>{text(told['title'])}</b> ({text(told['lang'])}): {verdict_text(told)}</p><table>{''.join(rows)}</table>"
+        rows += [
+            row("", "group", text(group_line(g)), ""),
+            row(
+                "",
+                "",
+                text(", ".join(f"{t['title']} ({t['lang']})" for t in g["terms"])),
+                "",
+            ),
+        ]
+    rows += [
+        row(
+            "",
+            "it would be none" if told["stage"] == "culture_point" else "to be one",
+            "<br>".join(map(text, told["changes"])),
+            "",
+        )
+    ]
+    rows += [
+        row(
+            "",
+            f"near in {text(lang)}",
+            text(", ".join(f"{n['title']} {n['distance']:.2f}" for n in near)),
+            "",
+        )
+        for lang, near in sorted(told["neighbors"].items())
+    ]
+    return (
+        f"<p><b>{text(told['title'])}</b> ({text(told['lang'])}):"
+        f" {verdict_text(told)}</p><table>{''.join(rows)}</table>"
+    )
+
 
 def display_entry(told: dict[str, Any]) -> Any:
     "What explain found, to be displayed by a notebook."
     from IPython.display import HTML
+
     return HTML(explain_html(told))

@@ -4,16 +4,19 @@
 
 # %% ../../nbs/41_evidence.quality.ipynb #3299092f
 from __future__ import annotations
+
 import json
-import numpy as np
-import pandas as pd
-from ..core.runs import CANDIDATE, STAGES, read_record, read_run
-from ..core.scripts import words
-from ..ingest.corpus import corpus_files, read_entries
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..core.runs import CANDIDATE, STAGES, read_record, read_run
+from ..core.scripts import words
+from ..ingest.corpus import corpus_files, read_entries
 
 # %% auto #0
 __all__ = ['POINTS', 'read_labels', 'join_labels', 'Measure', 'measures_of', 'ratios', 'bootstrap_units', 'bootstrap_weights',
@@ -21,24 +24,42 @@ __all__ = ['POINTS', 'read_labels', 'join_labels', 'Measure', 'measures_of', 'ra
 
 # %% ../../nbs/41_evidence.quality.ipynb #4f994c40
 def read_labels(
-    labels: str | Path | pd.DataFrame,  # a table, or a file of one, .csv or .tsv, perhaps compressed
-    entries: pd.DataFrame,              # entries.parquet of a run
-) -> pd.DataFrame:                      # the labels of each entry, a row an entry, missing where it has none
+    # a table, or a file of one, .csv or .tsv, perhaps compressed
+    labels: str | Path | pd.DataFrame,
+    entries: pd.DataFrame,  # entries.parquet of a run
+) -> pd.DataFrame:  # the labels of each entry, a row an entry, missing where it has none
     "Labels joined to a run's entries by lang and id, or by lang and title."
-    if not isinstance(labels, pd.DataFrame): labels = pd.read_csv(labels, sep="\t" if ".tsv" in Path(labels).name else ",", keep_default_na=False)
+    if not isinstance(labels, pd.DataFrame):
+        labels = pd.read_csv(
+            labels,
+            sep="\t" if ".tsv" in Path(labels).name else ",",
+            keep_default_na=False,
+        )
     key = ["lang", "id" if "id" in labels else "title"]
     if not {*key} <= {*labels} or not {"kind", "n_langs6"} & {*labels}:
-        raise ValueError(f"labels need lang, id or title, and kind or n_langs6; the table has {', '.join(labels)}")
+        raise ValueError(
+            "labels need lang, id or title, and kind or n_langs6; the table has"
+            f" {', '.join(labels)}"
+        )
     columns = [c for c in ("kind", "split", "n_langs6", "n_small_wikis") if c in labels]
-    found = entries[key].merge(labels.drop_duplicates(key)[key + columns], on=key, how="left")[columns]
-    if found.isna().all(axis=None): raise ValueError(f"none of the {len(labels)} labels is of an entry of this run: they are matched by {' and '.join(key)}")
+    found = entries[key].merge(
+        labels.drop_duplicates(key)[key + columns], on=key, how="left"
+    )[columns]
+    if found.isna().all(axis=None):
+        raise ValueError(
+            f"none of the {len(labels)} labels is of an entry of this run: they are"
+            f" matched by {' and '.join(key)}"
+        )
     return found
+
 
 def join_labels(
     labels: str | Path | pd.DataFrame,
     entries: pd.DataFrame,
-    split: str | None = None,           # only labels of this split
-) -> tuple[pd.DataFrame, np.ndarray]:   # labels of each entry; which entries have one, bool [n]
+    split: str | None = None,  # only labels of this split
+) -> tuple[
+    pd.DataFrame, np.ndarray
+]:  # labels of each entry; which entries have one, bool [n]
     "Labels joined to entries, and where there are any."
     found = read_labels(labels, entries)
     known = found.notna().all(axis=1).to_numpy()
@@ -47,42 +68,67 @@ def join_labels(
 # %% ../../nbs/41_evidence.quality.ipynb #9391c8cc
 class Measure(NamedTuple):
     "The ratio of sum(s * hit) to per_selected * sum(s) + sum(truth), for a selection s."
-    hit: np.ndarray         # float [n]
+
+    hit: np.ndarray  # float [n]
     per_selected: float
-    truth: np.ndarray       # float [n]
+    truth: np.ndarray  # float [n]
 
 # %% ../../nbs/41_evidence.quality.ipynb #042bb5e0
 def measures_of(
-    labels: pd.DataFrame,   # from read_labels
+    labels: pd.DataFrame,  # from read_labels
 ) -> dict[str, Measure]:
     "The measures that these labels allow."
-    none, found = np.zeros(len(labels)), {}
+    none = np.zeros(len(labels))
+    found = {}
     if "kind" in labels:
         culture = (labels["kind"] == "culture").to_numpy(float)
-        found |= {"precision": Measure(culture, 1, none), "recall": Measure(culture, 0, culture), "f1": Measure(2 * culture, 1, culture)}
-        for kind in sorted(labels["kind"].dropna().unique()):       # how much of each kind is selected
+        found |= {
+            "precision": Measure(culture, 1, none),
+            "recall": Measure(culture, 0, culture),
+            "f1": Measure(2 * culture, 1, culture),
+        }
+        # how much of each kind is selected
+        for kind in sorted(labels["kind"].dropna().unique()):
             is_kind = (labels["kind"] == kind).to_numpy(float)
             found[f"selected: {kind}"] = Measure(is_kind, 0, is_kind)
-    if "n_langs6" in labels: found["all six"] = Measure((labels["n_langs6"] == 6).to_numpy(float), 1, none)
-    if "n_small_wikis" in labels: found["small wikis"] = Measure(labels["n_small_wikis"].fillna(0).to_numpy(float), 1, none)
+    if "n_langs6" in labels:
+        found["all six"] = Measure((labels["n_langs6"] == 6).to_numpy(float), 1, none)
+    if "n_small_wikis" in labels:
+        found["small wikis"] = Measure(
+            labels["n_small_wikis"].fillna(0).to_numpy(float), 1, none
+        )
     return found
 
 # %% ../../nbs/41_evidence.quality.ipynb #b3223a17
 def ratios(
-    selected: np.ndarray,           # float [r, n] or [n]
-    weights: np.ndarray,            # float [r, n] or [n]: how often each entry counts; 0 for one without a label
+    selected: np.ndarray,  # float [r, n] or [n]
+    # float [r, n] or [n]: how often each entry counts; 0 for one without a label
+    weights: np.ndarray,
     measures: Mapping[str, Measure],
-    onehot: np.ndarray,             # float [n, langs]
-) -> np.ndarray:                    # float [r, measures, langs + 2]; the last two: all entries together, mean of the languages
+    onehot: np.ndarray,  # float [n, langs]
+) -> (
+    np.ndarray
+    # float [r, measures, langs + 2]; the last two: all entries together, mean of the
+    # languages
+):
     "Every measure of a selection in every language, NaN where nothing is selected."
-    s, w = np.atleast_2d(selected * weights), np.atleast_2d(weights)
+    s = np.atleast_2d(selected * weights)
+    w = np.atleast_2d(weights)
     out = []
     for m in measures.values():
         hit, truth = ((x[:, None] * onehot).astype(s.dtype) for x in (m.hit, m.truth))
-        above, below = s @ hit, m.per_selected * (s @ onehot.astype(s.dtype)) + w @ truth
-        with np.errstate(invalid="ignore"): each, pooled = above / below, above.sum(1) / below.sum(1)
+        above = s @ hit
+        below = m.per_selected * (s @ onehot.astype(s.dtype)) + w @ truth
+        with np.errstate(invalid="ignore"):
+            each = above / below
+            pooled = above.sum(1) / below.sum(1)
         seen = ~np.isnan(each)
-        mean = np.divide(np.where(seen, each, 0).sum(1), seen.sum(1), out=np.full(len(each), np.nan), where=seen.any(1))
+        mean = np.divide(
+            np.where(seen, each, 0).sum(1),
+            seen.sum(1),
+            out=np.full(len(each), np.nan),
+            where=seen.any(1),
+        )
         out.append(np.column_stack([each, pooled, mean]))
     return np.stack(out, axis=1)
 
@@ -90,139 +136,256 @@ def ratios(
 def bootstrap_units(entries: pd.DataFrame) -> np.ndarray:
     "The unit of each entry, int [n]: its group, or itself where it is in none."
     group = entries["group"].fillna(-1).to_numpy(np.int64)
-    return np.unique(np.where(group >= 0, group, group.max(initial=0) + 1 + np.arange(len(group))), return_inverse=True)[1]
+    return np.unique(
+        np.where(group >= 0, group, group.max(initial=0) + 1 + np.arange(len(group))),
+        return_inverse=True,
+    )[1]
 
 # %% ../../nbs/41_evidence.quality.ipynb #89504186
 def bootstrap_weights(
-    unit: np.ndarray,   # from units, int [n]
-    n: int,             # replicates
+    unit: np.ndarray,  # from units, int [n]
+    n: int,  # replicates
     rng: np.random.Generator,
-    block: int = 64,    # replicates at a time
+    block: int = 64,  # replicates at a time
 ) -> Iterator[np.ndarray]:  # float32 [block, n] each
     "How often each entry counts in each replicate."
     size = int(unit.max(initial=-1)) + 1
     for start in range(0, n, block):
-        drawn = [np.bincount(rng.integers(size, size=size), minlength=size)[unit] for _ in range(min(block, n - start))]
+        drawn = [
+            np.bincount(rng.integers(size, size=size), minlength=size)[unit]
+            for _ in range(min(block, n - start))
+        ]
         yield np.array(drawn, np.float32)
 
 # %% ../../nbs/41_evidence.quality.ipynb #18d9eae2
 def draw_like(
-    pool: np.ndarray,   # from which entries, bool [n]
-    like: np.ndarray,   # how many: as many as are True in each language, bool [n]
-    lang: np.ndarray,   # int [n]
+    pool: np.ndarray,  # from which entries, bool [n]
+    like: np.ndarray,  # how many: as many as are True in each language, bool [n]
+    lang: np.ndarray,  # int [n]
     rng: np.random.Generator,
-) -> np.ndarray:        # bool [n]
-    "A random selection from the pool with as many entries of each language as another has."
+) -> np.ndarray:  # bool [n]
+    """A random selection from the pool with as many entries of each language as another
+    has.
+    """
     chosen = np.zeros(len(pool), bool)
     for l in np.unique(lang[like]):
         rows = np.flatnonzero(pool & (lang == l))
-        chosen[rng.choice(rows, min(len(rows), int(like[lang == l].sum())), replace=False)] = True
+        chosen[
+            rng.choice(rows, min(len(rows), int(like[lang == l].sum())), replace=False)
+        ] = True
     return chosen
 
 # %% ../../nbs/41_evidence.quality.ipynb #3df186c0
 def title_frequency(
-    entries: pd.DataFrame,      # entries.parquet of a run
-    corpus: str | Path,         # its corpus folder
-) -> np.ndarray:                # float [n]: mean log frequency of the title's words in titles and leads of its language; inf without words
+    entries: pd.DataFrame,  # entries.parquet of a run
+    corpus: str | Path,  # its corpus folder
+    # float [n]: mean log frequency of the title's words in titles and leads of its
+    # language;
+    # inf without words
+) -> np.ndarray:
     "How common the words of each title are."
     common = np.full(len(entries), np.inf)
     for lang, files in corpus_files(corpus).items():
         count: Counter[str] = Counter()
         for file in files:
-            for entry in read_entries(file, lang, Counter()): count.update(words(" ".join([entry["title"], *entry["paragraphs"][:1]])))
+            for entry in read_entries(file, lang, Counter()):
+                count.update(words(" ".join([entry["title"], *entry["paragraphs"][:1]])))
         for row in np.flatnonzero(entries["lang"] == lang):
-            if found := list(words(entries["title"].iat[row])): common[row] = np.mean([np.log1p(count[w]) for w in found])
+            if found := list(words(entries["title"].iat[row])):
+                common[row] = np.mean([np.log1p(count[w]) for w in found])
     return common
 
 # %% ../../nbs/41_evidence.quality.ipynb #fddb63d8
 def draw_rarest(
-    common: np.ndarray,     # from title_frequency
-    pool: np.ndarray,       # bool [n]
-    like: np.ndarray,       # bool [n]
-    lang: np.ndarray,       # int [n]
-) -> np.ndarray:            # bool [n]
-    "The pool's entries with the rarest words, as many of each language as another selection has."
+    common: np.ndarray,  # from title_frequency
+    pool: np.ndarray,  # bool [n]
+    like: np.ndarray,  # bool [n]
+    lang: np.ndarray,  # int [n]
+) -> np.ndarray:  # bool [n]
+    """The pool's entries with the rarest words, as many of each language as another
+    selection has.
+    """
     chosen = np.zeros(len(pool), bool)
     for l in np.unique(lang[like]):
         rows = np.flatnonzero(pool & (lang == l))
-        chosen[rows[np.argsort(common[rows], kind="stable")[:int(like[lang == l].sum())]]] = True
+        chosen[
+            rows[np.argsort(common[rows], kind="stable")[: int(like[lang == l].sum())]]
+        ] = True
     return chosen
 
 # %% ../../nbs/41_evidence.quality.ipynb #c74a85a4
 def evaluate(
-    entries: pd.DataFrame,      # entries.parquet of a run
-    selections: Mapping[str, np.ndarray | Callable[[np.random.Generator], np.ndarray]],    # bool [n], or what draws one
+    entries: pd.DataFrame,  # entries.parquet of a run
+    # bool [n], or what draws one
+    selections: Mapping[str, np.ndarray | Callable[[np.random.Generator], np.ndarray]],
     measures: Mapping[str, Measure],
-    known: np.ndarray,          # which entries have a label, bool [n]
+    known: np.ndarray,  # which entries have a label, bool [n]
     n_boot: int = 1000,
     seed: int = 0,
-) -> pd.DataFrame:              # selection, lang, measure, value, lo, hi, n; lang also all (pooled) and mean (of the languages)
-    "Each measure of each selection with its 95 % interval, missing where fewer than two units are selected."
+) -> (
+    pd.DataFrame
+    # selection, lang, measure, value, lo, hi, n; lang also all (pooled) and mean (of the
+    # languages)
+):
+    """Each measure of each selection with its 95 % interval, missing where fewer than two
+    units are selected.
+    """
     codes, langs = pd.factorize(entries["lang"], sort=True)
-    onehot, unit, rng, rows = np.eye(len(langs))[codes], bootstrap_units(entries), np.random.default_rng(seed), []
-    draw = {name: s if callable(s) else (lambda rng, s=s: s) for name, s in selections.items()}
+    onehot = np.eye(len(langs))[codes]
+    unit = bootstrap_units(entries)
+    rng = np.random.default_rng(seed)
+    rows = []
+    draw = {
+        name: s if callable(s) else (lambda rng, s=s: s) for name, s in selections.items()
+    }
     boot: dict[str, list[np.ndarray]] = {name: [] for name in selections}
-    for w in bootstrap_weights(unit, n_boot, rng):     # the same replicates for every selection
-        for name in selections: boot[name].append(ratios(np.array([draw[name](rng) for _ in w], np.float32), w * known, measures, onehot))
+    # the same replicates for every selection
+    for w in bootstrap_weights(unit, n_boot, rng):
+        for name in selections:
+            boot[name].append(
+                ratios(
+                    np.array([draw[name](rng) for _ in w], np.float32),
+                    w * known,
+                    measures,
+                    onehot,
+                )
+            )
     for name, selection in selections.items():
-        spread, one = np.concatenate(boot[name]), draw[name](rng) & known
-        value = spread.mean(0) if callable(selection) else ratios(one.astype(float), known.astype(float), measures, onehot)[0]
-        lo, hi = np.nanquantile(np.where(np.isnan(spread).all(0), 0, spread), [.025, .975], axis=0)
-        places = {**{lang: one & (codes == i) for i, lang in enumerate(langs)}, "all": one, "mean": one}
+        spread = np.concatenate(boot[name])
+        one = draw[name](rng) & known
+        value = (
+            spread.mean(0)
+            if callable(selection)
+            else ratios(one.astype(float), known.astype(float), measures, onehot)[0]
+        )
+        lo, hi = np.nanquantile(
+            np.where(np.isnan(spread).all(0), 0, spread), [0.025, 0.975], axis=0
+        )
+        places = {
+            **{lang: one & (codes == i) for i, lang in enumerate(langs)},
+            "all": one,
+            "mean": one,
+        }
         for j, (lang, place) in enumerate(places.items()):
             few = len(np.unique(unit[place])) < 2
             for i, measure in enumerate(measures):
                 blind = few or np.isnan(value[i, j])
-                rows.append((name, lang, measure, value[i, j], np.nan if blind else lo[i, j], np.nan if blind else hi[i, j], int(place.sum())))
-    return pd.DataFrame(rows, columns=["selection", "lang", "measure", "value", "lo", "hi", "n"])
+                rows.append(
+                    (
+                        name,
+                        lang,
+                        measure,
+                        value[i, j],
+                        np.nan if blind else lo[i, j],
+                        np.nan if blind else hi[i, j],
+                        int(place.sum()),
+                    )
+                )
+    return pd.DataFrame(
+        rows, columns=["selection", "lang", "measure", "value", "lo", "hi", "n"]
+    )
 
 # %% ../../nbs/41_evidence.quality.ipynb #79d191ec
-POINTS = "culture points"       # the name of a run's own selection
+POINTS = "culture points"  # the name of a run's own selection
 
 # %% ../../nbs/41_evidence.quality.ipynb #afa4868e
 def evaluate_run(
     run: str | Path,
-    labels: str | Path | pd.DataFrame,              # see read_labels
-    others: Mapping[str, str | Path] | None = None, # further runs of the same corpus by name: presets, say
-    corpus: str | Path | None = None,               # the corpus folder, for the word frequencies; where the run found it when left out
-    split: str | None = None,                       # only labels of this split
+    labels: str | Path | pd.DataFrame,  # see read_labels
+    # further runs of the same corpus by name: presets, say
+    others: Mapping[str, str | Path] | None = None,
+    # the corpus folder, for the word frequencies; where the run found it when left out
+    corpus: str | Path | None = None,
+    split: str | None = None,  # only labels of this split
     n_boot: int = 1000,
     seed: int = 0,
-) -> pd.DataFrame:              # as judge gives it
-    """A run's culture points against labels, beside the base rate, the rejected candidates and the baselines.
+) -> pd.DataFrame:  # as judge gives it
+    """A run's culture points against labels, beside the base rate, the rejected
+    candidates and the baselines.
 
-    Rare words are left out when the corpus folder is not there."""
+    Rare words are left out when the corpus folder is not there.
+    """
     entries = read_run(run, "entries")
     found, known = join_labels(labels, entries, split)
-    stage, lang = entries["stage"].to_numpy(), pd.factorize(entries["lang"], sort=True)[0]
-    points, kept, reached = stage == "culture_point", stage != "pruned", np.isin(stage, CANDIDATE)
-    selections = {"entries": np.ones(len(entries), bool), "rejected": reached & ~points, POINTS: points,
-                  "Random": lambda rng: draw_like(kept, points, lang, rng), "Mono": reached, "Mono, as many": lambda rng: draw_like(reached, points, lang, rng)}
+    stage = entries["stage"].to_numpy()
+    lang = pd.factorize(entries["lang"], sort=True)[0]
+    points = stage == "culture_point"
+    kept = stage != "pruned"
+    reached = np.isin(stage, CANDIDATE)
+    selections = {
+        "entries": np.ones(len(entries), bool),
+        "rejected": reached & ~points,
+        POINTS: points,
+        "Random": lambda rng: draw_like(kept, points, lang, rng),
+        "Mono": reached,
+        "Mono, as many": lambda rng: draw_like(reached, points, lang, rng),
+    }
     corpus = Path(corpus or read_record(run)["corpus"]["path"])
-    if corpus.is_dir(): selections["Rare words"] = draw_rarest(title_frequency(entries, corpus), kept, points, lang)
+    if corpus.is_dir():
+        selections["Rare words"] = draw_rarest(
+            title_frequency(entries, corpus), kept, points, lang
+        )
     tables = [evaluate(entries, selections, measures_of(found), known, n_boot, seed)]
     for name, other in (others or {}).items():
         entries = read_run(other, "entries")
         found, known = join_labels(labels, entries, split)
-        tables.append(evaluate(entries, {name: (entries["stage"] == "culture_point").to_numpy()}, measures_of(found), known, n_boot, seed))
+        tables.append(
+            evaluate(
+                entries,
+                {name: (entries["stage"] == "culture_point").to_numpy()},
+                measures_of(found),
+                known,
+                n_boot,
+                seed,
+            )
+        )
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/41_evidence.quality.ipynb #cc296c15
 def evaluate_dishes(
     run: str | Path,
-    gold: str | Path,       # JSON lines: titles by language, and cultures6, the languages whose culture the dish belongs to
+    # JSON lines: titles by language, and cultures6, the languages whose culture the dish
+    # belongs to
+    gold: str | Path,
     n_boot: int = 1000,
     seed: int = 0,
-) -> pd.DataFrame:          # as judge gives it, for all entries, own and foreign dishes
-    "How far dishes get in the language of their culture and in others, beside all entries."
+) -> pd.DataFrame:  # as judge gives it, for all entries, own and foreign dishes
+    """How far dishes get in the language of their culture and in others, beside all
+    entries.
+    """
     entries = read_run(run, "entries")
-    dishes = [(lang, title, lang in dish["cultures6"]) for dish in map(json.loads, Path(gold).read_text(encoding="utf-8").splitlines()) for lang, title in dish["titles"].items()]
-    own = pd.DataFrame(dishes, columns=["lang", "title", "own"]).groupby(["lang", "title"])["own"].max().reset_index()
+    dishes = [
+        (lang, title, lang in dish["cultures6"])
+        for dish in map(json.loads, Path(gold).read_text(encoding="utf-8").splitlines())
+        for lang, title in dish["titles"].items()
+    ]
+    own = (
+        pd.DataFrame(dishes, columns=["lang", "title", "own"])
+        .groupby(["lang", "title"])["own"]
+        .max()
+        .reset_index()
+    )
     own = entries[["lang", "title"]].merge(own, how="left")["own"].astype("boolean")
     order = pd.Categorical(entries["stage"], STAGES, ordered=True).codes
-    rank = pd.Series(order).groupby(entries["lang"]).transform(lambda s: (s.rank() - .5) / len(s)).to_numpy()
+    rank = (
+        pd.Series(order)
+        .groupby(entries["lang"])
+        .transform(lambda s: (s.rank() - 0.5) / len(s))
+        .to_numpy()
+    )
     none = np.zeros(len(entries))
-    measures = {"candidate": Measure(entries["stage"].isin(CANDIDATE).to_numpy(float), 1, none),
-                "culture point": Measure((entries["stage"] == "culture_point").to_numpy(float), 1, none), "percentile": Measure(rank, 1, none)}
-    selections = {"entries": np.ones(len(entries), bool), "own dishes": own.fillna(False).to_numpy(bool), "others' dishes": (~own).fillna(False).to_numpy(bool)}
-    return evaluate(entries, selections, measures, np.ones(len(entries), bool), n_boot, seed)
+    measures = {
+        "candidate": Measure(entries["stage"].isin(CANDIDATE).to_numpy(float), 1, none),
+        "culture point": Measure(
+            (entries["stage"] == "culture_point").to_numpy(float), 1, none
+        ),
+        "percentile": Measure(rank, 1, none),
+    }
+    selections = {
+        "entries": np.ones(len(entries), bool),
+        "own dishes": own.fillna(False).to_numpy(bool),
+        "others' dishes": (~own).fillna(False).to_numpy(bool),
+    }
+    return evaluate(
+        entries, selections, measures, np.ones(len(entries), bool), n_boot, seed
+    )

@@ -4,17 +4,20 @@
 
 # %% ../../nbs/42_evidence.sweep.ipynb #4688b8eb
 from __future__ import annotations
-import numpy as np
-import pandas as pd
+
 import re
-from ..core.runs import Params, STAGES, read_run
-from .quality import POINTS, evaluate, join_labels, measures_of
-from ..mine.pipeline import mine_corpus
-from ..mine.select import jaccard
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.runs import STAGES, Params, read_run
+from .quality import POINTS, evaluate, join_labels, measures_of
+from ..mine.pipeline import mine_corpus
+from ..mine.select import jaccard
 
 # %% auto #0
 __all__ = ['grid_points', 'point_name', 'run_sweep', 'summarize_run']
@@ -24,7 +27,10 @@ def grid_points(
     grid: Mapping[str, Sequence[Any]],  # values by name of a parameter
     preset: str = "default",
 ) -> list[tuple[dict[str, Any], Params]]:
-    "Every combination, with its parameters. A RunError when one is impossible, before anything is mined."
+    """Every combination, with its parameters.
+
+    A RunError when one is impossible, before anything is mined.
+    """
     combinations = [dict(zip(grid, values)) for values in product(*grid.values())]
     return [(point, Params.of(**{"preset": preset, **point})) for point in combinations]
 
@@ -37,40 +43,72 @@ def point_name(number: int, point: Mapping[str, Any]) -> str:
 # %% ../../nbs/42_evidence.sweep.ipynb #ad95e1fb
 def run_sweep(
     corpus: str | Path,
-    grid: Mapping[str, Sequence[Any]],  # values by name of a parameter; any field of Params
-    out: str | Path,                    # gets sweep.parquet, sweep.csv, and a folder for each point
-    preset: str = "default",            # the values of what the grid leaves alone, and what the points are compared with
-    labels: str | Path | pd.DataFrame | None = None,    # adds the measures of quality, the mean of the languages
+    # values by name of a parameter; any field of Params
+    grid: Mapping[str, Sequence[Any]],
+    out: str | Path,  # gets sweep.parquet, sweep.csv, and a folder for each point
+    # the values of what the grid leaves alone, and what the points are compared with
+    preset: str = "default",
+    # adds the measures of quality, the mean of the languages
+    labels: str | Path | pd.DataFrame | None = None,
     jobs: int | None = None,
     quiet: bool = True,
-) -> pd.DataFrame:      # a row a point: name, parameters, entries by stage, groups, culture points, jaccard
-    "Mine every point of a grid and say what came out. The points share what their parameters have in common."
-    out, points = Path(out), grid_points(grid, preset)
-    mine_corpus(corpus, out/"run", Params.of(preset), jobs, quiet=quiet)
-    reference = (read_run(out/"run", "entries")["stage"] == "culture_point").to_numpy()
+) -> (
+    pd.DataFrame
+):  # a row a point: name, parameters, entries by stage, groups, culture points, jaccard
+    """Mine every point of a grid and say what came out.
+
+    The points share what their parameters have in common.
+    """
+    out = Path(out)
+    points = grid_points(grid, preset)
+    mine_corpus(corpus, out / "run", Params.of(preset), jobs, quiet=quiet)
+    reference = (read_run(out / "run", "entries")["stage"] == "culture_point").to_numpy()
     rows = []
     for number, (point, params) in enumerate(points):
         name = point_name(number, point)
-        mine_corpus(corpus, out/name, params, jobs, quiet=quiet, work=out/"run")
-        rows.append({"name": name, **{k: str(v) if isinstance(v, tuple) else v for k, v in point.items()}, **summarize_run(out/name, reference, labels)})
+        mine_corpus(corpus, out / name, params, jobs, quiet=quiet, work=out / "run")
+        rows.append(
+            {
+                "name": name,
+                **{k: str(v) if isinstance(v, tuple) else v for k, v in point.items()},
+                **summarize_run(out / name, reference, labels),
+            }
+        )
     table = pd.DataFrame(rows)
-    table[list(grid)] = table[list(grid)].convert_dtypes()      # a whole number stays one beside a missing value
-    table.to_parquet(out/"sweep.parquet", index=False)
-    table.to_csv(out/"sweep.csv", index=False)
+    # a whole number stays one beside a missing value
+    table[list(grid)] = table[list(grid)].convert_dtypes()
+    table.to_parquet(out / "sweep.parquet", index=False)
+    table.to_csv(out / "sweep.csv", index=False)
     return table
 
 # %% ../../nbs/42_evidence.sweep.ipynb #1f7de449
 def summarize_run(
     run: Path,
-    reference: np.ndarray,      # what the preset selects, bool [entries]
+    reference: np.ndarray,  # what the preset selects, bool [entries]
     labels: str | Path | pd.DataFrame | None,
 ) -> dict[str, Any]:
     "What a sweep notes of one run."
-    entries, groups = read_run(run, "entries"), read_run(run, "culture_points")["group"]
+    entries = read_run(run, "entries")
+    groups = read_run(run, "culture_points")["group"]
     counts = entries["stage"].value_counts()
-    row = {stage: int(counts.get(stage, 0)) for stage in STAGES} | {"groups": groups.nunique(), "jaccard": jaccard(reference, (entries["stage"] == "culture_point").to_numpy())}
-    if labels is None: return row
+    row = {stage: int(counts.get(stage, 0)) for stage in STAGES} | {
+        "groups": groups.nunique(),
+        "jaccard": jaccard(reference, (entries["stage"] == "culture_point").to_numpy()),
+    }
+    if labels is None:
+        return row
     found, known = join_labels(labels, entries)
-    told = evaluate(entries, {POINTS: (entries["stage"] == "culture_point").to_numpy()}, measures_of(found), known, n_boot=200)
+    told = evaluate(
+        entries,
+        {POINTS: (entries["stage"] == "culture_point").to_numpy()},
+        measures_of(found),
+        known,
+        n_boot=200,
+    )
     mean = told[told["lang"] == "mean"]
-    return row | dict(zip(mean["measure"], mean["value"])) | dict(zip(mean["measure"] + " lo", mean["lo"])) | dict(zip(mean["measure"] + " hi", mean["hi"]))
+    return (
+        row
+        | dict(zip(mean["measure"], mean["value"]))
+        | dict(zip(mean["measure"] + " lo", mean["lo"]))
+        | dict(zip(mean["measure"] + " hi", mean["hi"]))
+    )

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/20_ingest.articles.ipynb #3ae2dc0a
 from __future__ import annotations
+
 import re
 
 # %% auto #0
@@ -11,52 +12,99 @@ __all__ = ['FILE_PREFIXES', 'CATEGORY_PREFIXES', 'NAMESPACES', 'HIDDEN_PREFIXES'
            'is_redirect', 'is_disambiguation']
 
 # %% ../../nbs/20_ingest.articles.ipynb #56e6b835
-FILE_PREFIXES = ("file image media datei bild medium fichier média archivo imagen medio ファイル 画像 メディア 文件 檔案 档案 图像 圖像 "
-         "媒体 媒體").split()
+FILE_PREFIXES = (
+    "file image media datei bild medium fichier média archivo imagen medio ファイル 画像"
+    " メディア 文件 檔案 档案 图像 圖像 媒体 媒體"
+).split()
 CATEGORY_PREFIXES = "category kategorie catégorie categoría カテゴリ 分类 分類".split()
-NAMESPACES = frozenset(FILE_PREFIXES + CATEGORY_PREFIXES + (
-    "talk user wikipedia wp mediawiki template help portal module draft book timedtext special topic "
-    "diskussion benutzer benutzerin vorlage hilfe modul spezial discussion utilisateur utilisatrice wikipédia modèle aide "
-    "portail projet référence spécial "
-    "discusión usuario usuaria plantilla ayuda módulo especial anexo wikiproyecto ノート 利用者 テンプレート ヘルプ ポータル "
-    "プロジェクト モジュール 特別 "
-    "讨论 討論 用户 用戶 使用者 维基百科 維基百科 模板 帮助 幫助 主题 主題 模块 模組 草稿 特殊").split())
+NAMESPACES = frozenset(
+    FILE_PREFIXES
+    + CATEGORY_PREFIXES
+    + (
+        "talk user wikipedia wp mediawiki template help portal module draft book"
+        " timedtext special topic diskussion benutzer benutzerin vorlage hilfe modul"
+        " spezial discussion utilisateur utilisatrice wikipédia modèle aide portail"
+        " projet référence spécial discusión usuario usuaria plantilla ayuda módulo"
+        " especial anexo wikiproyecto ノート 利用者 テンプレート ヘルプ ポータル"
+        " プロジェクト モジュール 特別 讨论 討論 用户 用戶 使用者 维基百科 維基百科 模板"
+        " 帮助 幫助 主题 主題 模块 模組 草稿 特殊"
+    ).split()
+)
 
 HIDDEN_PREFIXES = frozenset(FILE_PREFIXES + CATEGORY_PREFIXES)
 
-def title_prefix(title: str) -> str: return title.partition(":")[0].strip().replace("_", " ").lower() if ":" in title else ""
+
+def title_prefix(title: str) -> str:
+    return (
+        title.partition(":")[0].strip().replace("_", " ").lower() if ":" in title else ""
+    )
 
 # %% ../../nbs/20_ingest.articles.ipynb #7366daa1
 def in_namespace(title: str, prefixes: frozenset[str] = NAMESPACES) -> bool:
     "Is this a page outside the article namespace, by the prefix of its title?"
     p = title_prefix(title)
-    return bool(p) and (p in prefixes or p.endswith((" talk", " diskussion")) or p.startswith(("discussion ",
-        "discusión ")) or p.endswith(("‐ノート", "讨论", "討論")))
+    return bool(p) and (
+        p in prefixes
+        or p.endswith((" talk", " diskussion"))
+        or p.startswith(("discussion ", "discusión "))
+        or p.endswith(("‐ノート", "讨论", "討論"))
+    )
 
 # %% ../../nbs/20_ingest.articles.ipynb #921042d1
-_YEAR_TOPIC = "|".join(("音楽 映画 スポーツ 文学 科学 テレビ ラジオ 美術 鉄道 航空 宇宙飛行 政治 経済 野球 サッカー 競馬 将棋 "
-                        "囲碁 気象 ゲーム 漫画 アニメ 日本 "
-                        "电影 電影 音乐 音樂 体育 體育 文学 文學 科技 科学 科學 电视 電視 政治 经济 經濟 航天 铁路 鐵路 動畫 "
-                        "动画 漫画 "
-                        "香港 澳门 澳門 台湾 台灣 臺灣 中国 中國 中华民国 中華民國 新加坡 马来西亚 馬來西亞 美国 美國 英国 英國 "
-                        "法国 法國 德国 德國 韩国 韓國").split())
-_MOIS = "janvier|février|mars|avril|mai|juin|juillet|août|septembre|octobre|novembre|décembre"
-_LIST_TITLE = re.compile("|".join((
-    # English
-    r"(?i:lists? (?:of|by)|outline of|timeline of|glossary of) .", r"(?i:index of) .*(?:articles|topics)$", r"Deaths in .*\d",
-    # German: also "Liste japanischer Inseln"
-    r"Liste (?:der|des|von|vom|aller) .", r"Liste [\w-]+er [A-ZÄÖÜ]", r".+/Episodenliste$", r"Nekrolog .*\d", "Zeittafel zu",
-    # French and Spanish: of things in the plural
-    r"Listes? (?:des|du) .", r"Listes? d(?:e |['’] ?)[\w'’-]+[sxz]\b", r"Chronologie d", r"(?:Décès|Naissances?) en .*\d",
-    r"Liste (?:alphabétique|chronologique|détaillée|historique|complète) d",
-    r"Index (?:alphabétique|des [\w'’-]+s\b)", r"Índice .+ alfabético$",
-    r"Anexo:", r"(?:Lista|Listado|Listas) de (?:los |las )?[\w-]+s\b",
-    # Japanese and Chinese; 邮件列表 is a mailing list, 数据库索引 and 引文索引 are techniques
-    r".+の表$", r".+(?<!数据库)(?<!資料庫)(?<!引文)(?<!全文)(?<!倒排)(?<!聚集)(?<!名称)(?<!名稱)(?<!列表)索引$",
-    r".+一覧表?(?:$|[ /(（])", r".+(?<!邮件)(?<!郵件)列表(?:$|[ /(（])",
-    # a year, a month or a day in …
-    rf"\d{{3,4}}s? in .", rf"(?i:(?:\d\d?|1er) (?:{_MOIS})|(?:{_MOIS}) \d{{3,4}}|\d{{3,4}}) (?:en|au|aux|à) .",
-    rf"\d{{3,4}}年の?(?:{_YEAR_TOPIC})$")))
+_YEAR_TOPIC = "|".join(
+    (
+        "音楽 映画 スポーツ 文学 科学 テレビ ラジオ 美術 鉄道 航空 宇宙飛行 政治 経済"
+        " 野球 サッカー 競馬 将棋 "
+        "囲碁 気象 ゲーム 漫画 アニメ 日本 "
+        "电影 電影 音乐 音樂 体育 體育 文学 文學 科技 科学 科學 电视 電視 政治 经济 經濟"
+        " 航天 铁路 鐵路 動畫 "
+        "动画 漫画 "
+        "香港 澳门 澳門 台湾 台灣 臺灣 中国 中國 中华民国 中華民國 新加坡 马来西亚"
+        " 馬來西亞 美国 美國 英国 英國 "
+        "法国 法國 德国 德國 韩国 韓國"
+    ).split()
+)
+_MOIS = (
+    "janvier|février|mars|avril|mai|juin|juillet|août|septembre|octobre|novembre|décembre"
+)
+_LIST_TITLE = re.compile(
+    "|".join(
+        (
+            # English
+            r"(?i:lists? (?:of|by)|outline of|timeline of|glossary of) .",
+            r"(?i:index of) .*(?:articles|topics)$",
+            r"Deaths in .*\d",
+            # German: also "Liste japanischer Inseln"
+            r"Liste (?:der|des|von|vom|aller) .",
+            r"Liste [\w-]+er [A-ZÄÖÜ]",
+            r".+/Episodenliste$",
+            r"Nekrolog .*\d",
+            "Zeittafel zu",
+            # French and Spanish: of things in the plural
+            r"Listes? (?:des|du) .",
+            r"Listes? d(?:e |['’] ?)[\w'’-]+[sxz]\b",
+            r"Chronologie d",
+            r"(?:Décès|Naissances?) en .*\d",
+            r"Liste (?:alphabétique|chronologique|détaillée|historique|complète) d",
+            r"Index (?:alphabétique|des [\w'’-]+s\b)",
+            r"Índice .+ alfabético$",
+            r"Anexo:",
+            r"(?:Lista|Listado|Listas) de (?:los |las )?[\w-]+s\b",
+            # Japanese and Chinese; 邮件列表 is a mailing list, 数据库索引 and 引文索引 are techniques
+            r".+の表$",
+            r".+(?<!数据库)(?<!資料庫)(?<!引文)(?<!全文)(?<!倒排)(?<!聚集)(?<!名称)(?<!名稱)(?<!列表)索引$",
+            r".+一覧表?(?:$|[ /(（])",
+            r".+(?<!邮件)(?<!郵件)列表(?:$|[ /(（])",
+            # a year, a month or a day in …
+            rf"\d{{3,4}}s? in .",
+            (
+                rf"(?i:(?:\d\d?|1er) (?:{_MOIS})|(?:{_MOIS}) \d{{3,4}}|\d{{3,4}})"
+                r" (?:en|au|aux|à) ."
+            ),
+            rf"\d{{3,4}}年の?(?:{_YEAR_TOPIC})$",
+        )
+    )
+)
 
 # %% ../../nbs/20_ingest.articles.ipynb #7800f304
 def list_title(title: str) -> bool:
@@ -66,23 +114,38 @@ def list_title(title: str) -> bool:
 # %% ../../nbs/20_ingest.articles.ipynb #605a3157
 _DISAMBIGUATION = re.compile(
     r"\{\{\s*(?:template:|vorlage:|modèle:|plantilla:)?\s*(?:"
-    r"(?:[\w –-]* )?disambiguation(?: cleanup| page)?|(?:[\w –-]* )?disambig(?:-cleanup)?|disamb|dab|hndis|geodis|mathdab|"
+    r"(?:[\w –-]* )?disambiguation(?: cleanup| page)?|(?:[\w –-]*"
+    r" )?disambig(?:-cleanup)?|disamb|dab|hndis|geodis|mathdab|"
     r"numberdis|surname|given name|sia|set index article"
     r"|begriffsklärung|bkl|falschschreibung"
     r"|aimai|(?:[\w ]*の)?曖昧さ回避|[\w ]*消歧[义義][页頁]?"
     r"|homonymie(?: [\w '’-]+)?|homonymes|(?:titres? )?paronymie|patronymes?|toponymie"
     r"|(?:[\w ]* )?desambiguaci[óo]n|desambig|des"
-    r")\s*(?:\||\}\})", re.I)
-_DISAMBIGUATION_TITLE = re.compile(r".+[(（](?:[\w ]* )?(?:disambiguation|begriffsklärung|曖昧さ回避|消歧[义義]|homonymie|"
-                                   r"homonymes|desambiguación)[)）]$", re.I)
-_REDIRECT = re.compile(r"\s*[#＃]\s*(?:REDIRECT(?:ION)?|WEITERLEITUNG|REDIRECCI[ÓO]N|転送|リダイレクト|重定向|"
-                       r"重新導向)\s*:?\s*\[\[", re.I)
+    r")\s*(?:\||\}\})",
+    re.I,
+)
+_DISAMBIGUATION_TITLE = re.compile(
+    r".+[(（](?:[\w ]*"
+    r" )?(?:disambiguation|begriffsklärung|曖昧さ回避|消歧[义義]|homonymie|"
+    r"homonymes|desambiguación)[)）]$",
+    re.I,
+)
+_REDIRECT = re.compile(
+    r"\s*[#＃]\s*(?:REDIRECT(?:ION)?|WEITERLEITUNG|REDIRECCI[ÓO]N|転送|リダイレクト|重定向|"
+    r"重新導向)\s*:?\s*\[\[",
+    re.I,
+)
 
 # %% ../../nbs/20_ingest.articles.ipynb #820a3cb8
 def is_redirect(wikitext: str) -> bool:
     "Does the page only send its reader elsewhere?"
     return bool(_REDIRECT.match(wikitext))
 
+
 def is_disambiguation(title: str, wikitext: str = "") -> bool:
     "Does the page only tell namesakes apart, by its title or its templates?"
-    return bool(_DISAMBIGUATION_TITLE.match(title) or _DISAMBIGUATION.search(wikitext) or "__DISAMBIG__" in wikitext)
+    return bool(
+        _DISAMBIGUATION_TITLE.match(title)
+        or _DISAMBIGUATION.search(wikitext)
+        or "__DISAMBIG__" in wikitext
+    )

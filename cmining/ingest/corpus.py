@@ -4,23 +4,26 @@
 
 # %% ../../nbs/23_ingest.corpus.ipynb #f53468ad
 from __future__ import annotations
+
 import bz2
 import gzip
 import io
 import json
-import pyarrow as pa
-import pyarrow.parquet as pq
 import re
 import tempfile
 import zlib
-from ..core.basics import CorpusError, hash64
-from ..core.scripts import clean_text, split_text
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core.basics import CorpusError, hash64
+from ..core.scripts import clean_text, split_text
 
 # %% auto #0
 __all__ = ['ROW_SUFFIXES', 'PART_BYTES', 'ENTRY_TABLE', 'entry_id', 'is_lang_code', 'corpus_files', 'read_chunks', 'line_blocks',
@@ -35,119 +38,195 @@ def entry_id(lang: str, title: str) -> str:
 # %% ../../nbs/23_ingest.corpus.ipynb #6d8ef6d3
 _LANG = re.compile(r"[a-z]{2,3}")
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-_SHAPE = "A corpus is a folder with <lang>.jsonl[.gz], or with <lang>/*.jsonl[.gz] or <lang>/*.parquet."
+_SHAPE = (
+    "A corpus is a folder with <lang>.jsonl[.gz], or with <lang>/*.jsonl[.gz] or"
+    " <lang>/*.parquet."
+)
 
-def is_lang_code(code: str) -> bool: return bool(_LANG.fullmatch(code))
+
+def is_lang_code(code: str) -> bool:
+    return bool(_LANG.fullmatch(code))
+
 
 def _lang_files(p: Path) -> list[Path]:
-    if p.is_dir(): return sorted(f for f in p.iterdir() if f.is_file() and f.name.endswith(ROW_SUFFIXES) and not f.name.startswith("."))
+    if p.is_dir():
+        return sorted(
+            f
+            for f in p.iterdir()
+            if f.is_file()
+            and f.name.endswith(ROW_SUFFIXES)
+            and not f.name.startswith(".")
+        )
     return [p] if p.name.endswith(ROW_SUFFIXES[:2]) else []
 
 # %% ../../nbs/23_ingest.corpus.ipynb #36d9b88d
 def corpus_files(corpus: str | Path) -> dict[str, list[Path]]:
-    "Language → its files, both sorted. Raises `CorpusError` where `corpus` is missing or is no corpus."
-    corpus = Path(corpus) if isinstance(corpus, str) else corpus     # or a path on another file system
-    if not corpus.exists(): raise CorpusError(f"No corpus at {corpus}: there is nothing of that name.")
+    """Language → its files, both sorted.
+
+    Raises `CorpusError` where `corpus` is missing or is no corpus.
+    """
+    # or a path on another file system
+    corpus = Path(corpus) if isinstance(corpus, str) else corpus
+    if not corpus.exists():
+        raise CorpusError(f"No corpus at {corpus}: there is nothing of that name.")
     if not corpus.is_dir():
-        raise CorpusError(f"{corpus} is a file. {_SHAPE} `cmining ingest` makes one from a dump, Parquet or JSONL file.")
+        raise CorpusError(
+            f"{corpus} is a file. {_SHAPE} `cmining ingest` makes one from a dump,"
+            " Parquet or JSONL file."
+        )
     found: dict[str, list[Path]] = {}
     for p in sorted(corpus.iterdir()):
         lang = p.name.split(".")[0]
-        if is_lang_code(lang) and (files := _lang_files(p)): found.setdefault(lang, []).extend(files)
-    if not found: raise CorpusError(f"No corpus in {corpus}: no file there has the right name. {_SHAPE}")
+        if is_lang_code(lang) and (files := _lang_files(p)):
+            found.setdefault(lang, []).extend(files)
+    if not found:
+        raise CorpusError(
+            f"No corpus in {corpus}: no file there has the right name. {_SHAPE}"
+        )
     return dict(sorted(found.items()))
 
 # %% ../../nbs/23_ingest.corpus.ipynb #0a484960
 _BREAKS = (EOFError, OSError, zlib.error)
 
+
 def _bz2_chunks(raw: Any) -> Iterator[bytes]:
-    unpack, data, new = bz2.BZ2Decompressor(), b"", True
+    unpack = bz2.BZ2Decompressor()
+    data = b""
+    new = True
     while True:
-        if unpack.eof: unpack, data, new = bz2.BZ2Decompressor(), unpack.unused_data, True
+        if unpack.eof:
+            unpack, data, new = bz2.BZ2Decompressor(), unpack.unused_data, True
         if not data and unpack.needs_input and not (data := raw.read(1 << 18)):
-            if new: return
+            if new:
+                return
             raise EOFError("the file ends within a bzip2 stream")
-        chunk, data, new = unpack.decompress(data, 1 << 20), b"", False
-        if chunk: yield chunk
+        chunk = unpack.decompress(data, 1 << 20)
+        data = b""
+        new = False
+        if chunk:
+            yield chunk
 
 # %% ../../nbs/23_ingest.corpus.ipynb #02399bed
 def _chunks(raw: Any, suffix: str) -> Iterator[bytes]:
-    if suffix == ".bz2": return _bz2_chunks(raw)
+    if suffix == ".bz2":
+        return _bz2_chunks(raw)
     return iter(partial((gzip.open(raw) if suffix == ".gz" else raw).read1, 1 << 20), b"")
 
+
 def read_chunks(
-    path: str | Path,            # a plain, .gz or .bz2 file
+    path: str | Path,  # a plain, .gz or .bz2 file
     broken: Callable[[str], None],  # called with the message where the stream breaks off
-    start: int = 0,              # first byte of the file as it lies on disk
-    stop: int | None = None,     # and the one after the last; None: to the end
-) -> Iterator[bytes]:            # pieces of up to 1 MiB
-    "Decompressed pieces of `path`, or of a stretch of it, up to the end or to where it breaks."
+    start: int = 0,  # first byte of the file as it lies on disk
+    stop: int | None = None,  # and the one after the last; None: to the end
+) -> Iterator[bytes]:  # pieces of up to 1 MiB
+    """Decompressed pieces of `path`, or of a stretch of it, up to the end or to where it
+    breaks.
+    """
     path = Path(path)
-    try: raw = open(path, "rb")
-    except OSError as e: raise CorpusError(f"Cannot read {path}: {e.strerror or e}.") from e
+    try:
+        raw = open(path, "rb")
+    except OSError as e:
+        raise CorpusError(f"Cannot read {path}: {e.strerror or e}.") from e
     with raw:
-        if start: raw.seek(start)
-        try: yield from _chunks(raw if stop is None else io.BytesIO(raw.read(stop - start)), path.suffix)
-        except _BREAKS as e: broken(str(e))
+        if start:
+            raw.seek(start)
+        try:
+            yield from _chunks(
+                raw if stop is None else io.BytesIO(raw.read(stop - start)), path.suffix
+            )
+        except _BREAKS as e:
+            broken(str(e))
 
 # %% ../../nbs/23_ingest.corpus.ipynb #c94ef1f6
 PART_BYTES = 4 << 20  # bytes that are read, parsed and sent at a time
 
+
 def line_blocks(path: Path, counts: Counter, before: bytes = b"") -> Iterator[bytes]:
-    rest, cut = b"", []
+    rest = b""
+    cut = []
     for chunk in read_chunks(path, cut.append):
         rest += chunk
-        if len(rest) < PART_BYTES: continue
-        end = rest.rfind(b"\n" + before) if len(rest) < 16 * PART_BYTES else rest.rfind(b"\n")  # `before`: what the next block has to begin with
-        if end < 0: continue
+        if len(rest) < PART_BYTES:
+            continue
+        # `before`: what the next block has to begin with
+        end = (
+            rest.rfind(b"\n" + before)
+            if len(rest) < 16 * PART_BYTES
+            else rest.rfind(b"\n")
+        )
+        if end < 0:
+            continue
         yield rest[:end]
-        rest = rest[end + 1:]
+        rest = rest[end + 1 :]
     if cut:
         counts[f"file cut off: {path.name}"] += 1
         rest, _, half = rest.rpartition(b"\n")
-        if _json_row(half, Counter()) is not None: rest += b"\n" + half
-    if rest: yield rest
+        if _json_row(half, Counter()) is not None:
+            rest += b"\n" + half
+    if rest:
+        yield rest
 
 # %% ../../nbs/23_ingest.corpus.ipynb #8a2a9fe8
 def _json_row(line: bytes, counts: Counter) -> Any:
-    try: text = line.decode("utf-8")
+    try:
+        text = line.decode("utf-8")
     except UnicodeDecodeError:
         counts["not UTF-8: characters replaced"] += 1
         text = line.decode("utf-8", "replace")
-    try: return json.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError): return None
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        return None
+
 
 def json_rows(block: bytes, counts: Counter) -> Iterator[dict[str, Any]]:
     for line in block.split(b"\n"):
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         row = _json_row(line, counts)
-        if isinstance(row, dict): yield row
-        else: counts["broken line" if row is None else "row is no object"] += 1
+        if isinstance(row, dict):
+            yield row
+        else:
+            counts["broken line" if row is None else "row is no object"] += 1
 
 # %% ../../nbs/23_ingest.corpus.ipynb #3171ef34
 def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as f: yield from f.iter_batches(batch_size=1024)
+        with pq.ParquetFile(path, pre_buffer=False) as f:
+            yield from f.iter_batches(batch_size=1024)
     except (pa.ArrowException, OSError) as e:
-        raise CorpusError(f"Cannot read {path} as Parquet: {str(e).splitlines()[0]} Is the file whole? Copy it again or take it "
-                          f"out of the corpus.") from e
+        raise CorpusError(
+            f"Cannot read {path} as Parquet: {str(e).splitlines()[0]} Is the file whole?"
+            " Copy it again or take it out of the corpus."
+        ) from e
+
 
 def read_rows(path: Path, counts: Counter) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet": return chain.from_iterable(b.to_pylist() for b in parquet_batches(path))
+    if path.suffix == ".parquet":
+        return chain.from_iterable(b.to_pylist() for b in parquet_batches(path))
     return chain.from_iterable(json_rows(b, counts) for b in line_blocks(path, counts))
 
 # %% ../../nbs/23_ingest.corpus.ipynb #9738f8f8
 _ENTRY_COLUMNS = ("id", "lang", "title", "paragraphs", "text")
 
+
 def cell_text(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None or isinstance(value, (list, dict)) else str(value)
+    return (
+        value
+        if isinstance(value, str)
+        else ""
+        if value is None or isinstance(value, (list, dict))
+        else str(value)
+    )
 
 # %% ../../nbs/23_ingest.corpus.ipynb #c6596b8f
 def _paragraphs(row: dict[str, Any], counts: Counter) -> list[str]:
     given = row.get("paragraphs")
-    if not isinstance(given, list): return split_text(cell_text(row.get("text") if given is None else given))
+    if not isinstance(given, list):
+        return split_text(cell_text(row.get("text") if given is None else given))
     kept = [p for p in (clean_text(cell_text(x)) for x in given) if p]
-    if len(kept) < len(given): counts["empty paragraph"] += len(given) - len(kept)
+    if len(kept) < len(given):
+        counts["empty paragraph"] += len(given) - len(kept)
     return kept
 
 # %% ../../nbs/23_ingest.corpus.ipynb #650e44b7
@@ -157,93 +236,164 @@ def to_entry(row: dict[str, Any], lang: str, counts: Counter) -> dict[str, Any] 
         counts["row without title or text column"] += 1
         return None
     title = clean_text(cell_text(row.get("title")))
-    if row.get("lang") not in (None, lang): counts["lang column disagrees with the file's language"] += 1
-    own = {"id": clean_text(cell_text(row.get("id"))) or entry_id(lang, title), "lang": lang, "title": title,
-           "paragraphs": _paragraphs(row, counts)}
+    if row.get("lang") not in (None, lang):
+        counts["lang column disagrees with the file's language"] += 1
+    own = {
+        "id": clean_text(cell_text(row.get("id"))) or entry_id(lang, title),
+        "lang": lang,
+        "title": title,
+        "paragraphs": _paragraphs(row, counts),
+    }
     return own | {k: v for k, v in row.items() if k not in _ENTRY_COLUMNS}
 
 # %% ../../nbs/23_ingest.corpus.ipynb #040a587a
 def read_entries(
     path: str | Path,  # one file of a corpus: .jsonl, .jsonl.gz or .parquet
-    lang: str,         # its language
-    counts: Counter,   # reasons are added here
+    lang: str,  # its language
+    counts: Counter,  # reasons are added here
 ) -> Iterator[dict[str, Any]]:  # id, lang, title, paragraphs, and the row's extra columns
-    "Stream the entries of one file. Raises `CorpusError` where the file cannot be read at all."
+    """Stream the entries of one file.
+
+    Raises `CorpusError` where the file cannot be read at all.
+    """
     for row in read_rows(Path(path), counts):
-        if (entry := to_entry(row, lang, counts)) is not None: yield entry
+        if (entry := to_entry(row, lang, counts)) is not None:
+            yield entry
 
 # %% ../../nbs/23_ingest.corpus.ipynb #460bfabc
-ENTRY_TABLE = pa.schema({"id": pa.string(), "title": pa.string(), "paragraphs": pa.list_(pa.string()), "extra": pa.string()})
+ENTRY_TABLE = pa.schema(
+    {
+        "id": pa.string(),
+        "title": pa.string(),
+        "paragraphs": pa.list_(pa.string()),
+        "extra": pa.string(),
+    }
+)
 
-def _utf8(value: Any) -> str: return cell_text(value).encode("utf-8", "replace").decode()
+
+def _utf8(value: Any) -> str:
+    return cell_text(value).encode("utf-8", "replace").decode()
+
 
 def pack_extra(entry: dict[str, Any]) -> str | None:
     more = {k: v for k, v in entry.items() if k not in _ENTRY_COLUMNS}
     return _utf8(json.dumps(more, ensure_ascii=False, default=str)) if more else None
 
-def pack_entries(entries: list[dict[str, Any]], text: Callable[[Any], str] = cell_text) -> pa.Table:
-    columns = [[text(e.get("id")) for e in entries], [text(e.get("title")) for e in entries],
-               [[text(p) for p in e.get("paragraphs") or []] for e in entries], [pack_extra(e) for e in entries]]
-    try: return pa.table(columns, schema=ENTRY_TABLE)
-    except UnicodeEncodeError: return pack_entries(entries, _utf8)  # half a surrogate pair
+
+def pack_entries(
+    entries: list[dict[str, Any]], text: Callable[[Any], str] = cell_text
+) -> pa.Table:
+    columns = [
+        [text(e.get("id")) for e in entries],
+        [text(e.get("title")) for e in entries],
+        [[text(p) for p in e.get("paragraphs") or []] for e in entries],
+        [pack_extra(e) for e in entries],
+    ]
+    try:
+        return pa.table(columns, schema=ENTRY_TABLE)
+    except UnicodeEncodeError:
+        return pack_entries(entries, _utf8)  # half a surrogate pair
 
 # %% ../../nbs/23_ingest.corpus.ipynb #82f89fd3
-def _is_plain(kind: pa.DataType) -> bool: return _is_plain(kind.value_type) if pa.types.is_list(kind) else not pa.types.is_nested(kind)
+def _is_plain(kind: pa.DataType) -> bool:
+    return (
+        _is_plain(kind.value_type)
+        if pa.types.is_list(kind)
+        else not pa.types.is_nested(kind)
+    )
+
 
 def _column(values: list[Any]) -> pa.Array:
-    try: column = pa.array(values)
-    except (pa.ArrowException, OverflowError): column = None
-    if column is not None and _is_plain(column.type): return column
-    return pa.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in values])
+    try:
+        column = pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        column = None
+    if column is not None and _is_plain(column.type):
+        return column
+    return pa.array(
+        [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+    )
+
 
 def _shard(entries: pa.Table, lang: str) -> pa.Table:
-    shard = entries.drop_columns("extra").add_column(1, "lang", pa.repeat(lang, len(entries)))
+    shard = entries.drop_columns("extra").add_column(
+        1, "lang", pa.repeat(lang, len(entries))
+    )
     extra = entries["extra"]
-    if extra.null_count == len(entries): return shard
+    if extra.null_count == len(entries):
+        return shard
     rows = [json.loads(e or "{}") for e in extra.to_pylist()]
     names = list(dict.fromkeys(chain.from_iterable(rows)))
-    if len(names) > 100: return shard.append_column("extra", extra)
-    for name in names: shard = shard.append_column(name, _column([r.get(name) for r in rows]))
+    if len(names) > 100:
+        return shard.append_column("extra", extra)
+    for name in names:
+        shard = shard.append_column(name, _column([r.get(name) for r in rows]))
     return shard
 
 # %% ../../nbs/23_ingest.corpus.ipynb #59fb660f
-_SHARDS = ("[0-9][0-9][0-9][0-9][0-9].parquet", "[0-9][0-9][0-9][0-9][0-9].jsonl.gz")  # earlier versions wrote the second
+# earlier versions wrote the second
+_SHARDS = ("[0-9][0-9][0-9][0-9][0-9].parquet", "[0-9][0-9][0-9][0-9][0-9].jsonl.gz")
+
 
 def _write_shard(entries: pa.Table, lang: str, path: Path) -> Path:
-    pq.write_table(_shard(entries, lang), path, compression="zstd", compression_level=3, row_group_size=2048, use_dictionary=["lang"],
-                   write_statistics=False)
+    pq.write_table(
+        _shard(entries, lang),
+        path,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=2048,
+        use_dictionary=["lang"],
+        write_statistics=False,
+    )
     return path
 
+
 def regroup_tables(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    held, n = [], 0
+    held = []
+    n = 0
     for table in tables:
-        held, n = held + [table], n + len(table)
+        held = held + [table]
+        n = n + len(table)
         while n >= size:
             whole = pa.concat_tables(held)
             yield whole[:size]
-            held, n = [whole[size:]], n - size
-    if n: yield pa.concat_tables(held)
+            held = [whole[size:]]
+            n = n - size
+    if n:
+        yield pa.concat_tables(held)
 
 # %% ../../nbs/23_ingest.corpus.ipynb #1613686d
-def write_tables(tables: Iterable[pa.Table], out: str | Path, lang: str, shard_size: int = 20_000) -> list[Path]:
-    if not is_lang_code(lang): raise CorpusError(f"Language {lang!r} is no code of two or three lower-case letters, such as de or "
-                                             f"yue.")
+def write_tables(
+    tables: Iterable[pa.Table], out: str | Path, lang: str, shard_size: int = 20_000
+) -> list[Path]:
+    if not is_lang_code(lang):
+        raise CorpusError(
+            f"Language {lang!r} is no code of two or three lower-case letters, such as de"
+            " or yue."
+        )
     folder = Path(out) / lang
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{lang}-") as part:
-        new = [_write_shard(t, lang, Path(part) / f"{i:05}.parquet") for i, t in enumerate(regroup_tables(tables, shard_size))]
-        for old in chain.from_iterable(map(folder.glob, _SHARDS)): old.unlink()
+        new = [
+            _write_shard(t, lang, Path(part) / f"{i:05}.parquet")
+            for i, t in enumerate(regroup_tables(tables, shard_size))
+        ]
+        for old in chain.from_iterable(map(folder.glob, _SHARDS)):
+            old.unlink()
         return [p.replace(folder / p.name) for p in new]
+
 
 def _batches(xs: Iterable[Any], n: int) -> Iterator[list[Any]]:
     xs = iter(xs)
-    while batch := list(islice(xs, n)): yield batch
+    while batch := list(islice(xs, n)):
+        yield batch
+
 
 def write_corpus(
     entries: Iterable[dict[str, Any]],  # as read_entries gives them
-    out: str | Path,                    # the corpus folder
-    lang: str,                          # names the folder within
-    shard_size: int = 20_000,           # entries a shard
-) -> list[Path]:                        # the shards written
+    out: str | Path,  # the corpus folder
+    lang: str,  # names the folder within
+    shard_size: int = 20_000,  # entries a shard
+) -> list[Path]:  # the shards written
     "Write `out/<lang>/00000.parquet` …, replacing that language's earlier shards."
     return write_tables(map(pack_entries, _batches(entries, 1024)), out, lang, shard_size)

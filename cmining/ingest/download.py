@@ -4,25 +4,28 @@
 
 # %% ../../nbs/22_ingest.download.ipynb #79161d13
 from __future__ import annotations
+
 import hashlib
 import os
 import re
-import requests
 import shutil
 import sys
 import time
-from .. import __version__
-from ..core.basics import CorpusError
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from requests.adapters import HTTPAdapter
-from tqdm import tqdm
 from typing import Any, NamedTuple
 from urllib.parse import unquote
+
+import requests
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
+
+from .. import __version__
+from ..core.basics import CorpusError
 
 # %% auto #0
 __all__ = ['SOURCES', 'wikipedia_lang', 'RemoteFile', 'DownloadPlan', 'plan_download', 'matches_listing', 'fetch', 'format_bytes',
@@ -31,25 +34,32 @@ __all__ = ['SOURCES', 'wikipedia_lang', 'RemoteFile', 'DownloadPlan', 'plan_down
 # %% ../../nbs/22_ingest.download.ipynb #9d1ae031
 def wikipedia_lang(
     name: str,  # such as wikipedia:ja
-) -> str:       # ja
+) -> str:  # ja
     "The language of a name. Raises `CorpusError` for any other kind of name."
     m = re.fullmatch(r"wikipedia:([a-z]{2,}(?:-[a-z]+)*)", name)
-    if not m: raise CorpusError(f"{name!r} names nothing that can be downloaded: it is wikipedia: and the code of a Wikipedia, such as wikipedia:ja.")
+    if not m:
+        raise CorpusError(
+            f"{name!r} names nothing that can be downloaded: it is wikipedia: and the"
+            " code of a Wikipedia, such as wikipedia:ja."
+        )
     return m[1]
 
 # %% ../../nbs/22_ingest.download.ipynb #adb7aebe
 class RemoteFile(NamedTuple):
     "A file to download."
-    name: str               # without folder; its characters were checked
+
+    name: str  # without folder; its characters were checked
     url: str
-    size: int               # bytes
-    checksum: str | None    # algorithm:hexadecimal digits, where the server publishes one
+    size: int  # bytes
+    checksum: str | None  # algorithm:hexadecimal digits, where the server publishes one
+
 
 class DownloadPlan(NamedTuple):
     "What a download will fetch."
-    name: str               # what was asked for
-    source: str             # hf, xml or cirrus
-    date: str               # of the dump, YYYYMMDD
+
+    name: str  # what was asked for
+    source: str  # hf, xml or cirrus
+    date: str  # of the dump, YYYYMMDD
     files: list[RemoteFile]
 
     @property
@@ -60,81 +70,162 @@ class DownloadPlan(NamedTuple):
 # %% ../../nbs/22_ingest.download.ipynb #f858c2db
 class _Patient(Retry):
     "Waits as long as a server asks for, and says so: it can be minutes."
+
     def sleep_for_retry(self, response: Any) -> bool:
-        if wait := self.get_retry_after(response): tqdm.write(f"The server asks to wait {wait:.0f} s.", file=sys.stderr)
+        if wait := self.get_retry_after(response):
+            tqdm.write(f"The server asks to wait {wait:.0f} s.", file=sys.stderr)
         return super().sleep_for_retry(response)
+
 
 def _session() -> requests.Session:
     session = requests.Session()
-    session.headers.update({"User-Agent": f"cmining/{__version__} (https://github.com/cmining/cmining) {requests.utils.default_user_agent()}",
-                            "Accept-Encoding": "identity"})
-    patient = _Patient(total=5, backoff_factor=.5, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
-    for scheme in ("https://", "http://"): session.mount(scheme, HTTPAdapter(max_retries=patient))
+    session.headers.update(
+        {
+            "User-Agent": (
+                f"cmining/{__version__} (https://github.com/cmining/cmining)"
+                f" {requests.utils.default_user_agent()}"
+            ),
+            "Accept-Encoding": "identity",
+        }
+    )
+    patient = _Patient(
+        total=5,
+        backoff_factor=0.5,
+        status_forcelist=(429, 500, 502, 503, 504),
+        raise_on_status=False,
+    )
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, HTTPAdapter(max_retries=patient))
     return session
+
 
 def _request(
     session: requests.Session,
     url: str,
     method: str = "GET",
-    **options: Any,                 # as requests knows them
-) -> requests.Response | None:      # none: there is nothing of that name (404)
+    **options: Any,  # as requests knows them
+) -> requests.Response | None:  # none: there is nothing of that name (404)
     "A server's answer. Raises `CorpusError` when there is none, or a refusal."
-    try: answer = session.request(method, url, timeout=(10, 60), **options)
+    try:
+        answer = session.request(method, url, timeout=(10, 60), **options)
     except requests.RequestException as e:
-        raise CorpusError(f"Cannot reach {url} ({type(e).__name__}): is there a network? What is downloaded already can be ingested as a folder; "
-                          f"a mirror is used when its address is in CMINING_DUMPS_URL or HF_ENDPOINT.") from e
-    if answer.status_code == 404: return None
-    if not answer.ok: raise CorpusError(f"{url} answers {answer.status_code} {answer.reason}. Try again later: what is here already is kept.")
+        raise CorpusError(
+            f"Cannot reach {url} ({type(e).__name__}): is there a network? What is"
+            " downloaded already can be ingested as a folder; a mirror is used when its"
+            " address is in CMINING_DUMPS_URL or HF_ENDPOINT."
+        ) from e
+    if answer.status_code == 404:
+        return None
+    if not answer.ok:
+        raise CorpusError(
+            f"{url} answers {answer.status_code} {answer.reason}. Try again later: what"
+            " is here already is kept."
+        )
     return answer
 
+
 def _json(answer: requests.Response) -> Any:
-    try: return answer.json()
-    except ValueError as e: raise CorpusError(f"{answer.url} does not answer in JSON but with {answer.text[:60]!r}: is a login page or a proxy in between?") from e
+    try:
+        return answer.json()
+    except ValueError as e:
+        raise CorpusError(
+            f"{answer.url} does not answer in JSON but with {answer.text[:60]!r}: is a"
+            " login page or a proxy in between?"
+        ) from e
 
 # %% ../../nbs/22_ingest.download.ipynb #d8083757
 def _links(session: requests.Session, url: str) -> list[str]:
     "Where the links of a page go, without a last slash; no page, no links."
     answer = _request(session, url)
-    return [unquote(link).rstrip("/") for link in re.findall(r'href="([^"]+)"', answer.text)] if answer else []
+    return (
+        [unquote(link).rstrip("/") for link in re.findall(r'href="([^"]+)"', answer.text)]
+        if answer
+        else []
+    )
 
 # %% ../../nbs/22_ingest.download.ipynb #a9c53c19
 def _not_there(
-    what: str,          # that there is not
-    url: str,           # where it would be
-    wanted: str,        # the part of it that was asked for
-    known: list[str],   # what there is in its place
+    what: str,  # that there is not
+    url: str,  # where it would be
+    wanted: str,  # the part of it that was asked for
+    known: list[str],  # what there is in its place
 ) -> CorpusError:
     "The error for a name that a server does not know, with those near it."
-    near = sorted(get_close_matches(wanted, known, 6, .5) or sorted(known)[-6:])
-    return CorpusError(f"There is no {what} at {url}" + (f". Near {wanted!r} there is {', '.join(near)}." if near else ", nor anything like it."))
+    near = sorted(get_close_matches(wanted, known, 6, 0.5) or sorted(known)[-6:])
+    return CorpusError(
+        f"There is no {what} at {url}"
+        + (
+            f". Near {wanted!r} there is {', '.join(near)}."
+            if near
+            else ", nor anything like it."
+        )
+    )
 
 # %% ../../nbs/22_ingest.download.ipynb #31fc07e7
 def _dates(session: requests.Session, url: str, date: str | None) -> list[str]:
     "The dates that a page of links has, the newest first; or the one that is asked for."
-    return [date] if date else sorted({d for d in _links(session, url) if re.fullmatch(r"\d{8}", d)}, reverse=True)
+    return (
+        [date]
+        if date
+        else sorted(
+            {d for d in _links(session, url) if re.fullmatch(r"\d{8}", d)}, reverse=True
+        )
+    )
 
-def _wiki_name(lang: str) -> str: return lang.replace("-", "_") + "wiki"
+
+def _wiki_name(lang: str) -> str:
+    return lang.replace("-", "_") + "wiki"
+
 
 def _size(session: requests.Session, url: str) -> int:
     answer = _request(session, url, "HEAD")
-    if answer is None or "Content-Length" not in answer.headers: raise CorpusError(f"{url} is listed, but its server does not tell its size. Try again later.")
+    if answer is None or "Content-Length" not in answer.headers:
+        raise CorpusError(
+            f"{url} is listed, but its server does not tell its size. Try again later."
+        )
     return int(answer.headers["Content-Length"])
 
-def _cirrus_files(session: requests.Session, lang: str, date: str | None, base: str) -> tuple[str, list[RemoteFile]]:
+
+def _cirrus_files(
+    session: requests.Session, lang: str, date: str | None, base: str
+) -> tuple[str, list[RemoteFile]]:
     "The parts of the newest whole CirrusSearch index of a Wikipedia, and its date."
-    root, wiki = f"{base}/other/cirrus_search_index/", _wiki_name(lang)
+    root = f"{base}/other/cirrus_search_index/"
+    wiki = _wiki_name(lang)
     for day in (days := _dates(session, root, date)):
         folder = f"{root}{day}/index_name%3D{wiki}_content/"
         names = _links(session, folder)
-        if "_SUCCESS" not in names: continue
-        parts = sorted(n for n in names if re.fullmatch(rf"{wiki}_content-{day}-\d+\.json\.(bz2|gz)", n))
-        return day, [RemoteFile(n, folder + n, _size(session, folder + n), None) for n in parts]
-    known = [m[1].replace("_", "-") for day in days[:1] for n in _links(session, f"{root}{day}/") if (m := re.fullmatch(r"index_name=(\w+)wiki_content", n))]
-    if date and not known: raise _not_there(f"search index of {date}", root, date, _dates(session, root, None))
-    raise _not_there(f"whole search index of the Wikipedia {lang!r}" + (f" of {date}" if date else ""), root, lang, known)
+        if "_SUCCESS" not in names:
+            continue
+        parts = sorted(
+            n
+            for n in names
+            if re.fullmatch(rf"{wiki}_content-{day}-\d+\.json\.(bz2|gz)", n)
+        )
+        return day, [
+            RemoteFile(n, folder + n, _size(session, folder + n), None) for n in parts
+        ]
+    known = [
+        m[1].replace("_", "-")
+        for day in days[:1]
+        for n in _links(session, f"{root}{day}/")
+        if (m := re.fullmatch(r"index_name=(\w+)wiki_content", n))
+    ]
+    if date and not known:
+        raise _not_there(
+            f"search index of {date}", root, date, _dates(session, root, None)
+        )
+    raise _not_there(
+        f"whole search index of the Wikipedia {lang!r}" + (f" of {date}" if date else ""),
+        root,
+        lang,
+        known,
+    )
 
 # %% ../../nbs/22_ingest.download.ipynb #3a21d4e6
-def _xml_files(session: requests.Session, lang: str, date: str | None, base: str) -> tuple[str, list[RemoteFile]]:
+def _xml_files(
+    session: requests.Session, lang: str, date: str | None, base: str
+) -> tuple[str, list[RemoteFile]]:
     "The newest finished multistream dump of a Wikipedia with its index, and its date."
     wiki = _wiki_name(lang)
     root = f"{base}/{wiki}/"
@@ -142,84 +233,174 @@ def _xml_files(session: requests.Session, lang: str, date: str | None, base: str
         status = _request(session, f"{root}{day}/dumpstatus.json")
         jobs = _json(status)["jobs"] if status else {}
         for job in ("articlesmultistreamdumprecombine", "articlesmultistreamdump"):
-            if jobs.get(job, {}).get("status") != "done": continue
-            listed = {n: f for n, f in jobs[job]["files"].items() if re.fullmatch(rf"{wiki}-{day}-pages-articles-multistream[\w.-]*\.bz2", n)}
-            return day, [RemoteFile(n, f"{root}{day}/{n}", f["size"], f"sha1:{f['sha1']}" if "sha1" in f else None) for n, f in sorted(listed.items())]
-    if there := _dates(session, root, None): raise _not_there(f"finished dump of {wiki}" + (f" of {date}" if date else ""), root, date or there[0], there)
-    known = {m[1].replace("_", "-") for link in _links(session, f"{base}/backup-index.html") if (m := re.match(r"(\w+)wiki/\d{8}", link))}
+            if jobs.get(job, {}).get("status") != "done":
+                continue
+            listed = {
+                n: f
+                for n, f in jobs[job]["files"].items()
+                if re.fullmatch(
+                    rf"{wiki}-{day}-pages-articles-multistream[\w.-]*\.bz2", n
+                )
+            }
+            return day, [
+                RemoteFile(
+                    n,
+                    f"{root}{day}/{n}",
+                    f["size"],
+                    f"sha1:{f['sha1']}" if "sha1" in f else None,
+                )
+                for n, f in sorted(listed.items())
+            ]
+    if there := _dates(session, root, None):
+        raise _not_there(
+            f"finished dump of {wiki}" + (f" of {date}" if date else ""),
+            root,
+            date or there[0],
+            there,
+        )
+    known = {
+        m[1].replace("_", "-")
+        for link in _links(session, f"{base}/backup-index.html")
+        if (m := re.match(r"(\w+)wiki/\d{8}", link))
+    }
     raise _not_there(f"Wikipedia {lang!r}", root, lang, sorted(known))
 
 # %% ../../nbs/22_ingest.download.ipynb #7c7d3159
 def _tree(session: requests.Session, url: str) -> Iterator[dict[str, Any]]:
     "The entries of a folder on the hub: type, path, size and, for a large file, lfs."
     while url:
-        if (answer := _request(session, url)) is None: return
+        if (answer := _request(session, url)) is None:
+            return
         yield from _json(answer)
         url = answer.links.get("next", {}).get("url")
 
-def _hf_files(session: requests.Session, lang: str, date: str | None, base: str) -> tuple[str, list[RemoteFile]]:
-    "The Parquet shards of a Wikipedia on the hub, and the date of the dump they are made of."
+
+def _hf_files(
+    session: requests.Session, lang: str, date: str | None, base: str
+) -> tuple[str, list[RemoteFile]]:
+    """The Parquet shards of a Wikipedia on the hub, and the date of the dump they are
+    made of.
+    """
     tree = f"{base}/api/datasets/wikimedia/wikipedia/tree/main"
-    configs = [e["path"] for e in _tree(session, tree) if e["type"] == "directory" and re.fullmatch(r"\d{8}\.[a-z-]+", e["path"])]
+    configs = [
+        e["path"]
+        for e in _tree(session, tree)
+        if e["type"] == "directory" and re.fullmatch(r"\d{8}\.[a-z-]+", e["path"])
+    ]
     days = [c[:8] for c in configs if c[9:] == lang]
-    if not days: raise _not_there(f"Wikipedia {lang!r}", tree, lang, sorted({c[9:] for c in configs}))
-    if date and date not in days: raise _not_there(f"Wikipedia {lang!r} of {date}", tree, date, days)
+    if not days:
+        raise _not_there(
+            f"Wikipedia {lang!r}", tree, lang, sorted({c[9:] for c in configs})
+        )
+    if date and date not in days:
+        raise _not_there(f"Wikipedia {lang!r} of {date}", tree, date, days)
     day = date or max(days)
-    files = [RemoteFile(e["path"].rpartition("/")[2], f"{base}/datasets/wikimedia/wikipedia/resolve/main/{e['path']}", e["size"],
-                        f"sha256:{e['lfs']['oid']}" if e.get("lfs") else None)
-             for e in _tree(session, f"{tree}/{day}.{lang}") if re.fullmatch(rf"{day}\.{lang}/[\w.-]+\.parquet", e["path"])]
+    files = [
+        RemoteFile(
+            e["path"].rpartition("/")[2],
+            f"{base}/datasets/wikimedia/wikipedia/resolve/main/{e['path']}",
+            e["size"],
+            f"sha256:{e['lfs']['oid']}" if e.get("lfs") else None,
+        )
+        for e in _tree(session, f"{tree}/{day}.{lang}")
+        if re.fullmatch(rf"{day}\.{lang}/[\w.-]+\.parquet", e["path"])
+    ]
     return day, sorted(files)
 
 # %% ../../nbs/22_ingest.download.ipynb #d2e8caff
 SOURCES = {"hf": _hf_files, "xml": _xml_files, "cirrus": _cirrus_files}
 
+
 def plan_download(
-    name: str,                      # such as wikipedia:ja
-    source: str = "hf",             # hf, xml or cirrus
-    date: str | None = None,        # of the dump, YYYYMMDD; the newest whole one when left out
-    base_url: str | None = None,    # of the server; what the environment says, or the real one, when left out
+    name: str,  # such as wikipedia:ja
+    source: str = "hf",  # hf, xml or cirrus
+    date: str | None = None,  # of the dump, YYYYMMDD; the newest whole one when left out
+    # of the server; what the environment says, or the real one, when left out
+    base_url: str | None = None,
 ) -> DownloadPlan:
-    "Which files there are, how large, with which checksum. Raises `CorpusError` for what is not there, with what is."
+    """Which files there are, how large, with which checksum.
+
+    Raises `CorpusError` for what is not there, with what is.
+    """
     lang = wikipedia_lang(name)
-    if source not in SOURCES: raise CorpusError(f"The source is one of {', '.join(SOURCES)}, not {source!r}.")
-    if date and not re.fullmatch(r"\d{8}", date): raise CorpusError(f"The date of a dump is written YYYYMMDD, such as 20260901, not {date!r}.")
-    variable, real = ("HF_ENDPOINT", "https://huggingface.co") if source == "hf" else ("CMINING_DUMPS_URL", "https://dumps.wikimedia.org")
+    if source not in SOURCES:
+        raise CorpusError(f"The source is one of {', '.join(SOURCES)}, not {source!r}.")
+    if date and not re.fullmatch(r"\d{8}", date):
+        raise CorpusError(
+            f"The date of a dump is written YYYYMMDD, such as 20260901, not {date!r}."
+        )
+    variable, real = (
+        ("HF_ENDPOINT", "https://huggingface.co")
+        if source == "hf"
+        else ("CMINING_DUMPS_URL", "https://dumps.wikimedia.org")
+    )
     base = (base_url or os.environ.get(variable) or real).rstrip("/")
-    with _session() as session: day, files = SOURCES[source](session, lang, date, base)
-    if not files: raise CorpusError(f"The {source} dump of {name} of {day} at {base} has no files of the expected names. Try another --date or --source.")
+    with _session() as session:
+        day, files = SOURCES[source](session, lang, date, base)
+    if not files:
+        raise CorpusError(
+            f"The {source} dump of {name} of {day} at {base} has no files of the expected"
+            " names. Try another --date or --source."
+        )
     return DownloadPlan(name, source, day, files)
 
 # %% ../../nbs/22_ingest.download.ipynb #e0e64073
 def _validator(answer: requests.Response) -> str:
-    "What tells one state of a file from another, where the server gives it: a strong ETag, or the time of change."
+    """What tells one state of a file from another, where the server gives it: a strong
+    ETag, or the time of change.
+    """
     etag = answer.headers.get("ETag", "")
-    return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
+    return (
+        etag
+        if etag and not etag.startswith("W/")
+        else answer.headers.get("Last-Modified", "")
+    )
 
-def _file_size(path: Path) -> int: return path.stat().st_size if path.exists() else 0
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
 
 def _resume(
     session: requests.Session,
     file: RemoteFile,
-    part: Path,         # what there is of it; appended to, or begun again
+    part: Path,  # what there is of it; appended to, or begun again
     bar: tqdm,
 ) -> None:
-    "Take what the server sends of the missing bytes, until their end or until the connection is cut."
+    """Take what the server sends of the missing bytes, until their end or until the
+    connection is cut.
+    """
     state = part.with_suffix(".state")
     known = state.read_text() if state.exists() else ""
-    if not known and not file.checksum: part.unlink(missing_ok=True)    # nothing would tell that the file has changed
-    headers = {"Range": f"bytes={have}-"} | ({"If-Range": known} if known else {}) if (have := _file_size(part)) else {}
+    # nothing would tell that the file has changed
+    if not known and not file.checksum:
+        part.unlink(missing_ok=True)
+    headers = (
+        {"Range": f"bytes={have}-"} | ({"If-Range": known} if known else {})
+        if (have := _file_size(part))
+        else {}
+    )
     answer = _request(session, file.url, headers=headers, stream=True)
-    if answer is None: raise CorpusError(f"{file.url} is listed, but not there (404). Try again later, or take another --date.")
+    if answer is None:
+        raise CorpusError(
+            f"{file.url} is listed, but not there (404). Try again later, or take another"
+            " --date."
+        )
     with answer:
         goes_on = answer.status_code == 206
-        if goes_on and (_validator(answer) != known or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")):
-            return part.unlink()    # another file, or another piece
+        if goes_on and (
+            _validator(answer) != known
+            or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        ):
+            return part.unlink()  # another file, or another piece
         if not goes_on:
             part.unlink(missing_ok=True)
             state.write_text(_validator(answer))
         bar.n = have if goes_on else 0
-        with suppress(HTTPError), open(part, "ab") as f:    # cut: the caller sees what is missing
-            for piece in answer.raw.stream(1 << 16, decode_content=False): bar.update(f.write(piece))
+        # cut: the caller sees what is missing
+        with suppress(HTTPError), open(part, "ab") as f:
+            for piece in answer.raw.stream(1 << 16, decode_content=False):
+                bar.update(f.write(piece))
 
 # %% ../../nbs/22_ingest.download.ipynb #38acb74e
 def matches_listing(
@@ -227,81 +408,152 @@ def matches_listing(
     file: RemoteFile,
 ) -> bool:
     "Whether `path` has the size and the checksum that the server publishes for `file`."
-    if path.stat().st_size != file.size or not file.checksum: return path.stat().st_size == file.size
+    if path.stat().st_size != file.size or not file.checksum:
+        return path.stat().st_size == file.size
     algorithm, _, digest = file.checksum.partition(":")
-    with open(path, "rb") as f: return hashlib.file_digest(f, algorithm).hexdigest() == digest
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, algorithm).hexdigest() == digest
+
 
 def _complete(session: requests.Session, file: RemoteFile, part: Path, bar: tqdm) -> None:
-    "Go on with a file until its last byte. Raises `CorpusError` when four connections in a row bring nothing new."
-    longest, idle = -1, 0
+    """Go on with a file until its last byte.
+
+    Raises `CorpusError` when four connections in a row bring nothing new.
+    """
+    longest = -1
+    idle = 0
     while (have := _file_size(part)) < file.size:
         longest, idle = (have, 0) if have > longest else (longest, idle + 1)
-        if idle > 3: raise CorpusError(f"{file.url} breaks off at byte {have:,} of {file.size:,}, again and again. The same command goes on from there.")
+        if idle > 3:
+            raise CorpusError(
+                f"{file.url} breaks off at byte {have:,} of {file.size:,}, again and"
+                " again. The same command goes on from there."
+            )
         time.sleep(idle)
         _resume(session, file, part, bar)
 
+
 def fetch(
     file: RemoteFile,
-    folder: str | Path,     # made where it is missing
-    quiet: bool = True,     # no progress bar
-) -> Path:                  # folder / file.name, whole and checked
-    "Download a file, or the rest of it. Raises `CorpusError` where it cannot be had as it is listed, or cannot be written."
+    folder: str | Path,  # made where it is missing
+    quiet: bool = True,  # no progress bar
+) -> Path:  # folder / file.name, whole and checked
+    """Download a file, or the rest of it.
+
+    Raises `CorpusError` where it cannot be had as it is listed, or cannot be written.
+    """
     target = Path(folder) / file.name
     part = target.with_name(f".{file.name}.part")
-    if _file_size(target) == file.size: return target
-    bar = tqdm(desc=file.name, total=file.size, unit="B", unit_scale=True, leave=False, disable=quiet or not sys.stderr.isatty())
+    if _file_size(target) == file.size:
+        return target
+    bar = tqdm(
+        desc=file.name,
+        total=file.size,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=quiet or not sys.stderr.isatty(),
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _session() as session, bar:
             for _ in range(2):
                 _complete(session, file, part, bar)
                 part.with_suffix(".state").unlink(missing_ok=True)
-                if matches_listing(part, file): return part.replace(target)
+                if matches_listing(part, file):
+                    return part.replace(target)
                 part.unlink()
-    except OSError as e: raise CorpusError(f"Cannot write to {folder}: {e.strerror or e}. Mend it, or choose another --downloads; the same command goes on where it stopped.") from e
-    raise CorpusError(f"{file.url} came twice otherwise than listed ({file.size:,} bytes, {file.checksum or 'no checksum'}): it is being replaced, or damaged on the way. "
-                      f"Try again later, take another --date, or another mirror.")
+    except OSError as e:
+        raise CorpusError(
+            f"Cannot write to {folder}: {e.strerror or e}. Mend it, or choose another"
+            " --downloads; the same command goes on where it stopped."
+        ) from e
+    raise CorpusError(
+        f"{file.url} came twice otherwise than listed ({file.size:,} bytes,"
+        f" {file.checksum or 'no checksum'}): it is being replaced, or damaged on the"
+        " way. Try again later, take another --date, or another mirror."
+    )
 
 # %% ../../nbs/22_ingest.download.ipynb #54e85859
 def format_bytes(n: float) -> str:
     "A number of bytes for people: 9.0 GB."
     for unit in ("bytes", "kB", "MB"):
-        if n < 999.5: return f"{n:.0f} {unit}"
+        if n < 999.5:
+            return f"{n:.0f} {unit}"
         n /= 1000
     return f"{n:,.1f} GB"
 
+
 def describe_download(
     plan: DownloadPlan,
-    folder: str | Path,     # where the files go
+    folder: str | Path,  # where the files go
 ) -> str:
     "How much a download is, and how much of it is in `folder` already."
-    size, here = sum(f.size for f in plan.files), _bytes_on_disk(plan, folder)
-    return (f"{plan.name}, {plan.source} dump of {plan.date}: {len(plan.files)} file{'s' * (len(plan.files) > 1)}, {format_bytes(size)} from {plan.files[0].url.split('/')[2]}"
-            + (f"; {format_bytes(here)} of it are in {folder} already" if here else f", into {folder}"))
+    size = sum(f.size for f in plan.files)
+    here = _bytes_on_disk(plan, folder)
+    return (
+        f"{plan.name}, {plan.source} dump of {plan.date}: {len(plan.files)}"
+        f" file{'s' * (len(plan.files) > 1)}, {format_bytes(size)} from"
+        f" {plan.files[0].url.split('/')[2]}"
+        + (
+            f"; {format_bytes(here)} of it are in {folder} already"
+            if here
+            else f", into {folder}"
+        )
+    )
+
 
 def _bytes_on_disk(plan: DownloadPlan, folder: str | Path) -> int:
     "Bytes of a plan that are on disk: whole files and parts of files."
-    return sum(min(f.size, max(_file_size(Path(folder) / f.name), _file_size(Path(folder) / f".{f.name}.part"))) for f in plan.files)
+    return sum(
+        min(
+            f.size,
+            max(
+                _file_size(Path(folder) / f.name),
+                _file_size(Path(folder) / f".{f.name}.part"),
+            ),
+        )
+        for f in plan.files
+    )
 
 # %% ../../nbs/22_ingest.download.ipynb #009c7efd
 def download_wikipedia(
-    name: str,                          # such as wikipedia:ja
-    source: str = "hf",                 # hf, xml or cirrus
-    folder: str | Path = "downloads",   # gets a folder for this dump
-    date: str | None = None,            # of the dump, YYYYMMDD; the newest whole one when left out
-    base_url: str | None = None,        # of the server; what the environment says, or the real one, when left out
-    quiet: bool = True,                 # say nothing
-) -> Path:                              # the folder of this dump, for ingest
-    "Download a Wikipedia, or what is missing of it. Raises `CorpusError` where it is not to be had, or the disk cannot hold it."
+    name: str,  # such as wikipedia:ja
+    source: str = "hf",  # hf, xml or cirrus
+    folder: str | Path = "downloads",  # gets a folder for this dump
+    date: str | None = None,  # of the dump, YYYYMMDD; the newest whole one when left out
+    # of the server; what the environment says, or the real one, when left out
+    base_url: str | None = None,
+    quiet: bool = True,  # say nothing
+) -> Path:  # the folder of this dump, for ingest
+    """Download a Wikipedia, or what is missing of it.
+
+    Raises `CorpusError` where it is not to be had, or the disk cannot hold it.
+    """
     plan = plan_download(name, source, date, base_url)
     folder = Path(folder) / plan.folder
-    say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    say = (
+        (lambda line: None)
+        if quiet
+        else (lambda line: print(line, file=sys.stderr, flush=True))
+    )
     say(describe_download(plan, folder))
     folder.mkdir(parents=True, exist_ok=True)
-    missing, free = sum(f.size for f in plan.files) - _bytes_on_disk(plan, folder), shutil.disk_usage(folder).free
-    if missing > free: raise CorpusError(f"{folder} has {format_bytes(free)} of free disk, but {format_bytes(missing)} are still to come. Make space, or choose another --downloads.")
+    missing = sum(f.size for f in plan.files) - _bytes_on_disk(plan, folder)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise CorpusError(
+            f"{folder} has {format_bytes(free)} of free disk, but {format_bytes(missing)}"
+            " are still to come. Make space, or choose another --downloads."
+        )
     for i, file in enumerate(plan.files, 1):
-        state = "here already" if _file_size(folder / file.name) == file.size else "checksum right" if file.checksum else "size right"
+        state = (
+            "here already"
+            if _file_size(folder / file.name) == file.size
+            else "checksum right"
+            if file.checksum
+            else "size right"
+        )
         fetch(file, folder, quiet)
         say(f"{i}/{len(plan.files)}  {file.name}, {format_bytes(file.size)}, {state}")
     return folder

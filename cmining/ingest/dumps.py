@@ -4,31 +4,57 @@
 
 # %% ../../nbs/24_ingest.dumps.ipynb #ad1f74f0
 from __future__ import annotations
+
 import bz2
 import html
 import json
-import numpy as np
 import os
-import pyarrow as pa
-import pyarrow.compute as pc
 import re
 import tempfile
-from ..core.basics import CorpusError, hash64
-from ..core.scripts import clean_text
-from .articles import NAMESPACES, in_namespace, is_disambiguation, is_redirect, list_title
-from .corpus import ENTRY_TABLE, PART_BYTES, ROW_SUFFIXES, pack_extra, is_lang_code, json_rows, line_blocks, pack_entries, parquet_batches, regroup_tables, read_rows, cell_text, write_tables, entry_id, to_entry, read_chunks
-from .wikitext import wiki_paragraphs
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from itertools import chain
-from joblib import cpu_count
-from joblib.externals.loky import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from joblib import cpu_count
+from joblib.externals.loky import ProcessPoolExecutor
+
+from ..core.basics import CorpusError, hash64
+from ..core.scripts import clean_text
+from cmining.ingest.articles import (
+    NAMESPACES,
+    in_namespace,
+    is_disambiguation,
+    is_redirect,
+    list_title,
+)
+from cmining.ingest.corpus import (
+    ENTRY_TABLE,
+    PART_BYTES,
+    ROW_SUFFIXES,
+    cell_text,
+    entry_id,
+    is_lang_code,
+    json_rows,
+    line_blocks,
+    pack_entries,
+    pack_extra,
+    parquet_batches,
+    read_chunks,
+    read_rows,
+    regroup_tables,
+    to_entry,
+    write_tables,
+)
+from .wikitext import wiki_paragraphs
 
 # %% auto #0
 __all__ = ['dump_pages', 'source_lang', 'Part', 'source_files', 'cirrus_paragraphs', 'ParseOptions', 'parse_part',
@@ -42,22 +68,29 @@ _MAX_PAGE = 1 << 28
 
 # %% ../../nbs/24_ingest.dumps.ipynb #b5c3d614
 def _split_pages(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest, scanned = b"", 0
+    rest = b""
+    scanned = 0
     for chunk in chunks:
         rest += chunk
         start = 0
         for m in _PAGE_END.finditer(rest, max(0, scanned - 64)):
-            yield rest[start:m.end()]
+            yield rest[start : m.end()]
             start = m.end()
         rest = rest[start:]
         scanned = len(rest)
-        if scanned > _MAX_PAGE: break
-    if rest: yield rest
+        if scanned > _MAX_PAGE:
+            break
+    if rest:
+        yield rest
 
 # %% ../../nbs/24_ingest.dumps.ipynb #97325d90
-def _local(e: ET.Element) -> str: return e.tag.rpartition("}")[2]
+def _local(e: ET.Element) -> str:
+    return e.tag.rpartition("}")[2]
 
-def _child(e: ET.Element, name: str) -> ET.Element | None: return next((c for c in e if _local(c) == name), None)
+
+def _child(e: ET.Element, name: str) -> ET.Element | None:
+    return next((c for c in e if _local(c) == name), None)
+
 
 def _text(e: ET.Element | None, name: str) -> str:
     c = None if e is None else _child(e, name)
@@ -67,126 +100,202 @@ def _text(e: ET.Element | None, name: str) -> str:
 def _page(xml: bytes, root: bytes) -> dict[str, Any]:
     name = root[1:].split()[0].rstrip(b">").decode()
     page = next(iter(ET.fromstring(root + xml + f"</{name}>".encode())))
-    return {"title": clean_text(_text(page, "title")), "ns": _text(page, "ns").strip(), "page_id": _text(page, "id").strip(),
-            "redirect": _child(page, "redirect") is not None, "text": _text(_child(page, "revision"), "text")}
+    return {
+        "title": clean_text(_text(page, "title")),
+        "ns": _text(page, "ns").strip(),
+        "page_id": _text(page, "id").strip(),
+        "redirect": _child(page, "redirect") is not None,
+        "text": _text(_child(page, "revision"), "text"),
+    }
 
 # %% ../../nbs/24_ingest.dumps.ipynb #bf89e861
-def _new_tally(**more: Any) -> SimpleNamespace: return SimpleNamespace(left_out=Counter(), notes=Counter(), breaks=[], bytes=0, pages=0, **more)
+def _new_tally(**more: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        left_out=Counter(), notes=Counter(), breaks=[], bytes=0, pages=0, **more
+    )
 
-def _parse_pages(pieces: Iterable[bytes], root: bytes, tally: SimpleNamespace) -> Iterator[dict[str, Any]]:
+
+def _parse_pages(
+    pieces: Iterable[bytes], root: bytes, tally: SimpleNamespace
+) -> Iterator[dict[str, Any]]:
     for piece in pieces:
-        start, end = _PAGE_START.search(piece), _PAGE_END.search(piece)
+        start = _PAGE_START.search(piece)
+        end = _PAGE_END.search(piece)
         if start and not end:
             tally.left_out["cut off"] += 1
             tally.breaks.append((tally.bytes, "the last page has no end"))
         elif start:
             tally.pages += 1
-            try: yield _page(piece[start.start():], root)
+            try:
+                yield _page(piece[start.start() :], root)
             except ET.ParseError as e:
                 tally.left_out["broken page"] += 1
                 tally.breaks.append((tally.bytes, f"page is no XML: {e}"))
         tally.bytes += len(piece)
 
 # %% ../../nbs/24_ingest.dumps.ipynb #10d94fb4
-def _head(path: Path) -> bytes: return next(read_chunks(path, lambda _: None), b"")[:65536]
+def _head(path: Path) -> bytes:
+    return next(read_chunks(path, lambda _: None), b"")[:65536]
 
-def _root(head: bytes) -> bytes: return m[0] if (m := _ROOT.search(head)) else b"<mediawiki>"
+
+def _root(head: bytes) -> bytes:
+    return m[0] if (m := _ROOT.search(head)) else b"<mediawiki>"
+
 
 def _no_dump(path: Path, tally: SimpleNamespace) -> CorpusError:
     why = f" ({tally.breaks[-1][1]})" if tally.breaks else ""
-    return CorpusError(f"{path} is no MediaWiki dump: no whole <page> in its {tally.bytes:,} bytes{why}. Is it a pages-articles .xml, "
-                       f".xml.gz or .xml.bz2 file?")
+    return CorpusError(
+        f"{path} is no MediaWiki dump: no whole <page> in its {tally.bytes:,} bytes{why}."
+        " Is it a pages-articles .xml, .xml.gz or .xml.bz2 file?"
+    )
+
 
 def dump_pages(
-    path: str | Path,                # .xml, .xml.gz or .xml.bz2
-    left_out: Counter,               # broken and cut pages are counted here
-    breaks: list[dict[str, Any]],    # and described here: file, byte (decompressed), what
-) -> Iterator[dict[str, Any]]:       # title, ns, page_id, redirect, text
+    path: str | Path,  # .xml, .xml.gz or .xml.bz2
+    left_out: Counter,  # broken and cut pages are counted here
+    breaks: list[dict[str, Any]],  # and described here: file, byte (decompressed), what
+) -> Iterator[dict[str, Any]]:  # title, ns, page_id, redirect, text
     "Stream the pages of a MediaWiki dump; raises `CorpusError` where the file is none."
-    path, tally = Path(path), _new_tally()
+    path = Path(path)
+    tally = _new_tally()
     broken = lambda what: tally.breaks.append((tally.bytes, what))
-    yield from _parse_pages(_split_pages(read_chunks(path, broken)), _root(_head(path)), tally)
-    if not tally.pages: raise _no_dump(path, tally)
+    yield from _parse_pages(
+        _split_pages(read_chunks(path, broken)), _root(_head(path)), tally
+    )
+    if not tally.pages:
+        raise _no_dump(path, tally)
     left_out.update(tally.left_out)
     breaks += [{"file": path.name, "byte": at, "what": what} for at, what in tally.breaks]
 
 # %% ../../nbs/24_ingest.dumps.ipynb #0226db01
-_ISO = frozenset(("aa ab af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en "
-                  "eo es et eu fa ff fi fj fo fr fy ga gd gl gn "
-                  "gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv "
-                  "kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml "
-                  "mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se "
-                  "sg si sk sl sm sn so sq sr ss st su sv sw ta te "
-                  "tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu").split())
+_ISO = frozenset(
+    (
+        "aa ab af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu"
+        " cv cy da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv"
+        " ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk"
+        " kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr"
+        " ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm"
+        " rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th"
+        " ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
+    ).split()
+)
+
 
 def _langs_in_name(path: Path) -> set[str]:
     found = re.findall(r"(?:^|[-_.])([a-z]{2,3})wiki(?![a-z])", path.name)
-    found += [c for c in re.findall(r"(?:^|[-_.])([a-z]{2})\.(?:xml|jsonl|parquet)\b", path.name) if c in _ISO]
-    return set(found or [c for c in re.findall(r"^(?:\d{8}\.)?([a-z]{2})$", path.resolve().parent.name) if c in _ISO])
+    found += [
+        c
+        for c in re.findall(r"(?:^|[-_.])([a-z]{2})\.(?:xml|jsonl|parquet)\b", path.name)
+        if c in _ISO
+    ]
+    return set(
+        found
+        or [
+            c
+            for c in re.findall(r"^(?:\d{8}\.)?([a-z]{2})$", path.resolve().parent.name)
+            if c in _ISO
+        ]
+    )
 
 # %% ../../nbs/24_ingest.dumps.ipynb #d32bda1a
 def _langs_in_head(head: bytes) -> set[str]:
-    said = re.findall(rb'<[^>]*mediawiki\b[^>]*xml:lang="([a-z]{2,3})"',
-                      head) + re.findall(rb"<(?:\w+:)?dbname>([a-z]{2,3})wiki<", head)
+    said = re.findall(
+        rb'<[^>]*mediawiki\b[^>]*xml:lang="([a-z]{2,3})"', head
+    ) + re.findall(rb"<(?:\w+:)?dbname>([a-z]{2,3})wiki<", head)
     return {s.decode() for s in said}
+
 
 def _langs_in_rows(path: Path) -> set[str]:
     row = next((r for r in read_rows(path, Counter()) if "index" not in r), {})
-    said = cell_text(row.get("lang")) or cell_text(row.get("wiki")).removesuffix("wiki")  # a search dump says dewiki
+    # a search dump says dewiki
+    said = cell_text(row.get("lang")) or cell_text(row.get("wiki")).removesuffix("wiki")
     return {said} if is_lang_code(said) else set()
 
-def _is_xml(path: Path) -> bool: return path.name.endswith((".xml", ".xml.gz", ".xml.bz2"))
+
+def _is_xml(path: Path) -> bool:
+    return path.name.endswith((".xml", ".xml.gz", ".xml.bz2"))
 
 # %% ../../nbs/24_ingest.dumps.ipynb #289139c9
 def source_lang(files: list[Path]) -> str:
-    "The language on which names and contents of `files` agree; raises `CorpusError` where they say none, or several."
+    """The language on which names and contents of `files` agree; raises `CorpusError`
+    where they say none, or several.
+    """
     said: set[str] = set()
     for f in files:
-        said |= _langs_in_name(f) | (_langs_in_head(next(read_chunks(f, lambda _: None),
-                                                    b"")[:65536]) if _is_xml(f) else _langs_in_rows(f))
-    if len(said) == 1: return said.pop()
-    what = f"speaks of several languages ({', '.join(sorted(said))})" if said else "does not say its language"
-    raise CorpusError(f"{files[0] if len(files) == 1 else files[0].parent} {what} in its name and head: say which, for example "
-                      f"--lang {min(said, default='de')}.")
+        said |= _langs_in_name(f) | (
+            _langs_in_head(next(read_chunks(f, lambda _: None), b"")[:65536])
+            if _is_xml(f)
+            else _langs_in_rows(f)
+        )
+    if len(said) == 1:
+        return said.pop()
+    what = (
+        f"speaks of several languages ({', '.join(sorted(said))})"
+        if said
+        else "does not say its language"
+    )
+    raise CorpusError(
+        f"{files[0] if len(files) == 1 else files[0].parent} {what} in its name and head:"
+        f" say which, for example --lang {min(said, default='de')}."
+    )
 
 # %% ../../nbs/24_ingest.dumps.ipynb #e0fc8437
 _STREAM = re.compile(rb"BZh[1-9]1AY&SY")
 _OPENING = re.compile(rb"\s*<(?:[\w.-]+:)?page[\s>]")
 
+
 def _opens_with_page(f: Any, at: int) -> bool:
     f.seek(at)
-    try: return bool(_OPENING.match(bz2.BZ2Decompressor().decompress(f.read(1 << 20), max_length=64)))
-    except OSError: return False
+    try:
+        return bool(
+            _OPENING.match(
+                bz2.BZ2Decompressor().decompress(f.read(1 << 20), max_length=64)
+            )
+        )
+    except OSError:
+        return False
+
 
 def _next_stream(f: Any, at: int, end: int) -> int | None:
-    "The first bzip2 stream from byte `at` on that opens with a page; None where there is none before `end`."
+    """The first bzip2 stream from byte `at` on that opens with a page; None where there
+    is none before `end`.
+    """
     while at < end:
         f.seek(at)
         block = f.read(1 << 20)
         for m in _STREAM.finditer(block):
-            if _opens_with_page(f, at + m.start()): return at + m.start()
-        if len(block) < 10: return None
+            if _opens_with_page(f, at + m.start()):
+                return at + m.start()
+        if len(block) < 10:
+            return None
         at += len(block) - 9  # the ten bytes may lie across two blocks
     return None
 
 # %% ../../nbs/24_ingest.dumps.ipynb #eb324bb2
 class Part(NamedTuple):
     "A stretch of a source that one process parses."
+
     path: Path
-    start: int = 0          # bytes of a bzip2 file, from …
-    stop: int = 0           # … to: to be read by who parses it
-    data: Any = None        # or what was read: pieces of XML, a block of lines, a batch of rows
-    broken: str = ""        # where the file broke off behind this part: how
+    start: int = 0  # bytes of a bzip2 file, from …
+    stop: int = 0  # … to: to be read by who parses it
+    data: Any = None  # or what was read: pieces of XML, a block of lines, a batch of rows
+    broken: str = ""  # where the file broke off behind this part: how
+
 
 def _xml_parts(path: Path) -> Iterator[Part]:
     start = 0
     if path.suffix == ".bz2":
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
-            while (stop := _next_stream(f, start + PART_BYTES, min(size, start + 16 * PART_BYTES))) is not None:
+            while (
+                stop := _next_stream(
+                    f, start + PART_BYTES, min(size, start + 16 * PART_BYTES)
+                )
+            ) is not None:
                 yield Part(path, start, stop)
                 start = stop
-        if start and size - start < 16 * PART_BYTES: return (yield Part(path, start, size))
+        if start and size - start < 16 * PART_BYTES:
+            return (yield Part(path, start, size))
     broken: list[str] = []
     held: list[bytes] = []
     for piece in _split_pages(read_chunks(path, broken.append, start)):
@@ -197,186 +306,349 @@ def _xml_parts(path: Path) -> Iterator[Part]:
     yield Part(path, data=held, broken="".join(broken))
 
 # %% ../../nbs/24_ingest.dumps.ipynb #bca212d9
-# One file a wiki until the end of 2025, many since: jawiki-20251229-cirrussearch-content.json.gz, jawiki_content-20260105-00000.json.bz2
-_CIRRUS = re.compile(r".+(?:-cirrussearch-content|wiki_content-\d+-\d+)\.json(?:\.gz|\.bz2)?")
+# One file a wiki until the end of 2025, many since: jawiki-20251229-cirrussearch-
+# content.json.gz, jawiki_content-20260105-00000.json.bz2
+_CIRRUS = re.compile(
+    r".+(?:-cirrussearch-content|wiki_content-\d+-\d+)\.json(?:\.gz|\.bz2)?"
+)
 _SOURCES = ROW_SUFFIXES + (".xml", ".xml.gz", ".xml.bz2")
 
-def _is_cirrus(path: Path) -> bool: return bool(_CIRRUS.fullmatch(path.name))
+
+def _is_cirrus(path: Path) -> bool:
+    return bool(_CIRRUS.fullmatch(path.name))
+
 
 def _parts(path: Path, notes: Counter) -> Iterator[Part]:
-    if _is_xml(path): return _xml_parts(path)
-    if path.suffix == ".parquet": return (Part(path, data=b) for b in parquet_batches(path))
-    return (Part(path, data=b) for b in line_blocks(path, notes, b'{"index"' if _is_cirrus(path) else b""))
+    if _is_xml(path):
+        return _xml_parts(path)
+    if path.suffix == ".parquet":
+        return (Part(path, data=b) for b in parquet_batches(path))
+    return (
+        Part(path, data=b)
+        for b in line_blocks(path, notes, b'{"index"' if _is_cirrus(path) else b"")
+    )
+
 
 def source_files(source: str | Path) -> list[Path]:
-    "The files of a source: itself, or those in a folder, sorted. Raises `CorpusError` where there are none."
+    """The files of a source: itself, or those in a folder, sorted.
+
+    Raises `CorpusError` where there are none.
+    """
     source = Path(source)
-    if not source.exists(): raise CorpusError(f"No source at {source}: there is nothing of that name.")
-    found = [source] if source.is_file() else sorted(f for f in source.rglob("*") if f.is_file() and not f.name.startswith("."))
+    if not source.exists():
+        raise CorpusError(f"No source at {source}: there is nothing of that name.")
+    found = (
+        [source]
+        if source.is_file()
+        else sorted(
+            f for f in source.rglob("*") if f.is_file() and not f.name.startswith(".")
+        )
+    )
     files = [f for f in found if f.name.endswith(_SOURCES) or _is_cirrus(f)]
-    if not files: raise CorpusError(f"Nothing to ingest at {source}: wanted a file that ends in {', '.join(_SOURCES)}, a dump of "
-                                    f"the search index (…wiki_content-….json.bz2), or a folder of those.")
+    if not files:
+        raise CorpusError(
+            f"Nothing to ingest at {source}: wanted a file that ends in"
+            f" {', '.join(_SOURCES)}, a dump of the search index"
+            " (…wiki_content-….json.bz2), or a folder of those."
+        )
     return files
 
 # %% ../../nbs/24_ingest.dumps.ipynb #66f8d61d
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
 
+
 def _text_after(lead: str, whole: str) -> str:
     before, found, rest = whole.partition(lead) if lead else ("", "", "")
     return rest if found else whole
 
+
 def cirrus_paragraphs(
-    opening: str,               # opening_text of a search dump
-    text: str,                  # and its text
-    max_paragraphs: int = 20,   # no more than this
+    opening: str,  # opening_text of a search dump
+    text: str,  # and its text
+    max_paragraphs: int = 20,  # no more than this
 ) -> list[str]:
     "The lead, then the rest of the text in pieces of whole sentences."
-    lead, start = clean_text(opening), 0
-    pieces, rest = [lead] if lead else [], _text_after(lead, clean_text(text))
+    lead = clean_text(opening)
+    start = 0
+    pieces = [lead] if lead else []
+    rest = _text_after(lead, clean_text(text))
     for m in chain(_SENTENCE_END.finditer(rest), [None]):
-        if len(pieces) >= max_paragraphs: break
+        if len(pieces) >= max_paragraphs:
+            break
         end = m.end() if m else len(rest)
-        if m and len(rest[start:end].encode()) < 500: continue
-        if piece := rest[start:end].strip(): pieces.append(piece)
+        if m and len(rest[start:end].encode()) < 500:
+            continue
+        if piece := rest[start:end].strip():
+            pieces.append(piece)
         start = end
     return pieces
 
 # %% ../../nbs/24_ingest.dumps.ipynb #6ac1cc2b
-def _row_pages(rows: Iterable[dict[str, Any]], lang: str, tally: SimpleNamespace) -> Iterator[dict[str, Any]]:
+def _row_pages(
+    rows: Iterable[dict[str, Any]], lang: str, tally: SimpleNamespace
+) -> Iterator[dict[str, Any]]:
     for row in rows:
-        if row.get("lang") not in (None, lang): tally.left_out["other language"] += 1
-        elif (entry := to_entry(row, lang, tally.notes)) is not None: yield entry | {"id": entry_id(lang,
-            entry["title"])} | ({"source_id": cell_text(row["id"])} if row.get("id") is not None else {})
+        if row.get("lang") not in (None, lang):
+            tally.left_out["other language"] += 1
+        elif (entry := to_entry(row, lang, tally.notes)) is not None:
+            yield (
+                entry
+                | {"id": entry_id(lang, entry["title"])}
+                | (
+                    {"source_id": cell_text(row["id"])}
+                    if row.get("id") is not None
+                    else {}
+                )
+            )
 
-def _cirrus_pages(rows: Iterable[dict[str, Any]], lang: str, tally: SimpleNamespace, most: int) -> Iterator[dict[str, Any]]:
+
+def _cirrus_pages(
+    rows: Iterable[dict[str, Any]], lang: str, tally: SimpleNamespace, most: int
+) -> Iterator[dict[str, Any]]:
     page_id = ""
     for row in rows:
         if isinstance(row.get("index"), dict):
             page_id = cell_text(row["index"].get("_id"))
             continue
-        title, names = clean_text(cell_text(row.get("title"))), row.get("template")
-        templates = "".join(f"{{{{{cell_text(n).rpartition(':')[2]}}}}}" for n in names) if isinstance(names, list) else ""
-        if cell_text(row.get("namespace")) not in ("", "0"): tally.left_out["namespace"] += 1
-        elif is_disambiguation(title, templates): tally.left_out["disambiguation"] += 1
-        else: yield {"id": entry_id(lang, title), "title": title, "page_id": page_id,
-                     "paragraphs": cirrus_paragraphs(cell_text(row.get("opening_text")), cell_text(row.get("text")), most)}
+        title = clean_text(cell_text(row.get("title")))
+        names = row.get("template")
+        templates = (
+            "".join(f"{{{{{cell_text(n).rpartition(':')[2]}}}}}" for n in names)
+            if isinstance(names, list)
+            else ""
+        )
+        if cell_text(row.get("namespace")) not in ("", "0"):
+            tally.left_out["namespace"] += 1
+        elif is_disambiguation(title, templates):
+            tally.left_out["disambiguation"] += 1
+        else:
+            yield {
+                "id": entry_id(lang, title),
+                "title": title,
+                "page_id": page_id,
+                "paragraphs": cirrus_paragraphs(
+                    cell_text(row.get("opening_text")), cell_text(row.get("text")), most
+                ),
+            }
 
 # %% ../../nbs/24_ingest.dumps.ipynb #c3afeced
 def _reject_reason(page: dict[str, Any], namespaces: frozenset[str]) -> str | None:
-    title, text = page["title"], cell_text(page.get("text"))
-    if cell_text(page.get("ns")) not in ("", "0") or in_namespace(title, namespaces): return "namespace"
-    if page.get("redirect") or is_redirect(text): return "redirect"
-    if not title: return "no title"
-    if is_disambiguation(title, text): return "disambiguation"
-    if list_title(title): return "list"
+    title = page["title"]
+    text = cell_text(page.get("text"))
+    if cell_text(page.get("ns")) not in ("", "0") or in_namespace(title, namespaces):
+        return "namespace"
+    if page.get("redirect") or is_redirect(text):
+        return "redirect"
+    if not title:
+        return "no title"
+    if is_disambiguation(title, text):
+        return "disambiguation"
+    if list_title(title):
+        return "list"
     return "empty page" if not (page.get("paragraphs") or text.strip()) else None
 
-def _make_entry(page: dict[str, Any], lang: str, most: int) -> tuple[dict[str, Any] | None, str | None]:
-    if "paragraphs" in page: return page | {"paragraphs": page["paragraphs"][:most]}, None
+
+def _make_entry(
+    page: dict[str, Any], lang: str, most: int
+) -> tuple[dict[str, Any] | None, str | None]:
+    if "paragraphs" in page:
+        return page | {"paragraphs": page["paragraphs"][:most]}, None
     paragraphs, reason = wiki_paragraphs(page["text"], most)
-    if reason: return None, reason
-    entry = {"id": entry_id(lang, page["title"]), "title": page["title"], "paragraphs": paragraphs}
+    if reason:
+        return None, reason
+    entry = {
+        "id": entry_id(lang, page["title"]),
+        "title": page["title"],
+        "paragraphs": paragraphs,
+    }
     return entry | ({"page_id": page["page_id"]} if page["page_id"] else {}), None
 
 # %% ../../nbs/24_ingest.dumps.ipynb #3654ee93
 _NO_LIMIT = 2**64 - 1
 
+
 class ParseOptions(NamedTuple):
     "What whoever parses a part has to know."
-    lang: str
-    most: int                   # paragraphs an entry
-    seed: int | None            # None: all entries are wanted
-    root: bytes = b""           # the root tag of the dump
-    namespaces: frozenset[str] = NAMESPACES  # prefixes of pages that are no articles
-    limit: int = _NO_LIMIT      # no key above this is wanted
 
-def _pages(part: Part, how: ParseOptions, tally: SimpleNamespace) -> Iterator[dict[str, Any]]:
+    lang: str
+    most: int  # paragraphs an entry
+    seed: int | None  # None: all entries are wanted
+    root: bytes = b""  # the root tag of the dump
+    namespaces: frozenset[str] = NAMESPACES  # prefixes of pages that are no articles
+    limit: int = _NO_LIMIT  # no key above this is wanted
+
+
+def _pages(
+    part: Part, how: ParseOptions, tally: SimpleNamespace
+) -> Iterator[dict[str, Any]]:
     if _is_xml(part.path):
         broken = lambda what: tally.breaks.append((tally.bytes, what))
-        pieces = _split_pages(read_chunks(part.path, broken, part.start, part.stop)) if part.data is None else part.data
+        pieces = (
+            _split_pages(read_chunks(part.path, broken, part.start, part.stop))
+            if part.data is None
+            else part.data
+        )
         yield from _parse_pages(pieces, how.root, tally)
-        if part.broken: broken(part.broken)
-    elif _is_cirrus(part.path): yield from _cirrus_pages(json_rows(part.data, tally.notes), how.lang, tally, how.most)
-    else: yield from _row_pages(json_rows(part.data, tally.notes) if isinstance(part.data, bytes) else part.data.to_pylist(), how.lang, tally)
+        if part.broken:
+            broken(part.broken)
+    elif _is_cirrus(part.path):
+        yield from _cirrus_pages(
+            json_rows(part.data, tally.notes), how.lang, tally, how.most
+        )
+    else:
+        yield from _row_pages(
+            (
+                json_rows(part.data, tally.notes)
+                if isinstance(part.data, bytes)
+                else part.data.to_pylist()
+            ),
+            how.lang,
+            tally,
+        )
+
 
 def parse_part(part: Part, how: ParseOptions) -> SimpleNamespace:
-    "Entries of a part, a key and a tie-breaker for each, the articles that failed, and the tally."
-    tally, entries, keys, failed = _new_tally(path=part.path, articles=0), [], [], []
+    """Entries of a part, a key and a tie-breaker for each, the articles that failed, and
+    the tally.
+    """
+    tally = _new_tally(path=part.path, articles=0)
+    entries = []
+    keys = []
+    failed = []
     for page in _pages(part, how, tally):
         if reason := _reject_reason(page, how.namespaces):
             tally.left_out[reason] += 1
             continue
         tally.articles += 1
         key = hash64(*([] if how.seed is None else [how.seed]), how.lang, page["title"])
-        if key > how.limit: continue
+        if key > how.limit:
+            continue
         entry, reason = _make_entry(page, how.lang, how.most)
-        if entry is None: failed.append((key, reason))
-        else: entries.append(entry), keys.append(key)
-    ties = keys if how.seed is None else [hash64(*e["paragraphs"], pack_extra(e) or "") for e in entries]
-    return SimpleNamespace(tally=tally, failed=failed, entries=pack_entries(entries), keys=np.array(keys, np.uint64), ties=np.array(ties, np.uint64))
+        if entry is None:
+            failed.append((key, reason))
+        else:
+            entries.append(entry), keys.append(key)
+    ties = (
+        keys
+        if how.seed is None
+        else [hash64(*e["paragraphs"], pack_extra(e) or "") for e in entries]
+    )
+    return SimpleNamespace(
+        tally=tally,
+        failed=failed,
+        entries=pack_entries(entries),
+        keys=np.array(keys, np.uint64),
+        ties=np.array(ties, np.uint64),
+    )
 
 # %% ../../nbs/24_ingest.dumps.ipynb #f564efe3
-def _parse_in_order(tasks: Iterable[tuple[Part, ParseOptions]], jobs: int) -> Iterator[SimpleNamespace]:
-    if jobs == 1: return (yield from (parse_part(*t) for t in tasks))
+def _parse_in_order(
+    tasks: Iterable[tuple[Part, ParseOptions]], jobs: int
+) -> Iterator[SimpleNamespace]:
+    if jobs == 1:
+        return (yield from (parse_part(*t) for t in tasks))
     # A pool of its own: joblib.Parallel would stumble over the reusable one.
-    pool, waiting = ProcessPoolExecutor(jobs), deque()
+    pool = ProcessPoolExecutor(jobs)
+    waiting = deque()
     try:
         for task in tasks:
             waiting.append(pool.submit(parse_part, *task))
-            if len(waiting) > 4 * jobs: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            if len(waiting) > 4 * jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     except BrokenProcessPool as e:
-        raise CorpusError(f"A reading process died, perhaps for want of memory; there were {jobs}: take fewer, with --jobs.") from e
+        raise CorpusError(
+            f"A reading process died, perhaps for want of memory; there were {jobs}: take"
+            " fewer, with --jobs."
+        ) from e
     finally:
-        for w in waiting: w.cancel()
+        for w in waiting:
+            w.cancel()
         pool.shutdown()
 
 # %% ../../nbs/24_ingest.dumps.ipynb #9b8ab58e
 def _namespaces(head: bytes) -> frozenset[str]:
-    found = re.findall(r"<(?:\w+:)?namespace key=\"-?\d+\"[^>]*>([^<]+)<", head.decode("utf-8", "replace"))
+    found = re.findall(
+        r"<(?:\w+:)?namespace key=\"-?\d+\"[^>]*>([^<]+)<",
+        head.decode("utf-8", "replace"),
+    )
     return NAMESPACES | {html.unescape(n).lower() for n in found}
 
-def _tasks(files: list[Path], how: ParseOptions, tally: SimpleNamespace) -> Iterator[tuple[Part, ParseOptions]]:
+
+def _tasks(
+    files: list[Path], how: ParseOptions, tally: SimpleNamespace
+) -> Iterator[tuple[Part, ParseOptions]]:
     for path in files:
         head = _head(path) if _is_xml(path) else b""
         how = how._replace(root=_root(head), namespaces=_namespaces(head))
-        for part in _parts(path, tally.notes): yield part, how._replace(limit=tally.limit)
+        for part in _parts(path, tally.notes):
+            yield part, how._replace(limit=tally.limit)
 
-def _results(files: list[Path], how: ParseOptions, jobs: int, tally: SimpleNamespace) -> Iterator[SimpleNamespace]:
-    "Results of all parts; their counts are added to `tally`. Raises `CorpusError` behind a file that was to be a dump and is none."
+
+def _results(
+    files: list[Path], how: ParseOptions, jobs: int, tally: SimpleNamespace
+) -> Iterator[SimpleNamespace]:
+    """Results of all parts; their counts are added to `tally`.
+
+    Raises `CorpusError` behind a file that was to be a dump and is none.
+    """
     file = _new_tally(path=files[0])
     for result in chain(_parse_in_order(_tasks(files, how, tally), jobs), [None]):
-        if (result is None or result.tally.path != file.path) and _is_xml(file.path) and not file.pages: raise _no_dump(file.path, file)
-        if result is None: return
+        if (
+            (result is None or result.tally.path != file.path)
+            and _is_xml(file.path)
+            and not file.pages
+        ):
+            raise _no_dump(file.path, file)
+        if result is None:
+            return
         part = result.tally
-        if part.path != file.path: file = _new_tally(path=part.path)
+        if part.path != file.path:
+            file = _new_tally(path=part.path)
         tally.left_out.update(part.left_out), tally.notes.update(part.notes)
         tally.articles += part.articles
         file.breaks += [(file.bytes + at, what) for at, what in part.breaks]
-        tally.breaks += [{"file": part.path.name, "byte": file.bytes + at, "what": what} for at, what in part.breaks]
-        file.bytes, file.pages = file.bytes + part.bytes, file.pages + part.pages
+        tally.breaks += [
+            {"file": part.path.name, "byte": file.bytes + at, "what": what}
+            for at, what in part.breaks
+        ]
+        file.bytes = file.bytes + part.bytes
+        file.pages = file.pages + part.pages
         yield result
 
 # %% ../../nbs/24_ingest.dumps.ipynb #14e2b0fc
 def _first_seen(seen: list[np.ndarray], keys: np.ndarray) -> np.ndarray:
-    "Which keys come for the first time, bool [n]; they are added to `seen`, sorted arrays."
+    """Which keys come for the first time, bool [n]; they are added to `seen`, sorted
+    arrays.
+    """
     new = np.zeros(len(keys), bool)
     new[np.unique(keys, return_index=True)[1]] = True
-    for run in seen: new &= run[np.minimum(np.searchsorted(run, keys), len(run) - 1)] != keys
-    if new.any(): seen.append(np.sort(keys[new]))
-    while len(seen) > 1 and len(seen[-2]) <= 2 * len(seen[-1]): seen[-2:] = [np.sort(np.concatenate(seen[-2:]))]
+    for run in seen:
+        new &= run[np.minimum(np.searchsorted(run, keys), len(run) - 1)] != keys
+    if new.any():
+        seen.append(np.sort(keys[new]))
+    while len(seen) > 1 and len(seen[-2]) <= 2 * len(seen[-1]):
+        seen[-2:] = [np.sort(np.concatenate(seen[-2:]))]
     return new
 
-def _keep_new(results: Iterable[SimpleNamespace], tally: SimpleNamespace) -> Iterator[pa.Table]:
+
+def _keep_new(
+    results: Iterable[SimpleNamespace], tally: SimpleNamespace
+) -> Iterator[pa.Table]:
     seen: list[np.ndarray] = []
     for r in results:
         new = _first_seen(seen, r.keys)
-        tally.left_out.update([reason for _, reason in r.failed] + ["duplicate title"] * int((~new).sum()))
+        tally.left_out.update(
+            [reason for _, reason in r.failed] + ["duplicate title"] * int((~new).sum())
+        )
         yield r.entries.filter(pa.array(new))
 
 # %% ../../nbs/24_ingest.dumps.ipynb #479aeb6c
 def _smallest_keys(drawn: list[np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
-    "The rows (key, tie, row) with the n smallest keys, uint64 [≤ n, 3], sorted; and the keys of those that had a twin."
+    """The rows (key, tie, row) with the n smallest keys, uint64 [≤ n, 3], sorted; and the
+    keys of those that had a twin.
+    """
     rows = np.concatenate(drawn)
     rows = rows[np.lexsort(rows.T[::-1])]
     first = np.ones(len(rows), bool)
@@ -386,54 +658,85 @@ def _smallest_keys(drawn: list[np.ndarray], n: int) -> tuple[np.ndarray, np.ndar
 # %% ../../nbs/24_ingest.dumps.ipynb #46f5cd0a
 _LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
 
-def _deal_to_buckets(spool: Path, drawn: np.ndarray, size: int, files: ExitStack) -> list[Path]:
+
+def _deal_to_buckets(
+    spool: Path, drawn: np.ndarray, size: int, files: ExitStack
+) -> list[Path]:
     rank = np.argsort(drawn[:, 2])
-    rows, start, buckets = drawn[rank, 2].astype(np.int64), 0, {}
+    rows = drawn[rank, 2].astype(np.int64)
+    start = 0
+    buckets = {}
     batches = pa.ipc.open_stream(files.enter_context(pa.OSFile(str(spool))))
     for table in regroup_tables((pa.Table.from_batches([b]) for b in batches), 8192):
         a, b = np.searchsorted(rows, [start, start + len(table)])
-        chosen = table.take(pa.array(rows[a:b] - start)).append_column("rank", pa.array(rank[a:b]))
+        chosen = table.take(pa.array(rows[a:b] - start)).append_column(
+            "rank", pa.array(rank[a:b])
+        )
         for i in np.unique(rank[a:b] // size).tolist():
             path = spool.with_name(f"{i:05}")
-            if path not in buckets: buckets[path] = files.enter_context(pa.ipc.new_stream(path, chosen.schema, options=_LZ4))
+            if path not in buckets:
+                buckets[path] = files.enter_context(
+                    pa.ipc.new_stream(path, chosen.schema, options=_LZ4)
+                )
             buckets[path].write_table(chosen.filter(pa.array(rank[a:b] // size == i)))
         start += len(table)
     return sorted(buckets)
 
+
 def _by_rank(spool: Path, drawn: np.ndarray, size: int) -> Iterator[pa.Table]:
     "The rows of a file that were drawn, in that order, in tables of `size`."
-    with ExitStack() as files: buckets = _deal_to_buckets(spool, drawn, size, files)
+    with ExitStack() as files:
+        buckets = _deal_to_buckets(spool, drawn, size, files)
     for path in buckets:
-        with pa.OSFile(str(path)) as f: table = pa.ipc.open_stream(f).read_all()
+        with pa.OSFile(str(path)) as f:
+            table = pa.ipc.open_stream(f).read_all()
         path.unlink()
         yield table.sort_by("rank").drop_columns("rank")
 
 # %% ../../nbs/24_ingest.dumps.ipynb #0a8ac949
 def _draw_sample(
     results: Iterable[SimpleNamespace],
-    n: int,                     # entries to draw
-    tally: SimpleNamespace,     # its limit is lowered as entries come in
-    folder: Path,               # for temporary files: what was drawn on the way, and the sample
-) -> Iterator[pa.Table]:        # the entries with the n smallest keys, in that order
-    drawn, fresh, rows, failed, twins = np.empty((0, 3), np.uint64), [], 0, [], []
+    n: int,  # entries to draw
+    tally: SimpleNamespace,  # its limit is lowered as entries come in
+    folder: Path,  # for temporary files: what was drawn on the way, and the sample
+) -> Iterator[pa.Table]:  # the entries with the n smallest keys, in that order
+    drawn = np.empty((0, 3), np.uint64)
+    fresh = []
+    rows = 0
+    failed = []
+    twins = []
+
     def settle() -> np.ndarray:
         kept, twin = _smallest_keys([drawn, *fresh], n)
         twins.append(twin), fresh.clear()
-        if len(kept) == n: tally.limit = int(kept[-1, 0])
+        if len(kept) == n:
+            tally.limit = int(kept[-1, 0])
         return kept
+
     with tempfile.TemporaryDirectory(dir=folder, prefix=".drawn-") as d:
         spool = Path(d, "entries")
         with pa.ipc.new_stream(spool, ENTRY_TABLE, options=_LZ4) as stream:
             for r in results:
                 low = np.flatnonzero(r.keys <= np.uint64(tally.limit))
                 stream.write_table(r.entries.take(pa.array(low)))
-                fresh.append(np.column_stack([r.keys[low], r.ties[low], np.arange(rows, rows + len(low), dtype=np.uint64)]))
+                fresh.append(
+                    np.column_stack(
+                        [
+                            r.keys[low],
+                            r.ties[low],
+                            np.arange(rows, rows + len(low), dtype=np.uint64),
+                        ]
+                    )
+                )
                 failed += r.failed
                 rows += len(low)
-                if sum(map(len, fresh)) > n // 4 + 1000: drawn = settle()
+                if sum(map(len, fresh)) > n // 4 + 1000:
+                    drawn = settle()
         drawn = settle()
         below = Counter(reason for key, reason in failed if key <= tally.limit)
-        below["duplicate title"] = sum(int((t <= np.uint64(tally.limit)).sum()) for t in twins)
+        below["duplicate title"] = sum(
+            int((t <= np.uint64(tally.limit)).sum()) for t in twins
+        )
         tally.left_out.update(below)
         tally.left_out["not sampled"] += tally.articles - len(drawn) - below.total()
         yield from _by_rank(spool, drawn, max(20_000, n // 100))
@@ -441,56 +744,121 @@ def _draw_sample(
 # %% ../../nbs/24_ingest.dumps.ipynb #a4401bd0
 def _write_manifest(out: Path, lang: str, record: dict[str, Any]) -> None:
     path = out / "manifest.json"
-    try: known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as e: raise CorpusError(f"{path} is no JSON ({e}): move it away and ingest again.") from e
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as e:
+        raise CorpusError(
+            f"{path} is no JSON ({e}): move it away and ingest again."
+        ) from e
     part = path.with_name(".manifest.json.part")
-    part.write_text(json.dumps(dict(sorted((known | {lang: record}).items())), ensure_ascii=False, indent=1) + "\n",
-                    encoding="utf-8")
+    part.write_text(
+        json.dumps(
+            dict(sorted((known | {lang: record}).items())), ensure_ascii=False, indent=1
+        )
+        + "\n",
+        encoding="utf-8",
+    )
     os.replace(part, path)
 
 # %% ../../nbs/24_ingest.dumps.ipynb #7021c846
-def _count_kept(tables: Iterable[pa.Table], tally: SimpleNamespace, most: int) -> Iterator[pa.Table]:
+def _count_kept(
+    tables: Iterable[pa.Table], tally: SimpleNamespace, most: int
+) -> Iterator[pa.Table]:
     for t in tables:
         tally.kept += len(t)
-        tally.full += pc.sum(pc.equal(pc.list_value_length(t["paragraphs"]), most)).as_py() or 0
-        if len(t): yield t
+        tally.full += (
+            pc.sum(pc.equal(pc.list_value_length(t["paragraphs"]), most)).as_py() or 0
+        )
+        if len(t):
+            yield t
+
 
 _NO_ENTRY = ("broken line", "row is no object", "row without title or text column")
 _SMALL = 8 << 20  # bytes that one process has read before another has started
 
 # %% ../../nbs/24_ingest.dumps.ipynb #77a0f1b7
 def ingest_source(
-    source: str | Path,         # a dump (.xml, .xml.gz, .xml.bz2, cirrussearch .json.gz), Parquet or JSONL file, or a folder of them
-    out: str | Path,            # the corpus folder; other languages in it stay
-    lang: str | None = None,    # the language; needed where the source does not say it
+    # a dump (.xml, .xml.gz, .xml.bz2, cirrussearch .json.gz), Parquet or JSONL file, or a
+    # folder of them
+    source: str | Path,
+    out: str | Path,  # the corpus folder; other languages in it stay
+    lang: str | None = None,  # the language; needed where the source does not say it
     sample: int | None = None,  # keep this many entries, drawn at random; None keeps all
-    seed: int = 0,              # another seed draws another sample
-    jobs: int | None = None,    # processes; None: all cores, or one where the source is small
-    max_paragraphs: int = 20,   # kept of an entry, from the lead on
-) -> dict[str, Any]:            # lang, read, articles, kept, left_out, notes, breaks, files, sample, seed, max_paragraphs
-    "Make the corpus of one language. Raises `CorpusError` where source, language or output cannot be used."
-    for name, value in (("sample", sample), ("jobs", jobs), ("max_paragraphs", max_paragraphs)):
-        if value is not None and value < 1: raise CorpusError(f"{name} = {value} is too few: ask for 1 or more.")
-    if lang is not None and not is_lang_code(lang): raise CorpusError(f"Language {lang!r} is no code of two or three lower-case "
-        f"letters, such as de or yue.")
+    seed: int = 0,  # another seed draws another sample
+    # processes; None: all cores, or one where the source is small
+    jobs: int | None = None,
+    max_paragraphs: int = 20,  # kept of an entry, from the lead on
+) -> dict[
+    str,
+    Any,
+    # lang, read, articles, kept, left_out, notes, breaks, files, sample, seed, max_paragraphs
+]:
+    """Make the corpus of one language.
+
+    Raises `CorpusError` where source, language or output cannot be used.
+    """
+    for name, value in (
+        ("sample", sample),
+        ("jobs", jobs),
+        ("max_paragraphs", max_paragraphs),
+    ):
+        if value is not None and value < 1:
+            raise CorpusError(f"{name} = {value} is too few: ask for 1 or more.")
+    if lang is not None and not is_lang_code(lang):
+        raise CorpusError(
+            f"Language {lang!r} is no code of two or three lower-case "
+            "letters, such as de or yue."
+        )
     files = source_files(source)
-    lang, out = lang or source_lang(files), Path(out)
+    lang = lang or source_lang(files)
+    out = Path(out)
     jobs = jobs or (cpu_count() if sum(f.stat().st_size for f in files) > _SMALL else 1)
     tally = _new_tally(articles=0, kept=0, full=0, limit=_NO_LIMIT)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        results = _results(files, ParseOptions(lang, max_paragraphs, None if sample is None else seed), jobs, tally)
-        tables = _count_kept(_keep_new(results, tally) if sample is None else _draw_sample(results, sample, tally, out), tally, max_paragraphs)
-        if (first := next(tables, None)) is not None: write_tables(chain([first], tables), out, lang)
-        for reason in _NO_ENTRY: tally.left_out[reason] += tally.notes.pop(reason, 0)
-        if tally.full: tally.notes[f"read up to paragraph {max_paragraphs}"] = tally.full
-        left_out, kept = {k: v for k, v in sorted(tally.left_out.items()) if v}, tally.kept
-        if not kept: raise CorpusError(f"No entry in {source}; left out: {left_out or 'nothing, it is empty'}. Is it the right "
-                                       f"file, and is {lang} its language?")
-        record = {"read": kept + sum(left_out.values()), "articles": tally.articles, "kept": kept, "left_out": left_out,
-                  "notes": dict(sorted(tally.notes.items())), "breaks": tally.breaks,
-                  "files": [{"name": f.name, "bytes": f.stat().st_size} for f in files],
-                  "sample": sample, "seed": seed, "max_paragraphs": max_paragraphs}
+        results = _results(
+            files,
+            ParseOptions(lang, max_paragraphs, None if sample is None else seed),
+            jobs,
+            tally,
+        )
+        tables = _count_kept(
+            (
+                _keep_new(results, tally)
+                if sample is None
+                else _draw_sample(results, sample, tally, out)
+            ),
+            tally,
+            max_paragraphs,
+        )
+        if (first := next(tables, None)) is not None:
+            write_tables(chain([first], tables), out, lang)
+        for reason in _NO_ENTRY:
+            tally.left_out[reason] += tally.notes.pop(reason, 0)
+        if tally.full:
+            tally.notes[f"read up to paragraph {max_paragraphs}"] = tally.full
+        left_out = {k: v for k, v in sorted(tally.left_out.items()) if v}
+        kept = tally.kept
+        if not kept:
+            raise CorpusError(
+                f"No entry in {source}; left out: {left_out or 'nothing, it is empty'}."
+                f" Is it the right file, and is {lang} its language?"
+            )
+        record = {
+            "read": kept + sum(left_out.values()),
+            "articles": tally.articles,
+            "kept": kept,
+            "left_out": left_out,
+            "notes": dict(sorted(tally.notes.items())),
+            "breaks": tally.breaks,
+            "files": [{"name": f.name, "bytes": f.stat().st_size} for f in files],
+            "sample": sample,
+            "seed": seed,
+            "max_paragraphs": max_paragraphs,
+        }
         _write_manifest(out, lang, record)
-    except OSError as e: raise CorpusError(f"Cannot write the corpus to {out}: {e.strerror or e}. Choose another --out.") from e
+    except OSError as e:
+        raise CorpusError(
+            f"Cannot write the corpus to {out}: {e.strerror or e}. Choose another --out."
+        ) from e
     return {"lang": lang} | record

@@ -4,80 +4,156 @@
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #a59fa53c
 from __future__ import annotations
+
 import html
-import mwparserfromhell as mwp
 import re
-from ..core.scripts import BLANK_LINE, CJK, SPACED_STOPS, UNSPACED, UNSPACED_STOPS, clean_text
-from .articles import FILE_PREFIXES, HIDDEN_PREFIXES, title_prefix
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+import mwparserfromhell as mwp
+
+from cmining.core.scripts import (
+    BLANK_LINE,
+    CJK,
+    SPACED_STOPS,
+    UNSPACED,
+    UNSPACED_STOPS,
+    clean_text,
+)
+from .articles import FILE_PREFIXES, HIDDEN_PREFIXES, title_prefix
+
 # %% auto #0
 __all__ = ['template_words', 'render', 'is_prose', 'careful_paragraphs', 'render_sections', 'wiki_paragraphs']
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #66be0bcc
-def _names(text: str) -> frozenset[str]: return frozenset(n.replace("_", " ") for n in text.split())
+def _names(text: str) -> frozenset[str]:
+    return frozenset(n.replace("_", " ") for n in text.split())
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #081c56de
-_FIRST = _names("nowrap nobr small big abbr abréviation tooltip nihongo nihongo2 nihongo_foot nihongo_krt japonais 仮リンク "
-                "読み仮名 ふりがな ルビ ruby le ill interlanguage_link lien "
-                "math mvar mono em strong bold sc smallcaps val nb nombre citation « » «_» guillemets cita refnec "
-                "référence_nécessaire terme_défini term internal_link_helper "
-                "visible_anchor anchor ancre ville pays zhu esd keypress \" m")
+_FIRST = _names(
+    "nowrap nobr small big abbr abréviation tooltip nihongo nihongo2 nihongo_foot"
+    " nihongo_krt japonais 仮リンク 読み仮名 ふりがな ルビ ruby le ill interlanguage_link"
+    " lien math mvar mono em strong bold sc smallcaps val nb nombre citation « » «_»"
+    " guillemets cita refnec référence_nécessaire terme_défini term internal_link_helper"
+    ' visible_anchor anchor ancre ville pays zhu esd keypress " m'
+)
 _SECOND = _names("lang langue lang2 audio script")
 _LAST = _names("tsl transl transliteration translitération link-lang")
-_JOINED = _names("convert cvt unité unite unidad date date- fecha heure frac date_de_naissance date_de_décès birth_date "
-                 "oldstyledate")
-_WORDS = {"av jc": "av. J.-C.", "ap jc": "apr. J.-C.", "apr jc": "apr. J.-C.", "av. j.-c.": "av. J.-C.", "ac": "a. C.",
-          "dc": "d. C.", "ndash": "–", "–": "–", "snd": " – ", "spaced ndash": " – ",
-          "mdash": "—", "—": "—", "nbsp": " ", "'": "'", "er": "er", "ère": "re", "re": "re", "e": "e", "ier": "Ier",
-          "ire": "Ire", "1er": "1er", "1re": "1re", "!": "|", "=": "=", "·": "·", "•": "·"}
-_CENTURY = {"s": "{0}{1} siècle", "s-": "{0}{1} siècle", "s mini": "{0}{1}", "s mini-": "{0}{1}", "siècle": "{0}{1} siècle",
-            "sp": "{0}{1} et {3}{4} siècles", "sp-": "{0}{1} et {3}{4} siècles", "siglo": "siglo {0}"}
+_JOINED = _names(
+    "convert cvt unité unite unidad date date- fecha heure frac date_de_naissance"
+    " date_de_décès birth_date oldstyledate"
+)
+_WORDS = {
+    "av jc": "av. J.-C.",
+    "ap jc": "apr. J.-C.",
+    "apr jc": "apr. J.-C.",
+    "av. j.-c.": "av. J.-C.",
+    "ac": "a. C.",
+    "dc": "d. C.",
+    "ndash": "–",
+    "–": "–",
+    "snd": " – ",
+    "spaced ndash": " – ",
+    "mdash": "—",
+    "—": "—",
+    "nbsp": " ",
+    "'": "'",
+    "er": "er",
+    "ère": "re",
+    "re": "re",
+    "e": "e",
+    "ier": "Ier",
+    "ire": "Ire",
+    "1er": "1er",
+    "1re": "1re",
+    "!": "|",
+    "=": "=",
+    "·": "·",
+    "•": "·",
+}
+_CENTURY = {
+    "s": "{0}{1} siècle",
+    "s-": "{0}{1} siècle",
+    "s mini": "{0}{1}",
+    "s mini-": "{0}{1}",
+    "siècle": "{0}{1} siècle",
+    "sp": "{0}{1} et {3}{4} siècles",
+    "sp-": "{0}{1} et {3}{4} siècles",
+    "siglo": "siglo {0}",
+}
 _ORDINAL_NAME = re.compile(r"([ivxlc]+|\d+)(e|er|re|ère)( siècle)?$", re.I)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #b6d0b334
 def template_words(
-    name: str,        # the template's name
+    name: str,  # the template's name
     args: list[str],  # its unnamed arguments, rendered
-) -> str:             # empty for all that stands outside the sentence
+) -> str:  # empty for all that stands outside the sentence
     "The words for which a template stands within a sentence."
     name = " ".join(name.lower().replace("_", " ").split())
-    if name.startswith("formatnum:"): return name.partition(":")[2]
-    if name in _WORDS: return _WORDS[name]
-    if name in _CENTURY and args: return _CENTURY[name].format(*(args + ["", "e", "", "", "e"][len(args):])[:5]).strip()
-    if m := _ORDINAL_NAME.match(name): return m[1].upper() + m[2] + (m[3] or "")
-    if not (args := [a for a in args if a]): return ""
-    if name in _FIRST or re.fullmatch(r"lang-[a-z-]+|[a-z]{2,3}s|link-[a-z]+", name): return args[0]
-    if name in _SECOND: return args[1] if len(args) > 1 else ""
-    if name in _LAST: return args[-1]
-    return " ".join(args[:3 if name.startswith(("date", "fecha", "birth")) else 2]) if name in _JOINED else ""
+    if name.startswith("formatnum:"):
+        return name.partition(":")[2]
+    if name in _WORDS:
+        return _WORDS[name]
+    if name in _CENTURY and args:
+        return (
+            _CENTURY[name]
+            .format(*(args + ["", "e", "", "", "e"][len(args) :])[:5])
+            .strip()
+        )
+    if m := _ORDINAL_NAME.match(name):
+        return m[1].upper() + m[2] + (m[3] or "")
+    if not (args := [a for a in args if a]):
+        return ""
+    if name in _FIRST or re.fullmatch(r"lang-[a-z-]+|[a-z]{2,3}s|link-[a-z]+", name):
+        return args[0]
+    if name in _SECOND:
+        return args[1] if len(args) > 1 else ""
+    if name in _LAST:
+        return args[-1]
+    return (
+        " ".join(args[: 3 if name.startswith(("date", "fecha", "birth")) else 2])
+        if name in _JOINED
+        else ""
+    )
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #6a89d7af
-_ITEM, _HEADING = "\ue001", "\ue002"
-_SILENT = frozenset(("table ref references gallery timeline score imagemap div center syntaxhighlight source pre hiero chem ce "
-                     "graph mapframe maplink "
-                     "templatestyles indicator section categorytree inputbox includeonly ul ol dl style script").split())
+_ITEM = "\ue001"
+_HEADING = "\ue002"
+_SILENT = frozenset(
+    (
+        "table ref references gallery timeline score imagemap div center syntaxhighlight"
+        " source pre hiero chem ce graph mapframe maplink templatestyles indicator"
+        " section categorytree inputbox includeonly ul ol dl style script"
+    ).split()
+)
 _BLOCKS = frozenset("p blockquote poem".split())
 _INTERWIKI = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?$|simple$")
 
+
 def _formula(tex: str) -> str:
-    tex = re.sub(r"\\(?:mathbb|mathrm|mathcal|mathbf|text|operatorname)\b|[{}$]|\s", "", tex)
+    tex = re.sub(
+        r"\\(?:mathbb|mathrm|mathcal|mathbf|text|operatorname)\b|[{}$]|\s", "", tex
+    )
     return tex if len(tex) <= 8 and "\\" not in tex else ""
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #291d72aa
 def _tag(node: Any) -> str:
     name = str(node.tag).strip().lower()
-    if node.wiki_markup in ("*", "#", ":",
-                            ";") or name == "li": return _ITEM + ("" if node.wiki_markup else _render(node.contents))
-    if node.wiki_markup == "----" or name == "hr": return "\n\n"
-    if name == "br": return " "
-    if name == "math": return _formula(str(node.contents))
-    if name == "nowiki": return str(node.contents)
-    if name in _SILENT: return ""
+    if node.wiki_markup in ("*", "#", ":", ";") or name == "li":
+        return _ITEM + ("" if node.wiki_markup else _render(node.contents))
+    if node.wiki_markup == "----" or name == "hr":
+        return "\n\n"
+    if name == "br":
+        return " "
+    if name == "math":
+        return _formula(str(node.contents))
+    if name == "nowiki":
+        return str(node.contents)
+    if name in _SILENT:
+        return ""
     inner = _render(node.contents) if node.contents is not None else ""
     return f"\n\n{inner}\n\n" if name in _BLOCKS else inner
 
@@ -85,98 +161,162 @@ def _tag(node: Any) -> str:
 def _link(node: Any) -> str:
     title = str(node.title).strip()
     prefix = title_prefix(title)
-    if prefix in HIDDEN_PREFIXES or _INTERWIKI.match(prefix) and node.text is None: return ""
-    return _render(node.text) if node.text is not None else title.lstrip(":").partition("#")[0] or title
+    if prefix in HIDDEN_PREFIXES or _INTERWIKI.match(prefix) and node.text is None:
+        return ""
+    return (
+        _render(node.text)
+        if node.text is not None
+        else title.lstrip(":").partition("#")[0] or title
+    )
+
 
 def _template(node: Any) -> str:
-    return template_words(str(node.name).strip(),
-                          [_render(p.value).strip() for p in node.params if not p.showkey or str(p.name).strip() in ("texte",
-                              "text")])
+    return template_words(
+        str(node.name).strip(),
+        [
+            _render(p.value).strip()
+            for p in node.params
+            if not p.showkey or str(p.name).strip() in ("texte", "text")
+        ],
+    )
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #2835b2bc
 def _node(node: Any) -> str:
     kind = type(node).__name__
-    if kind == "Text": return str(node)
-    if kind == "Wikilink": return _link(node)
-    if kind == "Template": return _template(node)
-    if kind == "Tag": return _tag(node)
-    if kind == "Heading": return f"\n\n{_HEADING}\n\n"
-    if kind == "HTMLEntity": return html.unescape(str(node))
-    if kind == "ExternalLink": return _render(node.title) if node.title is not None else ""
+    if kind == "Text":
+        return str(node)
+    if kind == "Wikilink":
+        return _link(node)
+    if kind == "Template":
+        return _template(node)
+    if kind == "Tag":
+        return _tag(node)
+    if kind == "Heading":
+        return f"\n\n{_HEADING}\n\n"
+    if kind == "HTMLEntity":
+        return html.unescape(str(node))
+    if kind == "ExternalLink":
+        return _render(node.title) if node.title is not None else ""
     return ""  # comments and template arguments
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #7bf1c576
-def _render(code: Any) -> str: return "".join(map(_node, code.nodes))
+def _render(code: Any) -> str:
+    return "".join(map(_node, code.nodes))
+
 
 def render(wikitext: str) -> str:
-    "What a piece of wikitext shows, by the careful parser. Raises its ParserError, or RecursionError, where it gives up."
+    """What a piece of wikitext shows, by the careful parser.
+
+    Raises its ParserError, or RecursionError, where it gives up.
+    """
     return _render(mwp.parse(wikitext, skip_style_tags=True))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #fb1b3cdf
 _VARIANT = re.compile(r"-\{((?:[^{}]|\{\{[^{}]*\}\})*)\}-")
 
+
 def _variant(m: re.Match[str]) -> str:
     flags, bar, body = m[1].rpartition("|")
-    if set(flags.upper()) & set("THD-"): return ""
-    forms = dict(p.split(":", 1) for p in body.split(";") if re.match(r"\s*zh[\w-]*\s*:", p))
+    if set(flags.upper()) & set("THD-"):
+        return ""
+    forms = dict(
+        p.split(":", 1) for p in body.split(";") if re.match(r"\s*zh[\w-]*\s*:", p)
+    )
     forms = {k.strip(): v for k, v in forms.items()}
     return next((forms[k] for k in ("zh-hans", "zh-cn", *forms) if k in forms), body)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #0cc11edd
 _QUOTES = re.compile(r"'{2,}")
 
+
 def _unquote(line: str) -> str:
     if "''''" not in line:  # runs of two and three only
         bold = line.count("'''")
-        if not bold % 2 or not (line.count("''") - bold) % 2: return line.replace("'''", "").replace("''", "")
+        if not bold % 2 or not (line.count("''") - bold) % 2:
+            return line.replace("'''", "").replace("''", "")
     runs = list(_QUOTES.finditer(line))
     sizes = [3 if len(r[0]) == 4 else min(len(r[0]), 5) for r in runs]
     spare = {r.start() for r in runs if len(r[0]) in (4, 6)}
     if sum(n >= 3 for n in sizes) % 2 and sum(n in (2, 5) for n in sizes) % 2:
         bold = [r.start() for r, n in zip(runs, sizes) if n == 3]
-        spare.add(next((b for b in bold if re.search(r"(?:^|\W)\w$", line[:b])), bold[0] if bold else -1))
+        spare.add(
+            next(
+                (b for b in bold if re.search(r"(?:^|\W)\w$", line[:b])),
+                bold[0] if bold else -1,
+            )
+        )
     return _QUOTES.sub(lambda r: "'" if r.start() in spare else "", line)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #ed2f1fcf
 _LEFT = re.compile(r"__[A-Z]{3,}__|\[\[|\]\]")
 _GAP = r"[\s,;:、，；：/·–—-]"
-_HOLE = re.compile(rf"[(（)）\[,.。，、](?:(?<=[(（]){_GAP}|(?<={_GAP}[)）])|(?<=\()\)|(?<=（)）|(?<=\[)[\s,;]*\]|(?<=[ ,、，][,.。，、]))")    # one set first: re leaps to it
+# one set first: re leaps to it
+_HOLE = re.compile(
+    r"[(（)）\[,.。，、"
+    rf"](?:(?<=[(（]){_GAP}|(?<={_GAP}[)）])|(?<=\()\)|(?<=（)）|(?<=\[)[\s,;]*\]|(?<=["
+    r" ,、，][,.。，、]))"
+)
 _BEFORE_STOP = re.compile(r" +([,.。，、])")
-_EMPTY_BRACKETS = re.compile(r"\s*(?:\([\s,;:/·–—-]*\)|（[\s、，,;；:：/·–—-]*）|\[[\s,;]*\])")
+_EMPTY_BRACKETS = re.compile(
+    r"\s*(?:\([\s,;:/·–—-]*\)|（[\s、，,;；:：/·–—-]*）|\[[\s,;]*\])"
+)
 _OPEN = re.compile(r"([(（])[\s,;:、，；：/]+")
 _CLOSE = re.compile(r"[\s,;、，；：]+([)）])")
 _COMMAS = re.compile(r"([,、，])(?:\s*[,、，])+")
 
+
 def _tidy(s: str) -> str:
-    if "__" in s or "[[" in s or "]]" in s: s = _LEFT.sub("", s)
+    if "__" in s or "[[" in s or "]]" in s:
+        s = _LEFT.sub("", s)
     s = clean_text(html.unescape(s))
-    if not _HOLE.search(s): return s
-    for _ in range(2): s = _EMPTY_BRACKETS.sub("", _CLOSE.sub(r"\1", _OPEN.sub(r"\1", s)))
+    if not _HOLE.search(s):
+        return s
+    for _ in range(2):
+        s = _EMPTY_BRACKETS.sub("", _CLOSE.sub(r"\1", _OPEN.sub(r"\1", s)))
     return _COMMAS.sub(r"\1", _BEFORE_STOP.sub(r"\1", s)).strip()
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #7ea8088b
-_RESIDUE = re.compile(r"\s*(?:[|!}]|\{\||\{\{|(?:\[\[)?(?:" + "|".join(FILE_PREFIXES) + r")\s*:|(?:thumb|mini|miniatur|vignette|"
-    r"miniaturadeimagen|thumbnail|left|right|center|\d+px)\s*\|)", re.I)
-_SENTENCE = re.compile(rf"[{SPACED_STOPS}{UNSPACED_STOPS}:：;；](?:[\"'”’»)）」』\]]|$|\s|[{UNSPACED}])")
+_RESIDUE = re.compile(
+    r"\s*(?:[|!}]|\{\||\{\{|(?:\[\[)?(?:"
+    + "|".join(FILE_PREFIXES)
+    + r")\s*:|(?:thumb|mini|miniatur|vignette|"
+    r"miniaturadeimagen|thumbnail|left|right|center|\d+px)\s*\|)",
+    re.I,
+)
+_SENTENCE = re.compile(
+    rf"[{SPACED_STOPS}{UNSPACED_STOPS}:：;；](?:[\"'”’»)）」』\]]|$|\s|[{UNSPACED}])"
+)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _CJK_LETTER = re.compile(f"[{CJK}]")
 
+
 def is_prose(p: str) -> bool:
-    "Is this a paragraph of prose: four words or eight CJK characters, a sentence's end or some length, and not just the opening of a list?"
-    if len(p) < 120 and p.endswith((":", "：")): return False
-    if sum(w[:2].isalpha() and len(w) > 1 for w in p[:120].split()) >= 12: return True  # most are told by their beginning
-    cjk, words = len(_CJK_LETTER.findall(p)), len(_WORD.findall(p))
-    return (cjk >= 8 or words >= 4) and (bool(_SENTENCE.search(p)) or cjk >= 40 or words >= 12)
+    """Is this a paragraph of prose: four words or eight CJK characters, a sentence's end
+    or some length, and not just the opening of a list?
+    """
+    if len(p) < 120 and p.endswith((":", "：")):
+        return False
+    # most are told by their beginning
+    if sum(w[:2].isalpha() and len(w) > 1 for w in p[:120].split()) >= 12:
+        return True
+    cjk = len(_CJK_LETTER.findall(p))
+    words = len(_WORD.findall(p))
+    return (cjk >= 8 or words >= 4) and (
+        bool(_SENTENCE.search(p)) or cjk >= 40 or words >= 12
+    )
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #988d9e64
 _ITALIC = re.compile(r"\s*''(?!')(?:[^']|'(?!'))*''[.\s]*$")
+
 
 def _text_weight(texts: list[str]) -> int:
     "Characters, where a CJK one says as much as three others."
     return sum(len(t) + 2 * len(_CJK_LETTER.findall(t)) for t in texts)
 
+
 def _is_list(paragraphs: list[str], items: list[str]) -> bool:
-    if len(items) < 5 or (told := _text_weight(paragraphs)) >= 100: return False
+    if len(items) < 5 or (told := _text_weight(paragraphs)) >= 100:
+        return False
     listed = _text_weight(items)
     return listed > 0.95 * (listed + told)
 
@@ -184,68 +324,101 @@ def _is_list(paragraphs: list[str], items: list[str]) -> bool:
 def _prose_lines(block: str, items: list[str]) -> list[str]:
     prose = []
     for line in block.split("\n"):
-        if _RESIDUE.match(line): continue
-        if line.lstrip().startswith(_ITEM): items.append(line.strip(_ITEM + " "))
-        elif _HEADING not in line: prose.append(line.partition("{{")[0])
+        if _RESIDUE.match(line):
+            continue
+        if line.lstrip().startswith(_ITEM):
+            items.append(line.strip(_ITEM + " "))
+        elif _HEADING not in line:
+            prose.append(line.partition("{{")[0])
     return prose
 
+
 def _blocks(rendered: Iterable[str], most: int) -> tuple[list[str], list[str]]:
-    paragraphs, items, first = [], [], True
+    paragraphs = []
+    items = []
+    first = True
     for block in chain.from_iterable(map(BLANK_LINE.split, rendered)):
         lines = _prose_lines(block, items) if block and not block.isspace() else []
         text = " ".join(lines)
-        if not text.strip() or first and _ITALIC.match(text): continue  # an italic first paragraph is a hatnote
-        first, text = False, _tidy(" ".join(map(_unquote, lines)) if "''" in text else text)
-        if is_prose(text): paragraphs.append(text)
-        if len(paragraphs) == most: break
+        # an italic first paragraph is a hatnote
+        if not text.strip() or first and _ITALIC.match(text):
+            continue
+        first = False
+        text = _tidy(" ".join(map(_unquote, lines)) if "''" in text else text)
+        if is_prose(text):
+            paragraphs.append(text)
+        if len(paragraphs) == most:
+            break
     return paragraphs, items
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #badbc467
-def _variants(wikitext: str) -> str: return _VARIANT.sub(_variant, wikitext) if "-{" in wikitext else wikitext
+def _variants(wikitext: str) -> str:
+    return _VARIANT.sub(_variant, wikitext) if "-{" in wikitext else wikitext
+
 
 def _read_blocks(rendered: Iterable[str], most: int) -> tuple[list[str], str | None]:
-    try: paragraphs, items = _blocks(rendered, most)
-    except (mwp.parser.ParserError, RecursionError): return [], "broken wikitext"
-    if _is_list(paragraphs, items): return [], "list"
+    try:
+        paragraphs, items = _blocks(rendered, most)
+    except (mwp.parser.ParserError, RecursionError):
+        return [], "broken wikitext"
+    if _is_list(paragraphs, items):
+        return [], "list"
     return (paragraphs, None) if paragraphs else ([], "no lead")
 
-def careful_paragraphs(wikitext: str, max_paragraphs: int = 20) -> tuple[list[str], str | None]:
+
+def careful_paragraphs(
+    wikitext: str, max_paragraphs: int = 20
+) -> tuple[list[str], str | None]:
     "As `wiki_paragraphs`, by the careful parser alone."
     return _read_blocks(map(render, [_variants(wikitext)]), max_paragraphs)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #016c5f26
-class _Unsure(Exception): "The fast way does not know what this shows."
+class _Unsure(Exception):
+    "The fast way does not know what this shows."
+
 
 _ROUNDS = 24
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #9d667e3c
 def _cut_comments(s: str) -> str:
-    kept, at = [], 0
+    kept = []
+    at = 0
     while (start := s.find("<!--", at)) >= 0:
-        if (end := s.find("-->", start + 4)) < 0: raise _Unsure
+        if (end := s.find("-->", start + 4)) < 0:
+            raise _Unsure
         kept.append(s[at:start])
         at = end + 3
     return "".join(kept) + s[at:]
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #10130f81
-_RAW_TAG = re.compile("<(ref|references|math|nowiki|gallery|timeline|score|imagemap|pre|source|syntaxhighlight|hiero|chem|ce|graph|mapframe|"
-                      r"maplink|templatestyles|indicator|section|categorytree|inputbox)(?:\s[^<>]*|/)?>", re.I)
+_RAW_TAG = re.compile(
+    "<(ref|references|math|nowiki|gallery|timeline|score|imagemap|pre|source|syntaxhighlight|hiero|chem|ce|graph|mapframe|"
+    r"maplink|templatestyles|indicator|section|categorytree|inputbox)(?:\s[^<>]*|/)?>",
+    re.I,
+)
 _MARKUP = re.compile(r"[\[\]{}<>|'&]")
 
+
 def _render_raw(name: str, inside: str) -> str:
-    if name == "nowiki" and _MARKUP.search(inside): raise _Unsure
+    if name == "nowiki" and _MARKUP.search(inside):
+        raise _Unsure
     return inside if name == "nowiki" else _formula(inside) if name == "math" else ""
 
+
 def _cut_raw(s: str) -> str:
-    kept, at = [], 0
+    kept = []
+    at = 0
     for m in _RAW_TAG.finditer(s):
-        if m.start() < at: continue  # within the one before
-        kept.append(s[at:m.start()])
+        if m.start() < at:
+            continue  # within the one before
+        kept.append(s[at : m.start()])
         at = m.end()
-        if m[0].endswith("/>"): continue
+        if m[0].endswith("/>"):
+            continue
         close = s.find("</" + m[1], at)
         end = s.find(">", close)
-        if close < 0 or end < 0: raise _Unsure
+        if close < 0 or end < 0:
+            raise _Unsure
         kept.append(_render_raw(m[1].lower(), s[at:close]))
         at = end + 1
     return "".join(kept) + s[at:]
@@ -254,114 +427,167 @@ def _cut_raw(s: str) -> str:
 _TEMPLATE_SOURCE = re.compile(r"\{\{([^{}]*)\}\}")
 _TABLE = re.compile(rf"^[ \t{_ITEM}]*\{{\|[^{{}}]*\|\}}(?!\}})", re.M)
 
+
 @lru_cache(1 << 14)
-def _renders_words(name: str) -> bool: return bool(template_words(name, []) or template_words(name, ["x"] * 4))
+def _renders_words(name: str) -> bool:
+    return bool(template_words(name, []) or template_words(name, ["x"] * 4))
+
 
 def _unnamed(source: str) -> Iterator[str]:
     for arg in source.split("|") if source else ():
         name, equals, value = arg.partition("=")
-        if not equals: yield arg.strip()
-        elif name.strip() in ("texte", "text"): yield value.strip()
+        if not equals:
+            yield arg.strip()
+        elif name.strip() in ("texte", "text"):
+            yield value.strip()
+
 
 def _render_template(m: re.Match[str]) -> str:
     name, _, rest = m[1].partition("|")
-    if not _renders_words(name := name.strip()): return ""
+    if not _renders_words(name := name.strip()):
+        return ""
     if "<" in rest or "[" in rest:
-        try: rest = _cut_tags(_cut_links(rest))
-        except _Unsure: return render(m[0])
-        if "=" in rest: return render(m[0])  # of an argument's name, or within what a link shows
+        try:
+            rest = _cut_tags(_cut_links(rest))
+        except _Unsure:
+            return render(m[0])
+        # of an argument's name, or within what a link shows
+        if "=" in rest:
+            return render(m[0])
     return template_words(name, list(_unnamed(html.unescape(rest))))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #c7c32055
 def _cut_templates(s: str) -> str:
-    if "{{{" in s: raise _Unsure
+    if "{{{" in s:
+        raise _Unsure
     for _ in range(_ROUNDS):
         s, found = _TEMPLATE_SOURCE.subn(_render_template, s) if "{{" in s else (s, 0)
         s, tables = _TABLE.subn("", s) if "{|" in s else (s, 0)
-        if not found + tables: break
-    if any(brace in s for brace in ("{{", "}}", "{|", "|}")): raise _Unsure
+        if not found + tables:
+            break
+    if any(brace in s for brace in ("{{", "}}", "{|", "|}")):
+        raise _Unsure
     return s
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #841540fe
-_WEB_LINK = re.compile(r"\[(?:(?:https?|s?ftps?|git|gopher|ircs?|mms|nntp|svn|ssh|telnet|worldwind|redis)://|//|(?:mailto|news|tel|urn|geo|sip|xmpp|"
-                       r"magnet):)[^\s\[\]<>\"]*(?:[ \t\xa0]+([^\[\]\n]*))?\]", re.I)
-_ADDRESS = re.compile(r"(?:https?|ftp)://[^\s\[\]<>|{}\"]*[^\s\[\]<>|{}\",;\\.:!?)']", re.I)
-_PLAIN_LINK = re.compile(r"\[\[(?:[^\[\]|:#\n<>{}]+\|([^\[\]|]*)|([^\[\]|:#\n<>{}]+))\]\]")
+_WEB_LINK = re.compile(
+    r"\[(?:(?:https?|s?ftps?|git|gopher|ircs?|mms|nntp|svn|ssh|telnet|worldwind|redis)://|//|(?:mailto|news|tel|urn|geo|sip|xmpp|"
+    r"magnet):)[^\s\[\]<>\"]*(?:[ \t\xa0]+([^\[\]\n]*))?\]",
+    re.I,
+)
+_ADDRESS = re.compile(
+    r"(?:https?|ftp)://[^\s\[\]<>|{}\"]*[^\s\[\]<>|{}\",;\\.:!?)']", re.I
+)
+_PLAIN_LINK = re.compile(
+    r"\[\[(?:[^\[\]|:#\n<>{}]+\|([^\[\]|]*)|([^\[\]|:#\n<>{}]+))\]\]"
+)
 _ANY_LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
+
 
 def _render_link(m: re.Match[str]) -> str:
     target, bar, text = m[1].partition("|")
     prefix = title_prefix(target := target.strip())
-    if prefix in HIDDEN_PREFIXES or not bar and _INTERWIKI.match(prefix): return ""
-    if re.search(r"[\n<>]", target): raise _Unsure
+    if prefix in HIDDEN_PREFIXES or not bar and _INTERWIKI.match(prefix):
+        return ""
+    if re.search(r"[\n<>]", target):
+        raise _Unsure
     return text if bar else target.lstrip(":").partition("#")[0] or target
 
+
 def _cut_links(s: str) -> str:
-    s, found = _PLAIN_LINK.sub(lambda m: m[m.lastindex], s), 1
-    if "[" in s: s = _WEB_LINK.sub(r"\1", s)
-    if "://" in s: s = _ADDRESS.sub("", s)
+    s = _PLAIN_LINK.sub(lambda m: m[m.lastindex], s)
+    found = 1
+    if "[" in s:
+        s = _WEB_LINK.sub(r"\1", s)
+    if "://" in s:
+        s = _ADDRESS.sub("", s)
     for _ in range(_ROUNDS):
-        if not found or "[[" not in s: break
+        if not found or "[[" not in s:
+            break
         s, found = _ANY_LINK.subn(_render_link, s)
-    if "[[" in s: raise _Unsure
+    if "[[" in s:
+        raise _Unsure
     return s
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #400be11a
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)(\s[^<>]*|/)?>")
-_INLINE = frozenset("small sup sub span u i b big s tt code em strong cite font abbr var kbd strike del ins q bdi bdo noinclude onlyinclude dfn samp "
-                    "ruby rb rt rp mark".split())
+_INLINE = frozenset(
+    "small sup sub span u i b big s tt code em strong cite font abbr var kbd strike del"
+    " ins q bdi bdo noinclude onlyinclude dfn samp ruby rb rt rp mark".split()
+)
 _BOX = re.compile(r"<(div|center)(?:\s[^<>]*)?>[^<]*</\1\s*>", re.I)
 _ANY_TAG = re.compile(r"</?[a-zA-Z]")
 
+
 def _render_tag(m: re.Match[str], depth: Counter) -> str:
     name = m[2].lower()
-    if name == "br": return " "
-    if name in ("div", "center"): return m[0]
+    if name == "br":
+        return " "
+    if name in ("div", "center"):
+        return m[0]
     block = name in ("blockquote", "poem")
-    if not (block or name in _INLINE) or m[0].endswith("/>"): raise _Unsure
+    if not (block or name in _INLINE) or m[0].endswith("/>"):
+        raise _Unsure
     depth[name] += -1 if m[1] else 1
-    if depth[name] < 0: raise _Unsure
+    if depth[name] < 0:
+        raise _Unsure
     return "\n\n" if block else ""
+
 
 def _cut_tags(s: str) -> str:
     depth: Counter = Counter()
-    s, found = _TAG.sub(lambda m: _render_tag(m, depth), s), 1
-    if any(depth.values()): raise _Unsure
+    s = _TAG.sub(lambda m: _render_tag(m, depth), s)
+    found = 1
+    if any(depth.values()):
+        raise _Unsure
     for _ in range(_ROUNDS):
-        if not found or "<" not in s: break
+        if not found or "<" not in s:
+            break
         s, found = _BOX.subn("", s)
-    if _ANY_TAG.search(s): raise _Unsure
+    if _ANY_TAG.search(s):
+        raise _Unsure
     return s
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #36541c91
 _LIST_LINE = re.compile("\n[*#:;]+")
 _RULE = re.compile("\n-{4,}")
-_HEADING_LINE = re.compile(r"=(?<![^\n]=)={0,5}[^\n]+={1,6}[ \t]*$", re.M)    # as ^=, but re leaps from = to =
+# as ^=, but re leaps from = to =
+_HEADING_LINE = re.compile(r"=(?<![^\n]=)={0,5}[^\n]+={1,6}[ \t]*$", re.M)
+
 
 def _render_section(s: str) -> str:
     s = _LIST_LINE.sub("\n" + _ITEM, "\n" + s)
-    if "<" in s: s = _cut_raw(s)
-    if "{" in s or "}" in s: s = _cut_templates(s)
+    if "<" in s:
+        s = _cut_raw(s)
+    if "{" in s or "}" in s:
+        s = _cut_templates(s)
     s = _cut_links(s)
-    if "<" in s: s = _cut_tags(s)
+    if "<" in s:
+        s = _cut_tags(s)
     return html.unescape(_RULE.sub("\n\n", s) if "\n----" in s else s)
 
+
 def render_sections(wikitext: str) -> Iterator[str]:
-    "What a page shows, section by section; from the first section that is not well formed on, by the careful parser."
+    """What a page shows, section by section; from the first section that is not well
+    formed on, by the careful parser.
+    """
     at = 0
     try:
         wikitext = _cut_comments(wikitext)
         for m in chain(_HEADING_LINE.finditer(wikitext), [None]):
-            yield _render_section(wikitext[at:m.start() if m else None])
+            yield _render_section(wikitext[at : m.start() if m else None])
             if m:
                 yield f"\n\n{_HEADING}\n\n"
                 at = m.end()
-    except _Unsure: yield render(wikitext[at:])
+    except _Unsure:
+        yield render(wikitext[at:])
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #cd095dc8
 def wiki_paragraphs(
-    wikitext: str,              # the source of a page
-    max_paragraphs: int = 20,   # read no further than this
-) -> tuple[list[str], str | None]:  # prose paragraphs, the lead first, and None; or [] and why: list, no lead, broken wikitext
+    wikitext: str,  # the source of a page
+    max_paragraphs: int = 20,  # read no further than this
+    # prose paragraphs, the lead first, and None; or [] and why: list, no lead, broken
+    # wikitext
+) -> tuple[list[str], str | None]:
     "Prose paragraphs of a page."
     return _read_blocks(render_sections(_variants(wikitext)), max_paragraphs)

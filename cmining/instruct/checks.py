@@ -4,20 +4,37 @@
 
 # %% ../../nbs/52_instruct.checks.ipynb #d6582f23
 from __future__ import annotations
-import fsspec
+
 import json
-import numpy as np
 import re
 import unicodedata
-from ..core.basics import CorpusError
-from ..core.scripts import MARKS, UNSPACED, count_scripts, fold, function_words, scripts_of
-from .items import Draft, Item, TASKS, answer_text, balanced_slot, build_item
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from pydantic import ValidationError
 from typing import Any
+
+import fsspec
+import numpy as np
+from pydantic import ValidationError
+
+from ..core.basics import CorpusError
+from cmining.core.scripts import (
+    MARKS,
+    UNSPACED,
+    count_scripts,
+    fold,
+    function_words,
+    scripts_of,
+)
+from cmining.instruct.items import (
+    TASKS,
+    Draft,
+    Item,
+    answer_text,
+    balanced_slot,
+    build_item,
+)
 
 # %% auto #0
 __all__ = ['SHINGLE', 'NEAR', 'BANDS', 'ROWS', 'WORD_RUNS', 'CHARACTER_RUNS', 'language_problem', 'shingles', 'shingle_overlap',
@@ -28,30 +45,55 @@ __all__ = ['SHINGLE', 'NEAR', 'BANDS', 'ROWS', 'WORD_RUNS', 'CHARACTER_RUNS', 'l
 def language_problem(
     text: str,
     lang: str,
-    rivals: Iterable[str] = ("en",),    # languages that it could be in instead
-) -> str | None:                        # None when nothing speaks against lang
+    rivals: Iterable[str] = ("en",),  # languages that it could be in instead
+) -> str | None:  # None when nothing speaks against lang
     "What speaks against a text being in this language."
     n = count_scripts(text)
-    letters, own = n.total(), scripts_of(lang)
-    if not letters or not own: return None
-    if sum(n[name] for name in own) < 0.5 * letters: return f"written in {n.most_common(1)[0][0]}"
-    if lang == "ja" and n["Kana"] < 0.1 * letters: return "Japanese without kana"
-    if lang == "zh" and n["Kana"] > 0.1 * letters: return "Chinese with kana"
+    letters = n.total()
+    own = scripts_of(lang)
+    if not letters or not own:
+        return None
+    if sum(n[name] for name in own) < 0.5 * letters:
+        return f"written in {n.most_common(1)[0][0]}"
+    if lang == "ja" and n["Kana"] < 0.1 * letters:
+        return "Japanese without kana"
+    if lang == "zh" and n["Kana"] > 0.1 * letters:
+        return "Chinese with kana"
     words = [w.casefold() for w in re.findall(rf"[\w{MARKS}]+", text)]
-    if len(words) < 12 or own & {"Han", "Kana", "Thai"}: return None
-    share = {l: sum(w in function_words(l) for w in words) for l in {lang, *rivals} if scripts_of(l) == own}
+    if len(words) < 12 or own & {"Han", "Kana", "Thai"}:
+        return None
+    share = {
+        l: sum(w in function_words(l) for w in words)
+        for l in {lang, *rivals}
+        if scripts_of(l) == own
+    }
     best = max(sorted(share), key=lambda l: (share[l], l == lang))
-    return None if share[best] - share[lang] <= 1 + len(words) / 20 else f"reads as {best}: {share[best]} of {len(words)} words, {share[lang]} as {lang}"
+    return (
+        None
+        if share[best] - share[lang] <= 1 + len(words) / 20
+        else (
+            f"reads as {best}: {share[best]} of {len(words)} words, {share[lang]} as"
+            f" {lang}"
+        )
+    )
 
 # %% ../../nbs/52_instruct.checks.ipynb #a6ead010
-SHINGLE, NEAR = 5, 0.8
+SHINGLE = 5
+NEAR = 0.8
 
-def shingles(text: str) -> np.ndarray:      # uint32 [n], sorted, unique
-    "Hashes of the five-character shingles of a folded text; a shorter text is one shingle."
-    codes = np.frombuffer(fold(text).ljust(SHINGLE).encode("utf-32-le", "replace"), np.uint32)
+
+def shingles(text: str) -> np.ndarray:  # uint32 [n], sorted, unique
+    """Hashes of the five-character shingles of a folded text; a shorter text is one
+    shingle.
+    """
+    codes = np.frombuffer(
+        fold(text).ljust(SHINGLE).encode("utf-32-le", "replace"), np.uint32
+    )
     h = np.zeros(len(codes) - SHINGLE + 1, np.uint32)
-    for i in range(SHINGLE): h = h * np.uint32(0x01000193) ^ codes[i:i + len(h)] * np.uint32(0x9E3779B1)
+    for i in range(SHINGLE):
+        h = h * np.uint32(0x01000193) ^ codes[i : i + len(h)] * np.uint32(0x9E3779B1)
     return np.unique(h)
+
 
 def shingle_overlap(a: np.ndarray, b: np.ndarray) -> float:
     "Overlap of two sorted sets of hashes."
@@ -59,16 +101,25 @@ def shingle_overlap(a: np.ndarray, b: np.ndarray) -> float:
     return both / (a.size + b.size - both)
 
 # %% ../../nbs/52_instruct.checks.ipynb #025c0d5a
-BANDS, ROWS = 16, 8
+BANDS = 16
+ROWS = 8
 _A, _B = np.random.default_rng(0).integers(1, 2**32, (2, BANDS * ROWS), dtype=np.uint64)
 
-def minhash(hashes: np.ndarray) -> np.ndarray:      # uint32 [BANDS * ROWS]
+
+def minhash(hashes: np.ndarray) -> np.ndarray:  # uint32 [BANDS * ROWS]
     "The first shingle under each of 128 random orders."
-    return ((hashes[:, None].astype(np.uint64) * (_A | 1) + _B) >> 16).astype(np.uint32).min(0)
+    return (
+        ((hashes[:, None].astype(np.uint64) * (_A | 1) + _B) >> 16)
+        .astype(np.uint32)
+        .min(0)
+    )
 
 # %% ../../nbs/52_instruct.checks.ipynb #5f60753d
 class NearDuplicates:
-    "Texts met so far; `find` says which of them a new one nearly repeats, and remembers it when it repeats none."
+    """Texts met so far; `find` says which of them a new one nearly repeats, and remembers
+    it when it repeats none.
+    """
+
     def __init__(self) -> None:
         self.bands: list[dict[bytes, list[int]]] = [{} for _ in range(BANDS)]
         self.sets: list[np.ndarray] = []
@@ -76,109 +127,183 @@ class NearDuplicates:
 
     def find(self, key: str, text: str) -> str | None:
         hashes = shingles(text)
-        parts = [(band, row.tobytes()) for band, row in zip(self.bands, minhash(hashes).reshape(BANDS, ROWS))]
+        parts = [
+            (band, row.tobytes())
+            for band, row in zip(self.bands, minhash(hashes).reshape(BANDS, ROWS))
+        ]
         for i in sorted({i for band, part in parts for i in band.get(part, ())}):
-            if shingle_overlap(hashes, self.sets[i]) >= NEAR: return self.keys[i]
-        for band, part in parts: band.setdefault(part, []).append(len(self.sets))
-        self.sets.append(hashes); self.keys.append(key)
+            if shingle_overlap(hashes, self.sets[i]) >= NEAR:
+                return self.keys[i]
+        for band, part in parts:
+            band.setdefault(part, []).append(len(self.sets))
+        self.sets.append(hashes)
+        self.keys.append(key)
         return None
 
 # %% ../../nbs/52_instruct.checks.ipynb #0161880b
 _NGRAM_TOKEN = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w{MARKS}])+")
-WORD_RUNS, CHARACTER_RUNS = (8, 13), (12, 20)       # shortest whole text, and length of a run
+# shortest whole text, and length of a run
+WORD_RUNS = (8, 13)
+CHARACTER_RUNS = (12, 20)
+
 
 def ngram_tokens(text: str) -> tuple[list[str], tuple[int, int]]:
-    "Words, and single characters where the script has no spaces; and the lengths that apply."
+    """Words, and single characters where the script has no spaces; and the lengths that
+    apply.
+    """
     tokens = _NGRAM_TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
     unspaced = sum(bool(re.match(f"[{UNSPACED}]", t)) for t in tokens)
     return tokens, CHARACTER_RUNS if unspaced > len(tokens) / 2 else WORD_RUNS
 
+
 def strings_in(value: Any) -> Iterator[str]:
     "Every string inside a JSON value."
-    if isinstance(value, str): yield value
+    if isinstance(value, str):
+        yield value
     elif isinstance(value, dict):
-        for v in value.values(): yield from strings_in(v)
+        for v in value.values():
+            yield from strings_in(v)
     elif isinstance(value, list):
-        for v in value: yield from strings_in(v)
+        for v in value:
+            yield from strings_in(v)
 
 # %% ../../nbs/52_instruct.checks.ipynb #ae552d7b
 def benchmark_ngrams(texts: Iterable[str]) -> dict[int, set[str]]:
-    "N-grams of benchmark texts by their length; a text shorter than a run is one n-gram of its own length."
+    """N-grams of benchmark texts by their length; a text shorter than a run is one n-gram
+    of its own length.
+    """
     grams: dict[int, set[str]] = {}
     for text in texts:
         tokens, (least, n) = ngram_tokens(text)
         n = min(n, len(tokens))
-        if n >= least: grams.setdefault(n, set()).update(" ".join(tokens[i:i + n]) for i in range(len(tokens) - n + 1))
+        if n >= least:
+            grams.setdefault(n, set()).update(
+                " ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1)
+            )
     return grams
+
 
 def contamination(
     text: str,
-    grams: dict[int, set[str]],     # from benchmark_ngrams
-) -> str | None:                    # the shared run; None when there is none
+    grams: dict[int, set[str]],  # from benchmark_ngrams
+) -> str | None:  # the shared run; None when there is none
     "A run of tokens that a text shares with a benchmark."
     tokens, _ = ngram_tokens(text)
     for n, known in sorted(grams.items()):
         for i in range(len(tokens) - n + 1):
-            if (gram := " ".join(tokens[i:i + n])) in known: return gram
+            if (gram := " ".join(tokens[i : i + n])) in known:
+                return gram
     return None
 
 # %% ../../nbs/52_instruct.checks.ipynb #eb86d7eb
 def read_benchmarks(paths: Iterable[str | Path]) -> dict[int, set[str]]:
-    "N-grams of benchmark files (.jsonl, .jsonl.gz). A CorpusError for a file that cannot be read or a line that is no JSON."
+    """N-grams of benchmark files (.jsonl, .jsonl.gz).
+
+    A CorpusError for a file that cannot be read or a line that is no JSON.
+    """
+
     def texts() -> Iterator[str]:
         for path in paths:
             with fsspec.open(str(path), "rb", compression="infer") as lines:
                 for n, line in enumerate(lines, 1):
                     try:
-                        if line.strip(): yield from strings_in(json.loads(line))
-                    except ValueError as e: raise CorpusError(f"{path}, line {n} is no JSON ({e}); a benchmark file has one JSON object a line") from e
+                        if line.strip():
+                            yield from strings_in(json.loads(line))
+                    except ValueError as e:
+                        raise CorpusError(
+                            f"{path}, line {n} is no JSON ({e}); a benchmark file has one"
+                            " JSON object a line"
+                        ) from e
+
     return benchmark_ngrams(texts())
 
 # %% ../../nbs/52_instruct.checks.ipynb #eb22d768
 @dataclass(frozen=True)
 class Reject:
     "What did not become an item, and why."
-    reason: str                 # short; run.json counts them
+
+    reason: str  # short; run.json counts them
     detail: str = ""
     task: str = ""
     lang: str = ""
     key: str = ""
-    row: dict[str, Any] = field(default_factory=dict)   # the draft or the reply
+    row: dict[str, Any] = field(default_factory=dict)  # the draft or the reply
+
 
 def reject_draft(draft: Draft, reason: str, detail: str) -> Reject:
     "A reject that shows its draft."
-    row = {"question": draft.question, "options": list(draft.options), "answer": draft.answer, "explanation": draft.explanation}
-    return Reject(reason, detail, draft.task, draft.lang, draft.source.key, row | {"culture_points": [p.title for p in draft.source.culture_points]})
+    row = {
+        "question": draft.question,
+        "options": list(draft.options),
+        "answer": draft.answer,
+        "explanation": draft.explanation,
+    }
+    return Reject(
+        reason,
+        detail,
+        draft.task,
+        draft.lang,
+        draft.source.key,
+        row | {"culture_points": [p.title for p in draft.source.culture_points]},
+    )
 
 # %% ../../nbs/52_instruct.checks.ipynb #e2ccf75f
 class ItemFilter:
-    "The checks of one dataset, with what they remember: texts met, and how many items of a kind were accepted."
+    """The checks of one dataset, with what they remember: texts met, and how many items
+    of a kind were accepted.
+    """
+
     def __init__(
         self,
-        langs: Iterable[str],                           # languages that a text could be in
-        grams: dict[int, set[str]] | None = None,       # from read_benchmarks
+        langs: Iterable[str],  # languages that a text could be in
+        grams: dict[int, set[str]] | None = None,  # from read_benchmarks
         seed: int = 0,
     ) -> None:
-        self.langs, self.grams, self.seed = sorted(set(langs)), grams or {}, seed
+        self.langs = sorted(set(langs))
+        self.grams = grams or {}
+        self.seed = seed
         self.near: dict[str, NearDuplicates] = {task: NearDuplicates() for task in TASKS}
-        self.accepted: Counter[tuple[str, str]] = Counter()     # by task and language
+        self.accepted: Counter[tuple[str, str]] = Counter()  # by task and language
 
     def slot(self, task: str, lang: str) -> int:
         "Where the right option of the next item goes; for true_false 0 means True."
-        return balanced_slot(self.accepted[task, lang], 2 if task == "true_false" else 4, self.seed, task, lang)
+        return balanced_slot(
+            self.accepted[task, lang],
+            2 if task == "true_false" else 4,
+            self.seed,
+            task,
+            lang,
+        )
 
     def check(self, draft: Draft | Reject) -> Item | Reject:
         "The item of a draft, or why there is none."
-        if isinstance(draft, Reject): return draft
-        try: item = build_item(draft, self.slot(draft.task, draft.lang))
+        if isinstance(draft, Reject):
+            return draft
+        try:
+            item = build_item(draft, self.slot(draft.task, draft.lang))
         except ValidationError as e:
             first = e.errors()[0]
-            return reject_draft(draft, "shape", f"{'.'.join(map(str, first['loc'][1:]))} {first['msg'].removeprefix('Value error, ')}".strip())
-        own = [draft.question, "" if item.task == "true_false" else answer_text(item), draft.explanation]
-        # Offline the template may be in English; what must be in the language is the passage.
+            return reject_draft(
+                draft,
+                "shape",
+                f"{'.'.join(map(str, first['loc'][1:]))}"
+                f" {first['msg'].removeprefix('Value error, ')}".strip(),
+            )
+        own = [
+            draft.question,
+            "" if item.task == "true_false" else answer_text(item),
+            draft.explanation,
+        ]
+        # Offline the template may be in English; what must be in the language is the
+        # passage.
         text = draft.content if item.generator == "offline" else " ".join(own)
-        if problem := language_problem(text, draft.lang, self.langs): return reject_draft(draft, "language", problem)
-        if shared := self.grams and contamination(" ".join(own + [*draft.options[1:]]), self.grams): return reject_draft(draft, "contamination", shared)
-        if twin := self.near[draft.task].find(item.id, draft.content): return reject_draft(draft, "duplicate", f"of item {twin}")
+        if problem := language_problem(text, draft.lang, self.langs):
+            return reject_draft(draft, "language", problem)
+        if shared := self.grams and contamination(
+            " ".join(own + [*draft.options[1:]]), self.grams
+        ):
+            return reject_draft(draft, "contamination", shared)
+        if twin := self.near[draft.task].find(item.id, draft.content):
+            return reject_draft(draft, "duplicate", f"of item {twin}")
         self.accepted[draft.task, draft.lang] += 1
         return item

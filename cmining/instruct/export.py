@@ -4,25 +4,28 @@
 
 # %% ../../nbs/55_instruct.export.ipynb #9a8019b5
 from __future__ import annotations
+
 import hashlib
 import json
-import numpy as np
 import os
-import pyarrow as pa
-import pyarrow.parquet as pq
 import re
 import tempfile
 import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from .. import __version__
 from ..core.basics import RunError
 from ..core.engine import write_json
 from .items import TASKS
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from typing import Any
 
 # %% auto #0
 __all__ = ['INSTRUCTIONS', 'CONTROL', 'SPLITS', 'ITEM', 'ROWS', 'EFFECTIVE_BATCH', 'LORA', 'EVALUATION', 'CARD',
@@ -35,69 +38,141 @@ __all__ = ['INSTRUCTIONS', 'CONTROL', 'SPLITS', 'ITEM', 'ROWS', 'EFFECTIVE_BATCH
 
 # %% ../../nbs/55_instruct.export.ipynb #1412e68d
 INSTRUCTIONS: dict[str, dict[str, str]] = {
-    "en": {"single_choice": "Answer the question about culture with the letter of the one correct option.",
-           "true_false": "Is the statement about culture true or false?",
-           "short_answer": "Answer the question about culture.", "true": "True", "false": "False"},
-    "de": {"single_choice": "Beantworte die Frage zur Kultur mit dem Buchstaben der einzigen richtigen Antwort.",
-           "true_false": "Ist die Aussage zur Kultur wahr oder falsch?",
-           "short_answer": "Beantworte die Frage zur Kultur.", "true": "Wahr", "false": "Falsch"},
-    "es": {"single_choice": "Responde a la pregunta sobre cultura con la letra de la única opción correcta.",
-           "true_false": "¿Es verdadera o falsa la afirmación sobre cultura?",
-           "short_answer": "Responde a la pregunta sobre cultura.", "true": "Verdadero", "false": "Falso"},
-    "fr": {"single_choice": "Réponds à la question de culture par la lettre de la seule réponse correcte.",
-           "true_false": "L’affirmation sur la culture est-elle vraie ou fausse ?",
-           "short_answer": "Réponds à la question de culture.", "true": "Vrai", "false": "Faux"},
-    "ja": {"single_choice": "文化に関する次の質問に、正しい選択肢の記号で答えてください。",
-           "true_false": "文化に関する次の記述は正しいですか、それとも誤りですか。",
-           "short_answer": "文化に関する次の質問に答えてください。", "true": "正しい", "false": "誤り"},
-    "zh": {"single_choice": "请回答下面的文化问题，写出唯一正确选项的字母。",
-           "true_false": "下面关于文化的说法正确还是错误？",
-           "short_answer": "请回答下面的文化问题。", "true": "正确", "false": "错误"},
+    "en": {
+        "single_choice": (
+            "Answer the question about culture with the letter of the one correct option."
+        ),
+        "true_false": "Is the statement about culture true or false?",
+        "short_answer": "Answer the question about culture.",
+        "true": "True",
+        "false": "False",
+    },
+    "de": {
+        "single_choice": (
+            "Beantworte die Frage zur Kultur mit dem Buchstaben der einzigen richtigen"
+            " Antwort."
+        ),
+        "true_false": "Ist die Aussage zur Kultur wahr oder falsch?",
+        "short_answer": "Beantworte die Frage zur Kultur.",
+        "true": "Wahr",
+        "false": "Falsch",
+    },
+    "es": {
+        "single_choice": (
+            "Responde a la pregunta sobre cultura con la letra de la única opción"
+            " correcta."
+        ),
+        "true_false": "¿Es verdadera o falsa la afirmación sobre cultura?",
+        "short_answer": "Responde a la pregunta sobre cultura.",
+        "true": "Verdadero",
+        "false": "Falso",
+    },
+    "fr": {
+        "single_choice": (
+            "Réponds à la question de culture par la lettre de la seule réponse correcte."
+        ),
+        "true_false": "L’affirmation sur la culture est-elle vraie ou fausse ?",
+        "short_answer": "Réponds à la question de culture.",
+        "true": "Vrai",
+        "false": "Faux",
+    },
+    "ja": {
+        "single_choice": "文化に関する次の質問に、正しい選択肢の記号で答えてください。",
+        "true_false": "文化に関する次の記述は正しいですか、それとも誤りですか。",
+        "short_answer": "文化に関する次の質問に答えてください。",
+        "true": "正しい",
+        "false": "誤り",
+    },
+    "zh": {
+        "single_choice": "请回答下面的文化问题，写出唯一正确选项的字母。",
+        "true_false": "下面关于文化的说法正确还是错误？",
+        "short_answer": "请回答下面的文化问题。",
+        "true": "正确",
+        "false": "错误",
+    },
 }
 
 # %% ../../nbs/55_instruct.export.ipynb #9fe6afe2
 def to_pair(
-    item: dict[str, Any],       # of items-*.jsonl
-) -> tuple[str, str]:           # prompt and response
+    item: dict[str, Any],  # of items-*.jsonl
+) -> tuple[str, str]:  # prompt and response
     "What the model reads and what it is to say."
     words = INSTRUCTIONS.get(item["lang"], INSTRUCTIONS["en"])
-    prompt, answer = f"{words[item['task']]}\n\n{item['question']}", item["answer"]
+    prompt = f"{words[item['task']]}\n\n{item['question']}"
+    answer = item["answer"]
     if item["task"] == "single_choice":
         options = dict(zip("ABCD", item["options"]))
-        prompt += "\n" + "\n".join(f"{letter}. {text}" for letter, text in options.items())
+        prompt += "\n" + "\n".join(
+            f"{letter}. {text}" for letter, text in options.items()
+        )
         answer = f"{answer}. {options[answer]}"
-    if item["task"] == "true_false": answer = words["true" if answer else "false"]
-    return prompt, f"{answer}\n\n{item['explanation']}" if item.get("explanation") else answer
+    if item["task"] == "true_false":
+        answer = words["true" if answer else "false"]
+    return prompt, (
+        f"{answer}\n\n{item['explanation']}" if item.get("explanation") else answer
+    )
 
 # %% ../../nbs/55_instruct.export.ipynb #eac50413
 def item_problem(
-    item: Any,          # a line of items-*.jsonl
-) -> str | None:        # the reason, None for a sound item
+    item: Any,  # a line of items-*.jsonl
+) -> str | None:  # the reason, None for a sound item
     "Why no trainer could use the item."
-    def is_text(s: Any) -> bool: return isinstance(s, str) and bool(s.strip())
-    if not isinstance(item, dict): return "no JSON object"
+
+    def is_text(s: Any) -> bool:
+        return isinstance(s, str) and bool(s.strip())
+
+    if not isinstance(item, dict):
+        return "no JSON object"
     for name in ("id", "task", "lang", "question"):
-        if not is_text(item.get(name)): return f"{name} is missing or empty"
-    task, answer, options, points, others = (item.get(k) for k in ("task", "answer", "options", "culture_points", "distractors"))
-    if task not in TASKS: return f"task is one of {', '.join(TASKS)}, not {task!r}"
-    if not re.fullmatch("[a-z]{2,3}", item["lang"]): return f"lang is a language code such as en, not {item['lang']!r}"
+        if not is_text(item.get(name)):
+            return f"{name} is missing or empty"
+    task, answer, options, points, others = (
+        item.get(k)
+        for k in ("task", "answer", "options", "culture_points", "distractors")
+    )
+    if task not in TASKS:
+        return f"task is one of {', '.join(TASKS)}, not {task!r}"
+    if not re.fullmatch("[a-z]{2,3}", item["lang"]):
+        return f"lang is a language code such as en, not {item['lang']!r}"
     if task == "single_choice":
-        if not (isinstance(options, list) and len(options) == 4 and all(map(is_text, options))): return "options are not four texts"
-        if len(set(options)) < 4: return "two options are the same"
-        if answer not in list("ABCD"): return f"answer is a letter from A to D, not {answer!r}"
-    if task == "true_false" and not isinstance(answer, bool): return f"answer is true or false, not {answer!r}"
-    if task == "short_answer" and not is_text(answer): return "answer is missing or empty"
-    if not isinstance(item.get("explanation"), str | None): return "explanation is no text"
-    if not (isinstance(points, list) and points): return "culture_points is missing or empty: the item names no source"
-    if not isinstance(others, list | None): return "distractors are no list"
-    if not all(isinstance(p, dict) and all(is_text(p.get(k)) for k in ("id", "lang", "title")) for p in [*points, *(others or [])]): return "a culture point lacks id, lang or title"
-    try: json.dumps(item, ensure_ascii=False).encode()
-    except UnicodeEncodeError: return "the item holds half a character (a lone surrogate), which UTF-8 cannot write"
+        if not (
+            isinstance(options, list) and len(options) == 4 and all(map(is_text, options))
+        ):
+            return "options are not four texts"
+        if len(set(options)) < 4:
+            return "two options are the same"
+        if answer not in list("ABCD"):
+            return f"answer is a letter from A to D, not {answer!r}"
+    if task == "true_false" and not isinstance(answer, bool):
+        return f"answer is true or false, not {answer!r}"
+    if task == "short_answer" and not is_text(answer):
+        return "answer is missing or empty"
+    if not isinstance(item.get("explanation"), str | None):
+        return "explanation is no text"
+    if not (isinstance(points, list) and points):
+        return "culture_points is missing or empty: the item names no source"
+    if not isinstance(others, list | None):
+        return "distractors are no list"
+    if not all(
+        isinstance(p, dict) and all(is_text(p.get(k)) for k in ("id", "lang", "title"))
+        for p in [*points, *(others or [])]
+    ):
+        return "a culture point lacks id, lang or title"
+    try:
+        json.dumps(item, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return (
+            "the item holds half a character (a lone surrogate), which UTF-8 cannot write"
+        )
     return None
 
 # %% ../../nbs/55_instruct.export.ipynb #57702247
-CONTROL = re.compile(r"<[|｜][^<>\n]{1,60}[|｜]>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-                     r"|</?(?:think|tool_call|tool_response|tools)>|<(?:image|video|audio)>", re.IGNORECASE)
+CONTROL = re.compile(
+    r"<[|｜][^<>\n]{1,60}[|｜]>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+    r"|</?(?:think|tool_call|tool_response|tools)>|<(?:image|video|audio)>",
+    re.IGNORECASE,
+)
+
 
 def is_controlling(item: dict[str, Any]) -> bool:
     "Does the item spell a token by which chat templates mark turns, tools or pictures?"
@@ -105,28 +180,57 @@ def is_controlling(item: dict[str, Any]) -> bool:
 
 # %% ../../nbs/55_instruct.export.ipynb #cbb96c56
 def trainable_items(
-    dataset: str | Path,                # folder with items-*.jsonl
-) -> tuple[list[dict[str, Any]], dict[str, int]]:   # items in the order of their ids, and how many were left out for what reason
-    "All items that can be trained on. A broken one is a RunError that names its file and line."
-    files, items, left_out = sorted(Path(dataset).glob("items-*.jsonl")), {}, Counter()
-    if not files: raise RunError(f"{dataset} holds no items-*.jsonl: make them with cmining synthesize RUN --out {dataset}")
+    dataset: str | Path,  # folder with items-*.jsonl
+    # items in the order of their ids, and how many were left out for what reason
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """All items that can be trained on.
+
+    A broken one is a RunError that names its file and line.
+    """
+    files = sorted(Path(dataset).glob("items-*.jsonl"))
+    items = {}
+    left_out = Counter()
+    if not files:
+        raise RunError(
+            f"{dataset} holds no items-*.jsonl: make them with cmining synthesize RUN"
+            f" --out {dataset}"
+        )
     for file in files:
         with open(file, "rb") as lines:
             for n, line in enumerate(lines, 1):
-                try: item = json.loads(line)
-                except ValueError: problem = "no JSON"
-                else: problem = item_problem(item) or (f"id {item['id']} is that of another item" if item["id"] in items else None)
-                if problem: raise RunError(f"{file}, line {n}: {problem}. Mend or delete the line, or synthesize again")
+                try:
+                    item = json.loads(line)
+                except ValueError:
+                    problem = "no JSON"
+                else:
+                    problem = item_problem(item) or (
+                        f"id {item['id']} is that of another item"
+                        if item["id"] in items
+                        else None
+                    )
+                if problem:
+                    raise RunError(
+                        f"{file}, line {n}: {problem}. Mend or delete the line, or"
+                        " synthesize again"
+                    )
                 items[item["id"]] = item
     sound = [items[id] for id in sorted(items) if not is_controlling(items[id])]
-    if len(sound) < len(items): left_out["spells a control token of chat models"] = len(items) - len(sound)
-    if not sound: raise RunError(f"{dataset} holds no item that can be trained on ({len(items)} read; left out: {dict(left_out)})")
+    if len(sound) < len(items):
+        left_out["spells a control token of chat models"] = len(items) - len(sound)
+    if not sound:
+        raise RunError(
+            f"{dataset} holds no item that can be trained on ({len(items)} read; left"
+            f" out: {dict(left_out)})"
+        )
     return sound, dict(left_out)
 
 # %% ../../nbs/55_instruct.export.ipynb #3c3c7948
 def title_set(points: Iterable[dict[str, str]] | None) -> set[str]:
     "The titles of culture points, without regard to case and width."
-    return {unicodedata.normalize("NFKC", p["title"]).casefold().strip() for p in points or ()}
+    return {
+        unicodedata.normalize("NFKC", p["title"]).casefold().strip() for p in points or ()
+    }
+
 
 def concept_set(item: dict[str, Any]) -> set[str]:
     "What an item is about."
@@ -135,127 +239,253 @@ def concept_set(item: dict[str, Any]) -> set[str]:
 # %% ../../nbs/55_instruct.export.ipynb #06add46f
 def find_components(
     items: list[dict[str, Any]],
-) -> np.ndarray:                # number of each item's component, int32 [items]
+) -> np.ndarray:  # number of each item's component, int32 [items]
     "Items about a common concept, directly or through others, get the same number."
     number: dict[str, int] = {}
-    edges = [(i, len(items) + number.setdefault(c, len(number))) for i, item in enumerate(items) for c in sorted(concept_set(item))]
+    edges = [
+        (i, len(items) + number.setdefault(c, len(number)))
+        for i, item in enumerate(items)
+        for c in sorted(concept_set(item))
+    ]
     rows, columns = np.array(edges, np.int32).reshape(-1, 2).T
     n = len(items) + len(number)
-    return connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(n, n)), directed=False)[1][:len(items)]
+    return connected_components(
+        coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(n, n)),
+        directed=False,
+    )[1][: len(items)]
 
 # %% ../../nbs/55_instruct.export.ipynb #81076caa
 SPLITS = ("train", "validation", "test")
 
+
 def place_components(
     items: list[dict[str, Any]],
-    validation: float,      # share of each language's items
+    validation: float,  # share of each language's items
     test: float,
     seed: int,
-) -> list[str]:             # split of each item
+) -> list[str]:  # split of each item
     "Whole components into test and validation until these are full; the rest into train."
     members: dict[int, list[int]] = {}
-    for i, component in enumerate(find_components(items).tolist()): members.setdefault(component, []).append(i)
-    def order(key: Any) -> str: return hashlib.blake2b(f"{seed} {key}".encode()).hexdigest()
-    def rank(own: list[int]) -> tuple[str, str]: return min(order(items[i].get("group")) for i in own), order(min(min(concept_set(items[i])) for i in own))
-    def lang(own: list[int]) -> str: return min(Counter(items[i]["lang"] for i in own).items(), key=lambda kv: (-kv[1], kv[0]))[0]
+    for i, component in enumerate(find_components(items).tolist()):
+        members.setdefault(component, []).append(i)
+
+    def order(key: Any) -> str:
+        return hashlib.blake2b(f"{seed} {key}".encode()).hexdigest()
+
+    def rank(own: list[int]) -> tuple[str, str]:
+        return min(order(items[i].get("group")) for i in own), order(
+            min(min(concept_set(items[i])) for i in own)
+        )
+
+    def lang(own: list[int]) -> str:
+        return min(
+            Counter(items[i]["lang"] for i in own).items(), key=lambda kv: (-kv[1], kv[0])
+        )[0]
+
     size = Counter(item["lang"] for item in items)
-    room = {(split, l): round(share * n) for l, n in size.items() for split, share in (("test", test), ("validation", validation))}
+    room = {
+        (split, l): round(share * n)
+        for l, n in size.items()
+        for split, share in (("test", test), ("validation", validation))
+    }
     splits = ["train"] * len(items)
     for own in sorted(members.values(), key=rank):
         for split in ("test", "validation"):
-            if room[split, lang(own)] < len(own): continue
+            if room[split, lang(own)] < len(own):
+                continue
             room[split, lang(own)] -= len(own)
-            for i in own: splits[i] = split
+            for i in own:
+                splits[i] = split
             break
     return splits
 
 # %% ../../nbs/55_instruct.export.ipynb #ea2ea2be
 def assign_splits(
     items: list[dict[str, Any]],
-    validation: float = 0.05,       # share of each language's items, 0 for none
+    validation: float = 0.05,  # share of each language's items, 0 for none
     test: float = 0.05,
     seed: int = 0,
-) -> list[str | None]:              # train, validation or test for each item; None for one that shows a concept held out
+) -> list[
+    str | None
+]:  # train, validation or test for each item; None for one that shows a concept held out
     """Splits that share no concept.
 
-    Raises RunError when items hang together so much that a split that was asked for stays empty."""
-    if min(validation, test) < 0 or validation + test >= 1: raise RunError(f"--validation and --test are shares from 0 that leave something to train on, not {validation} and {test}")
+    Raises RunError when items hang together so much that a split that was asked for stays
+    empty.
+    """
+    if min(validation, test) < 0 or validation + test >= 1:
+        raise RunError(
+            "--validation and --test are shares from 0 that leave something to train on,"
+            f" not {validation} and {test}"
+        )
     placed = place_components(items, validation, test, seed)
-    held = {split: set().union(*(concept_set(item) for item, own in zip(items, placed) if own == split)) for split in ("test", "validation")}
-    hidden = {"train": held["test"] | held["validation"], "validation": held["test"], "test": set()}
-    splits = [None if title_set(item.get("distractors")) & hidden[own] else own for item, own in zip(items, placed)]
+    held = {
+        split: (
+            set().union(
+                *(concept_set(item) for item, own in zip(items, placed) if own == split)
+            )
+        )
+        for split in ("test", "validation")
+    }
+    hidden = {
+        "train": held["test"] | held["validation"],
+        "validation": held["test"],
+        "test": set(),
+    }
+    splits = [
+        None if title_set(item.get("distractors")) & hidden[own] else own
+        for item, own in zip(items, placed)
+    ]
     for split, share in (("test", test), ("validation", validation), ("train", 1)):
         if share and split not in splits:
             sizes = np.bincount(find_components(items))
-            raise RunError(f"nothing fits into the {split} split: {len(items):,} items hang together in {len(sizes):,} components of {sizes.min():,} to {sizes.max():,} items. "
-                           "Choose --test and --validation larger or smaller, 0 for none, or synthesize more items")
+            raise RunError(
+                f"nothing fits into the {split} split: {len(items):,} items hang together"
+                f" in {len(sizes):,} components of {sizes.min():,} to {sizes.max():,}"
+                " items. Choose --test and --validation larger or smaller, 0 for none,"
+                " or synthesize more items"
+            )
     return splits
 
 # %% ../../nbs/55_instruct.export.ipynb #be0f9f5a
-def message(role: str, content: str) -> dict[str, str]: return {"role": role, "content": content}
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
 
 def alpaca_row(item: dict[str, Any]) -> dict[str, Any]:
     prompt, response = to_pair(item)
     return {"instruction": prompt, "input": "", "output": response, "id": item["id"]}
 
+
 def sharegpt_row(item: dict[str, Any]) -> dict[str, Any]:
     prompt, response = to_pair(item)
-    return {"conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": response}], "id": item["id"]}
+    return {
+        "conversations": [
+            {"from": "human", "value": prompt},
+            {"from": "gpt", "value": response},
+        ],
+        "id": item["id"],
+    }
+
 
 def trl_row(item: dict[str, Any]) -> dict[str, Any]:
     prompt, response = to_pair(item)
-    return {"prompt": [message("user", prompt)], "completion": [message("assistant", response)], "id": item["id"]}
+    return {
+        "prompt": [message("user", prompt)],
+        "completion": [message("assistant", response)],
+        "id": item["id"],
+    }
+
 
 def openai_row(item: dict[str, Any]) -> dict[str, Any]:
     prompt, response = to_pair(item)
     return {"messages": [message("user", prompt), message("assistant", response)]}
 
 # %% ../../nbs/55_instruct.export.ipynb #b1165ea3
-_TEXT, _MESSAGES = pa.string(), pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_POINTS = pa.list_(pa.struct([("id", pa.string()), ("lang", pa.string()), ("title", pa.string())]))
-ITEM = pa.schema([
-    ("id", _TEXT), ("task", _TEXT), ("lang", _TEXT), ("question", _TEXT), ("options", pa.list_(_TEXT)), ("answer", _TEXT), ("explanation", _TEXT),
-    ("prompt", _MESSAGES), ("completion", _MESSAGES), ("culture_points", _POINTS), ("distractors", _POINTS),
-    ("countries", pa.list_(_TEXT)), ("run", _TEXT), ("group", pa.int64()), ("generator", _TEXT), ("prompt_version", _TEXT), ("key", _TEXT), ("seed", pa.int64()), ("usd", pa.float64()),
-])
+_TEXT = pa.string()
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_POINTS = pa.list_(
+    pa.struct([("id", pa.string()), ("lang", pa.string()), ("title", pa.string())])
+)
+ITEM = pa.schema(
+    [
+        ("id", _TEXT),
+        ("task", _TEXT),
+        ("lang", _TEXT),
+        ("question", _TEXT),
+        ("options", pa.list_(_TEXT)),
+        ("answer", _TEXT),
+        ("explanation", _TEXT),
+        ("prompt", _MESSAGES),
+        ("completion", _MESSAGES),
+        ("culture_points", _POINTS),
+        ("distractors", _POINTS),
+        ("countries", pa.list_(_TEXT)),
+        ("run", _TEXT),
+        ("group", pa.int64()),
+        ("generator", _TEXT),
+        ("prompt_version", _TEXT),
+        ("key", _TEXT),
+        ("seed", pa.int64()),
+        ("usd", pa.float64()),
+    ]
+)
+
 
 def hf_row(item: dict[str, Any]) -> dict[str, Any]:
-    answer, version = item["answer"], item.get("prompt_version")
-    texts = {"answer": str(answer).lower() if isinstance(answer, bool) else answer, "prompt_version": None if version is None else str(version)}
-    return {name: None for name in ITEM.names} | {k: v for k, v in item.items() if k in ITEM.names} | trl_row(item) | texts
+    answer = item["answer"]
+    version = item.get("prompt_version")
+    texts = {
+        "answer": str(answer).lower() if isinstance(answer, bool) else answer,
+        "prompt_version": None if version is None else str(version),
+    }
+    return (
+        {name: None for name in ITEM.names}
+        | {k: v for k, v in item.items() if k in ITEM.names}
+        | trl_row(item)
+        | texts
+    )
 
 # %% ../../nbs/55_instruct.export.ipynb #45dba3cc
 ROWS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "llamafactory": alpaca_row, "sharegpt": sharegpt_row, "trl": trl_row, "openai": openai_row, "hf": hf_row}
+    "llamafactory": alpaca_row,
+    "sharegpt": sharegpt_row,
+    "trl": trl_row,
+    "openai": openai_row,
+    "hf": hf_row,
+}
 
-def split_file(split: str, format: str) -> str: return f"{split}.{'parquet' if format == 'hf' else 'jsonl'}"
+
+def split_file(split: str, format: str) -> str:
+    return f"{split}.{'parquet' if format == 'hf' else 'jsonl'}"
+
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     "Parquet or JSON Lines, by the ending of the name."
     if path.suffix == ".parquet":
-        try: return pq.write_table(pa.Table.from_pylist(list(rows), ITEM), path)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e: raise RunError(f"an item of the {path.stem} split does not fit into the columns of format hf ({e}): mend it, or synthesize again") from e
+        try:
+            return pq.write_table(pa.Table.from_pylist(list(rows), ITEM), path)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as e:
+            raise RunError(
+                f"an item of the {path.stem} split does not fit into the columns of"
+                f" format hf ({e}): mend it, or synthesize again"
+            ) from e
     with open(path, "w", encoding="utf-8", newline="\n") as f:
-        for row in rows: f.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for row in rows:
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 # %% ../../nbs/55_instruct.export.ipynb #daeac6d0
-EFFECTIVE_BATCH = 64        # of the paper
+EFFECTIVE_BATCH = 64  # of the paper
+
 
 def batch_settings(
     gpus: int,
-    most: int = 8,          # items on a GPU at a time
-) -> tuple[int, int]:       # items a GPU, accumulated steps
+    most: int = 8,  # items on a GPU at a time
+) -> tuple[int, int]:  # items a GPU, accumulated steps
     "Batch size of a device and gradient accumulation that make 64."
-    if gpus < 1 or EFFECTIVE_BATCH % gpus: raise RunError(f"--gpus {gpus} cannot make the paper's effective batch of {EFFECTIVE_BATCH}; take 1, 2, 4, 8, 16, 32 or 64, or edit lora.yaml")
+    if gpus < 1 or EFFECTIVE_BATCH % gpus:
+        raise RunError(
+            f"--gpus {gpus} cannot make the paper's effective batch of {EFFECTIVE_BATCH};"
+            " take 1, 2, 4, 8, 16, 32 or 64, or edit lora.yaml"
+        )
     own = min(most, EFFECTIVE_BATCH // gpus)
     return own, EFFECTIVE_BATCH // gpus // own
 
 # %% ../../nbs/55_instruct.export.ipynb #007bbb84
 def safe_length(
     items: Iterable[dict[str, Any]],
-) -> int:                           # tokens, a multiple of 1024
+) -> int:  # tokens, a multiple of 1024
     "A length in tokens at which no item is cut."
-    return -(-(max(sum(len(text.encode()) for text in to_pair(item)) for item in items) + 256) // 1024) * 1024
+    return (
+        -(
+            -(
+                max(sum(len(text.encode()) for text in to_pair(item)) for item in items)
+                + 256
+            )
+            // 1024
+        )
+        * 1024
+    )
 
 # %% ../../nbs/55_instruct.export.ipynb #3be7ef7b
 LORA = """\
@@ -296,23 +526,41 @@ eval_strategy: epoch
 per_device_eval_batch_size: {own}
 """
 
+
 def lora_yaml(
     gpus: int,
-    cutoff: int,            # from safe_length
-    validation: bool,       # is there a validation split
+    cutoff: int,  # from safe_length
+    validation: bool,  # is there a validation split
     seed: int = 0,
 ) -> str:
     "Training settings for llamafactory-cli."
     own, steps = batch_settings(gpus)
-    text = (LORA + EVALUATION * validation).format(gpus=gpus, s="s" * (gpus > 1), own=own, steps=steps, cutoff=cutoff, batch=EFFECTIVE_BATCH, seed=seed)
+    text = (LORA + EVALUATION * validation).format(
+        gpus=gpus,
+        s="s" * (gpus > 1),
+        own=own,
+        steps=steps,
+        cutoff=cutoff,
+        batch=EFFECTIVE_BATCH,
+        seed=seed,
+    )
     return re.sub(r"^(\w+: \S+) +#", lambda m: f"{m[1]:<48}#", text, flags=re.MULTILINE)
 
 # %% ../../nbs/55_instruct.export.ipynb #333010c8
 def dataset_info(format: str, splits: Iterable[str]) -> dict[str, Any]:
     "The description of each split that LLaMA-Factory looks for in its dataset folder."
-    shape = ({"formatting": "sharegpt", "columns": {"messages": "conversations"}} if format == "sharegpt" else
-             {"formatting": "alpaca", "columns": {"prompt": "instruction", "query": "input", "response": "output"}})
-    return {f"cmining_{split}": {"file_name": split_file(split, format), **shape} for split in splits}
+    shape = (
+        {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
+        if format == "sharegpt"
+        else {
+            "formatting": "alpaca",
+            "columns": {"prompt": "instruction", "query": "input", "response": "output"},
+        }
+    )
+    return {
+        f"cmining_{split}": {"file_name": split_file(split, format), **shape}
+        for split in splits
+    }
 
 # %% ../../nbs/55_instruct.export.ipynb #2dd2fdf4
 def escape_markdown(text: str) -> str:
@@ -320,18 +568,39 @@ def escape_markdown(text: str) -> str:
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return re.sub(r"[!-/:-@\[-`{-~]", lambda m: f"&#{ord(m[0])};", text)
 
+
 def quote_yaml(text: str) -> str:
     "A Markdown quotation of several lines."
-    return "\n>\n".join(f"> {escape_markdown(line)}" for line in text.splitlines() if line.strip())
+    return "\n>\n".join(
+        f"> {escape_markdown(line)}" for line in text.splitlines() if line.strip()
+    )
 
 # %% ../../nbs/55_instruct.export.ipynb #17419592
 def size_category(n: int) -> str:
     "The Hugging Face hub's name for a number of rows."
-    return next((name for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M")) if n < limit), "n>10M")
+    return next(
+        (
+            name
+            for limit, name in (
+                (1_000, "n<1K"),
+                (10_000, "1K<n<10K"),
+                (100_000, "10K<n<100K"),
+                (1_000_000, "100K<n<1M"),
+                (10_000_000, "1M<n<10M"),
+            )
+            if n < limit
+        ),
+        "n>10M",
+    )
+
 
 def markdown_table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
     "A Markdown table; the first column is text, the others numbers."
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *([c if isinstance(c, str) else f"{c:,}" for c in row] for row in rows)]
+    lines = [
+        head,
+        ["---"] + ["---:"] * (len(head) - 1),
+        *([c if isinstance(c, str) else f"{c:,}" for c in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 # %% ../../nbs/55_instruct.export.ipynb #9aeaf91a
@@ -413,145 +682,310 @@ CC BY-SA and asks for attribution. Replace `license` above by what applies befor
 # %% ../../nbs/55_instruct.export.ipynb #ac03d2f5
 def dataset_card(
     items: list[dict[str, Any]],
-    splits: list[str],              # of each
+    splits: list[str],  # of each
     format: str,
     seed: int = 0,
-    left_out: dict[str, int] | None = None,     # reason -> items
+    left_out: dict[str, int] | None = None,  # reason -> items
 ) -> str:
     "The README.md of an exported dataset."
     count = Counter((item["lang"], item["task"]) for item in items)
-    langs, used = sorted({lang for lang, _ in count}), [s for s in SPLITS if s in splits]
+    langs = sorted({lang for lang, _ in count})
+    used = [s for s in SPLITS if s in splits]
     held = {s: [item for item, own in zip(items, splits) if own == s] for s in used}
     prompt, response = to_pair(held["train"][0])
-    generators = Counter((str(item.get("generator") or "unknown"), str(item.get("prompt_version") or "–")) for item in items)
+    generators = Counter(
+        (str(item.get("generator") or "unknown"), str(item.get("prompt_version") or "–"))
+        for item in items
+    )
     n_left = sum((left_out or {}).values())
     return CARD.format(
-        languages="\n".join(f'- "{lang}"' for lang in langs),      # quoted: YAML takes no for false
-        files="\n".join(f"  - split: {s}\n    path: {split_file(s, format)}" for s in used), size=size_category(len(items)),
-        n=len(items), n_concepts=len(set().union(*map(concept_set, items))), n_languages=len(langs), s="s" * (len(langs) > 1), version=__version__, format=format,
-        by_language=markdown_table(["language", *TASKS, "all"], ([lang, *(count[lang, t] for t in TASKS), sum(count[lang, t] for t in TASKS)] for lang in langs)),
-        by_split=markdown_table(["split", "items", "concepts"], ([s, len(held[s]), len(set().union(*map(concept_set, held[s])))] for s in used)),
-        by_generator=markdown_table(["generator, prompt version", "items"], ([f"{escape_markdown(g)}, {escape_markdown(v)}", n] for (g, v), n in sorted(generators.items()))),
-        trace="so does each row." if format == "hf" else "OpenAI's format has no room for an id." if format == "openai" else "each row has the `id` of its item.",
-        left_out=f"Left out: {n_left:,} items ({', '.join(f'{reason}: {n:,}' for reason, n in left_out.items())})." if n_left else "Nothing was left out.",
-        prompt=quote_yaml(prompt), response=quote_yaml(response), seed=seed, cutoff=safe_length(items))
+        # quoted: YAML takes no for false
+        languages="\n".join(f'- "{lang}"' for lang in langs),
+        files="\n".join(
+            f"  - split: {s}\n    path: {split_file(s, format)}" for s in used
+        ),
+        size=size_category(len(items)),
+        n=len(items),
+        n_concepts=len(set().union(*map(concept_set, items))),
+        n_languages=len(langs),
+        s="s" * (len(langs) > 1),
+        version=__version__,
+        format=format,
+        by_language=markdown_table(
+            ["language", *TASKS, "all"],
+            (
+                [
+                    lang,
+                    *(count[lang, t] for t in TASKS),
+                    sum(count[lang, t] for t in TASKS),
+                ]
+                for lang in langs
+            ),
+        ),
+        by_split=markdown_table(
+            ["split", "items", "concepts"],
+            (
+                [s, len(held[s]), len(set().union(*map(concept_set, held[s])))]
+                for s in used
+            ),
+        ),
+        by_generator=markdown_table(
+            ["generator, prompt version", "items"],
+            (
+                [f"{escape_markdown(g)}, {escape_markdown(v)}", n]
+                for (g, v), n in sorted(generators.items())
+            ),
+        ),
+        trace=(
+            "so does each row."
+            if format == "hf"
+            else (
+                "OpenAI's format has no room for an id."
+                if format == "openai"
+                else "each row has the `id` of its item."
+            )
+        ),
+        left_out=(
+            f"Left out: {n_left:,} items"
+            f" ({', '.join(f'{reason}: {n:,}' for reason, n in left_out.items())})."
+            if n_left
+            else "Nothing was left out."
+        ),
+        prompt=quote_yaml(prompt),
+        response=quote_yaml(response),
+        seed=seed,
+        cutoff=safe_length(items),
+    )
 
 # %% ../../nbs/55_instruct.export.ipynb #149b2cd4
 def message_turns(row: dict[str, Any], format: str) -> list[tuple[str, str]]:
     "Who says what in a row of any format."
-    if format == "llamafactory": return [("user", row["instruction"] + row["input"]), ("assistant", row["output"])]
-    if format == "sharegpt": return [({"human": "user", "gpt": "assistant"}.get(m["from"], m["from"]), m["value"]) for m in row["conversations"]]
-    messages = row["messages"] if format == "openai" else [*row["prompt"], *row["completion"]]
+    if format == "llamafactory":
+        return [("user", row["instruction"] + row["input"]), ("assistant", row["output"])]
+    if format == "sharegpt":
+        return [
+            ({"human": "user", "gpt": "assistant"}.get(m["from"], m["from"]), m["value"])
+            for m in row["conversations"]
+        ]
+    messages = (
+        row["messages"] if format == "openai" else [*row["prompt"], *row["completion"]]
+    )
     return [(m["role"], m["content"]) for m in messages]
 
+
 def row_problem(
-    row: Any,           # of an exported file
+    row: Any,  # of an exported file
     format: str,
-) -> str | None:        # the reason, None for a sound row
+) -> str | None:  # the reason, None for a sound row
     "Why the trainer of this format would reject the row, or learn nonsense from it."
-    try: said = message_turns(row, format)
-    except KeyError as e: return f"lacks the field {e.args[0]}"
-    except (TypeError, AttributeError): return f"has not the shape of {format}"
-    if format in ("trl", "hf") and not row["completion"]: return "has an empty response"
-    if said and said[0][0] == "system": said = said[1:]
-    expected = [("user", "assistant")[i % 2] for i in range(max(2, len(said) + len(said) % 2))]
-    if [role for role, _ in said] != expected: return f"has its roles out of order: {', '.join(str(role) for role, _ in said) or 'none'} instead of {', '.join(expected)}"
-    empty = next((role for role, text in said if not isinstance(text, str) or not text.strip()), None)
-    return f"has an empty {'response' if empty == 'assistant' else 'prompt'}" if empty else None
+    try:
+        said = message_turns(row, format)
+    except KeyError as e:
+        return f"lacks the field {e.args[0]}"
+    except (TypeError, AttributeError):
+        return f"has not the shape of {format}"
+    if format in ("trl", "hf") and not row["completion"]:
+        return "has an empty response"
+    if said and said[0][0] == "system":
+        said = said[1:]
+    expected = [
+        ("user", "assistant")[i % 2] for i in range(max(2, len(said) + len(said) % 2))
+    ]
+    if [role for role, _ in said] != expected:
+        return (
+            "has its roles out of order:"
+            f" {', '.join(str(role) for role, _ in said) or 'none'} instead of"
+            f" {', '.join(expected)}"
+        )
+    empty = next(
+        (role for role, text in said if not isinstance(text, str) or not text.strip()),
+        None,
+    )
+    return (
+        f"has an empty {'response' if empty == 'assistant' else 'prompt'}"
+        if empty
+        else None
+    )
 
 # %% ../../nbs/55_instruct.export.ipynb #6091c6b7
 def written_rows(path: Path, format: str) -> Iterator[Any]:
     "The rows of an exported file; what is no JSON is a RunError."
     if format == "hf":
-        try: parquet = pq.ParquetFile(path)
-        except pa.ArrowInvalid as e: raise RunError(f"{path} is no Parquet file") from e
+        try:
+            parquet = pq.ParquetFile(path)
+        except pa.ArrowInvalid as e:
+            raise RunError(f"{path} is no Parquet file") from e
         with parquet:
-            wanted = [name for name in ("prompt", "completion") if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(columns=wanted): yield from batch.to_pylist()
+            wanted = [
+                name
+                for name in ("prompt", "completion")
+                if name in parquet.schema_arrow.names
+            ]
+            for batch in parquet.iter_batches(columns=wanted):
+                yield from batch.to_pylist()
         return
     with open(path, "rb") as lines:
         for n, line in enumerate(lines, 1):
-            try: yield json.loads(line)
-            except ValueError as e: raise RunError(f"{path}, line {n} is no JSON") from e
+            try:
+                yield json.loads(line)
+            except ValueError as e:
+                raise RunError(f"{path}, line {n} is no JSON") from e
 
 # %% ../../nbs/55_instruct.export.ipynb #c84a12df
-OPENAI_EXAMPLES, OPENAI_BYTES = 10, 512_000_000     # fewest examples, largest file that OpenAI takes for fine-tuning
+# fewest examples, largest file that OpenAI takes for fine-tuning
+OPENAI_EXAMPLES = 10
+OPENAI_BYTES = 512_000_000
+
 
 def check_export(
     folder: str | Path,
-    format: str,                # llamafactory, sharegpt, trl, openai or hf
-) -> dict[str, int]:            # rows of each split
-    "Read an exported folder as its trainer would. The first thing that it would reject is a RunError."
+    format: str,  # llamafactory, sharegpt, trl, openai or hf
+) -> dict[str, int]:  # rows of each split
+    """Read an exported folder as its trainer would.
+
+    The first thing that it would reject is a RunError.
+    """
     folder = Path(folder)
-    if format not in ROWS: raise RunError(f"--format is one of {', '.join(ROWS)}, not {format!r}")
-    files = {split: folder/split_file(split, format) for split in SPLITS if (folder/split_file(split, format)).is_file()}
-    if "train" not in files: raise RunError(f"{folder/split_file('train', format)} is missing")
+    if format not in ROWS:
+        raise RunError(f"--format is one of {', '.join(ROWS)}, not {format!r}")
+    files = {
+        split: folder / split_file(split, format)
+        for split in SPLITS
+        if (folder / split_file(split, format)).is_file()
+    }
+    if "train" not in files:
+        raise RunError(f"{folder / split_file('train', format)} is missing")
     rows = dict.fromkeys(files, 0)
     for split, file in files.items():
         for row in written_rows(file, format):
             rows[split] += 1
-            if problem := row_problem(row, format): raise RunError(f"{file}, row {rows[split]} {problem}")
-        if not rows[split]: raise RunError(f"{file} is empty")
-        if format == "openai" and file.stat().st_size > OPENAI_BYTES: raise RunError(f"{file} has {file.stat().st_size / 1e6:,.0f} MB, OpenAI takes at most {OPENAI_BYTES / 1e6:.0f}; export fewer items")
-    if format == "openai" and rows["train"] < OPENAI_EXAMPLES: raise RunError(f"{files['train']} has {rows['train']} examples, OpenAI takes at least {OPENAI_EXAMPLES}; synthesize more items")
-    if format in ("llamafactory", "sharegpt"): check_dataset_info(folder, format)
+            if problem := row_problem(row, format):
+                raise RunError(f"{file}, row {rows[split]} {problem}")
+        if not rows[split]:
+            raise RunError(f"{file} is empty")
+        if format == "openai" and file.stat().st_size > OPENAI_BYTES:
+            raise RunError(
+                f"{file} has {file.stat().st_size / 1e6:,.0f} MB, OpenAI takes at most"
+                f" {OPENAI_BYTES / 1e6:.0f}; export fewer items"
+            )
+    if format == "openai" and rows["train"] < OPENAI_EXAMPLES:
+        raise RunError(
+            f"{files['train']} has {rows['train']} examples, OpenAI takes at least"
+            f" {OPENAI_EXAMPLES}; synthesize more items"
+        )
+    if format in ("llamafactory", "sharegpt"):
+        check_dataset_info(folder, format)
     return rows
+
 
 def check_dataset_info(folder: Path, format: str) -> None:
     "Each description must name a file of the folder and columns of that file."
-    path = folder/"dataset_info.json"
-    if not path.is_file(): raise RunError(f"{path} is missing: LLaMA-Factory finds no dataset without it")
+    path = folder / "dataset_info.json"
+    if not path.is_file():
+        raise RunError(f"{path} is missing: LLaMA-Factory finds no dataset without it")
     for name, told in json.loads(path.read_text(encoding="utf-8")).items():
-        if not (folder/told["file_name"]).is_file(): raise RunError(f"{path}: {name} names the file {told['file_name']}, which is missing")
-        absent = set(told["columns"].values()) - set(next(written_rows(folder/told["file_name"], format)))
-        if absent: raise RunError(f"{path}: {name} names the column {min(absent)}, which {told['file_name']} has not")
+        if not (folder / told["file_name"]).is_file():
+            raise RunError(
+                f"{path}: {name} names the file {told['file_name']}, which is missing"
+            )
+        absent = set(told["columns"].values()) - set(
+            next(written_rows(folder / told["file_name"], format))
+        )
+        if absent:
+            raise RunError(
+                f"{path}: {name} names the column {min(absent)}, which"
+                f" {told['file_name']} has not"
+            )
 
 # %% ../../nbs/55_instruct.export.ipynb #5d89cea0
-EXPORT_FILES = ["export.json", "README.md", "dataset_info.json", "lora.yaml", *(f"{s}.{end}" for s in SPLITS for end in ("jsonl", "parquet"))]
+EXPORT_FILES = [
+    "export.json",
+    "README.md",
+    "dataset_info.json",
+    "lora.yaml",
+    *(f"{s}.{end}" for s in SPLITS for end in ("jsonl", "parquet")),
+]
+
 
 def put_in_place(made: Path, out: Path) -> None:
-    "Rename the folder, or, over an earlier export, its files; export.json, the mark of an export, comes last."
+    """Rename the folder, or, over an earlier export, its files; export.json, the mark of
+    an export, comes last.
+    """
     if not out.exists() or not any(out.iterdir()):
-        if out.exists(): out.rmdir()
+        if out.exists():
+            out.rmdir()
         return os.replace(made, out)
     for name in EXPORT_FILES[::-1]:
-        if (made/name).exists(): os.replace(made/name, out/name)
-        else: (out/name).unlink(missing_ok=True)
+        if (made / name).exists():
+            os.replace(made / name, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
 
 # %% ../../nbs/55_instruct.export.ipynb #96c6c80e
 def export_dataset(
-    dataset: str | Path,            # folder with items-*.jsonl
-    format: str,                    # llamafactory, sharegpt, trl, openai or hf
+    dataset: str | Path,  # folder with items-*.jsonl
+    format: str,  # llamafactory, sharegpt, trl, openai or hf
     out: str | Path | None = None,  # DATASET/FORMAT when None
-    gpus: int = 1,                  # that will train, for lora.yaml
-    validation: float = 0.05,       # share held out, 0 for none
+    gpus: int = 1,  # that will train, for lora.yaml
+    validation: float = 0.05,  # share held out, 0 for none
     test: float = 0.05,
-    seed: int = 0,                  # of the splits
-) -> dict[str, Any]:                # what export.json says
+    seed: int = 0,  # of the splits
+) -> dict[str, Any]:  # what export.json says
     """Write the items of a dataset as a trainer wants them, with a dataset card.
 
-    Raises RunError for what the trainer would reject, before anything is written to the folder."""
-    if format not in ROWS: raise RunError(f"--format is one of {', '.join(ROWS)}, not {format!r}")
-    out = Path(out or Path(dataset)/format)
-    if out.exists() and not out.is_dir(): raise RunError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out/"export.json").is_file(): raise RunError(f"{out} holds other files and is no export; name a new or empty folder with --out")
+    Raises RunError for what the trainer would reject, before anything is written to the
+    folder.
+    """
+    if format not in ROWS:
+        raise RunError(f"--format is one of {', '.join(ROWS)}, not {format!r}")
+    out = Path(out or Path(dataset) / format)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "export.json").is_file():
+        raise RunError(
+            f"{out} holds other files and is no export; name a new or empty folder with"
+            " --out"
+        )
     batch_settings(gpus)
     items, left_out = trainable_items(dataset)
     assigned = assign_splits(items, validation, test, seed)
-    if None in assigned: left_out["shows a concept that is held out"] = assigned.count(None)
-    items, splits = [item for item, own in zip(items, assigned) if own], [own for own in assigned if own]
+    if None in assigned:
+        left_out["shows a concept that is held out"] = assigned.count(None)
+    items = [item for item, own in zip(items, assigned) if own]
+    splits = [own for own in assigned if own]
     used = [s for s in SPLITS if s in splits]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-        made = Path(work)/"export"
+        made = Path(work) / "export"
         made.mkdir()
-        for split in used: write_rows(made/split_file(split, format), (ROWS[format](item) for item, own in zip(items, splits) if own == split))
-        (made/"README.md").write_text(dataset_card(items, splits, format, seed, left_out), encoding="utf-8", newline="\n")
+        for split in used:
+            write_rows(
+                made / split_file(split, format),
+                (ROWS[format](item) for item, own in zip(items, splits) if own == split),
+            )
+        (made / "README.md").write_text(
+            dataset_card(items, splits, format, seed, left_out),
+            encoding="utf-8",
+            newline="\n",
+        )
         if format in ("llamafactory", "sharegpt"):
-            write_json(made/"dataset_info.json", dataset_info(format, used))
-            (made/"lora.yaml").write_text(lora_yaml(gpus, safe_length(items), "validation" in used, seed), encoding="utf-8", newline="\n")
-        told = {"format": format, "version": __version__, "seed": seed, "validation": validation, "test": test, "gpus": gpus,
-                "rows": check_export(made, format), "left_out": left_out, "longest": safe_length(items)}
-        write_json(made/"export.json", told)
+            write_json(made / "dataset_info.json", dataset_info(format, used))
+            (made / "lora.yaml").write_text(
+                lora_yaml(gpus, safe_length(items), "validation" in used, seed),
+                encoding="utf-8",
+                newline="\n",
+            )
+        told = {
+            "format": format,
+            "version": __version__,
+            "seed": seed,
+            "validation": validation,
+            "test": test,
+            "gpus": gpus,
+            "rows": check_export(made, format),
+            "left_out": left_out,
+            "longest": safe_length(items),
+        }
+        write_json(made / "export.json", told)
         put_in_place(made, out)
     return told

@@ -4,15 +4,26 @@
 
 # %% ../../nbs/51_instruct.items.ipynb #f747222c
 from __future__ import annotations
+
 import re
-from ..core.basics import hash64
-from ..core.scripts import UNSPACED, fold
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, TypeAdapter, model_validator
 from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
+
+from ..core.basics import hash64
+from ..core.scripts import UNSPACED, fold
 
 # %% auto #0
 __all__ = ['Text', 'Question', 'Option', 'LETTERS', 'TASKS', 'AnyItem', 'Strict', 'Point', 'Source', 'leaks_answer', 'Asked',
@@ -20,43 +31,57 @@ __all__ = ['Text', 'Question', 'Option', 'LETTERS', 'TASKS', 'AnyItem', 'Strict'
            'balanced_slot', 'Draft', 'build_item', 'shorten', 'show_items']
 
 # %% ../../nbs/51_instruct.items.ipynb #dc7dea90
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=3000)]
-Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=6, max_length=2000)]
-Option = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=600)]
+Text = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=3000)
+]
+Question = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=6, max_length=2000)
+]
+Option = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=600)
+]
 LETTERS = "ABCD"
+
 
 class Strict(BaseModel):
     "A record with these fields and no others."
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
 
 class Point(Strict):
     "A culture point that an item is made from."
+
     id: str
     lang: str
     title: str
 
+
 class Source(Strict):
     "Where an item comes from."
-    culture_points: tuple[Point, ...] = Field(min_length=1)     # what it is about
-    distractors: tuple[Point, ...] = ()     # what else its wrong options are made of
+
+    culture_points: tuple[Point, ...] = Field(min_length=1)  # what it is about
+    distractors: tuple[Point, ...] = ()  # what else its wrong options are made of
     group: int
-    generator: str                          # offline, or the model
-    prompt_version: str                     # of the prompts or templates
-    key: str                                # of the reply or the passage
+    generator: str  # offline, or the model
+    prompt_version: str  # of the prompts or templates
+    key: str  # of the reply or the passage
     seed: int
     usd: float = 0.0
-    run: str                                # fingerprint of the run's culture_points.parquet
+    run: str  # fingerprint of the run's culture_points.parquet
 
 # %% ../../nbs/51_instruct.items.ipynb #7431dddc
 def leaks_answer(question: str, answer: str) -> bool:
     "Does the question contain the answer?"
-    if re.search(f"[{UNSPACED}]", answer): return len(fold(answer)) > 1 and fold(answer) in fold(question)
+    if re.search(f"[{UNSPACED}]", answer):
+        return len(fold(answer)) > 1 and fold(answer) in fold(question)
     words = r"\W+".join(re.findall(r"\w+", answer.casefold()))
     return bool(words) and bool(re.search(rf"(?<!\w){words}(?!\w)", question.casefold()))
 
 # %% ../../nbs/51_instruct.items.ipynb #763b70aa
 class Asked(Strict):
     "What is asked and answered."
+
     id: str
     task: str
     lang: str
@@ -66,37 +91,48 @@ class Asked(Strict):
     explanation: Text
     countries: tuple[str, ...] = ()
 
+
 class Item(Source, Asked):
     "What the three shapes share."
 
+
 class SingleChoice(Item):
     "A question with four options, one of them right."
+
     task: Literal["single_choice"]
     options: tuple[Option, Option, Option, Option]
     answer: Literal["A", "B", "C", "D"]
 
     @model_validator(mode="after")
     def _consistent(self) -> SingleChoice:
-        if len({fold(o) or o for o in self.options}) < 4: raise ValueError("options are not distinct")
-        if leaks_answer(self.question, answer_text(self)): raise ValueError("the question gives the answer away")
+        if len({fold(o) or o for o in self.options}) < 4:
+            raise ValueError("options are not distinct")
+        if leaks_answer(self.question, answer_text(self)):
+            raise ValueError("the question gives the answer away")
         return self
+
 
 class TrueFalse(Item):
     "A statement to be judged."
+
     task: Literal["true_false"]
     options: None = None
     answer: StrictBool
 
+
 class ShortAnswer(Item):
     "A question with an answer in words."
+
     task: Literal["short_answer"]
     options: None = None
     answer: Text
 
     @model_validator(mode="after")
     def _consistent(self) -> ShortAnswer:
-        if leaks_answer(self.question, self.answer): raise ValueError("the question gives the answer away")
+        if leaks_answer(self.question, self.answer):
+            raise ValueError("the question gives the answer away")
         return self
+
 
 def answer_text(item: Item) -> str:
     "The answer of an item in words; True or False for a statement."
@@ -107,23 +143,33 @@ TASKS = ("single_choice", "true_false", "short_answer")
 AnyItem = Annotated[SingleChoice | TrueFalse | ShortAnswer, Field(discriminator="task")]
 _ITEM_ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyItem)
 
+
 def check_item(
     row: dict[str, Any] | str,  # an item as a dictionary, or a line of items-*.jsonl
-) -> Item:                      # SingleChoice, TrueFalse or ShortAnswer
-    "An item in its shape. Raises pydantic's ValidationError, a ValueError, when it has none."
-    return _ITEM_ADAPTER.validate_json(row) if isinstance(row, str) else _ITEM_ADAPTER.validate_python(row)
+) -> Item:  # SingleChoice, TrueFalse or ShortAnswer
+    """An item in its shape.
+
+    Raises pydantic's ValidationError, a ValueError, when it has none.
+    """
+    return (
+        _ITEM_ADAPTER.validate_json(row)
+        if isinstance(row, str)
+        else _ITEM_ADAPTER.validate_python(row)
+    )
+
 
 def read_items(dataset: str | Path) -> Iterator[Item]:
     "All items of a dataset folder, in their order, validated."
     for shard in sorted(Path(dataset).glob("items-*.jsonl")):
-        with open(shard, encoding="utf-8") as lines: yield from map(check_item, lines)
+        with open(shard, encoding="utf-8") as lines:
+            yield from map(check_item, lines)
 
 # %% ../../nbs/51_instruct.items.ipynb #d02d1540
 def balanced_slot(
-    count: int,     # items before this one
-    n: int,         # places
-    *key: Any,      # what the order depends on
-) -> int:           # 0 to n - 1
+    count: int,  # items before this one
+    n: int,  # places
+    *key: Any,  # what the order depends on
+) -> int:  # 0 to n - 1
     "The place of the next item, dealt in blocks that hold each place once."
     block = count // n
     return sorted(range(n), key=lambda place: hash64(*key, block, place))[count % n]
@@ -132,47 +178,70 @@ def balanced_slot(
 @dataclass(frozen=True)
 class Draft:
     "An item before its shape: the right option first."
+
     task: str
     lang: str
     question: str
-    answer: str | bool          # ignored for single choice: it is the first option
+    answer: str | bool  # ignored for single choice: it is the first option
     explanation: str
     source: Source
-    content: str                # what duplicates are sought in
+    content: str  # what duplicates are sought in
     options: tuple[str, ...] = ()
     countries: tuple[str, ...] = ()
 
+
 def build_item(
     draft: Draft,
-    slot: int = 0,      # place of the right option
+    slot: int = 0,  # place of the right option
 ) -> Item:
     "The item of a draft. A ValidationError when it has no shape."
-    row: dict[str, Any] = dict(draft.source) | {k: getattr(draft, k) for k in ("task", "lang", "question", "answer", "explanation", "countries")}
+    row: dict[str, Any] = dict(draft.source) | {
+        k: getattr(draft, k)
+        for k in ("task", "lang", "question", "answer", "explanation", "countries")
+    }
     right = draft.options[0] if draft.options else draft.answer
     if draft.task == "single_choice":
         wrong = draft.options[1:]
-        row |= {"options": (*wrong[:slot], *draft.options[:1], *wrong[slot:]), "answer": LETTERS[slot]}
-    return check_item(row | {"id": f"{hash64(draft.task, draft.lang, draft.question, right):016x}"})
+        row |= {
+            "options": (*wrong[:slot], *draft.options[:1], *wrong[slot:]),
+            "answer": LETTERS[slot],
+        }
+    return check_item(
+        row | {"id": f"{hash64(draft.task, draft.lang, draft.question, right):016x}"}
+    )
 
 # %% ../../nbs/51_instruct.items.ipynb #549f93ce
 def shorten(text: str, n: int) -> str:
     "The first n characters of a text on one line, without control characters."
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= n else text[:n - 1] + "…"
+    return text if len(text) <= n else text[: n - 1] + "…"
+
 
 def show_items(
     items: Iterable[Item],
-    n: int = 3,             # items, of as many tasks as there are
-    columns: int = 100,     # characters of a line
+    n: int = 3,  # items, of as many tasks as there are
+    columns: int = 100,  # characters of a line
 ) -> str:
     "A few items for the terminal, of each task in turn."
     by_task = {task: [] for task in TASKS}
-    for item in items: by_task[item.task].append(item)
-    chosen = [item for row in zip_longest(*by_task.values()) for item in row if item is not None][:n]
+    for item in items:
+        by_task[item.task].append(item)
+    chosen = [
+        item for row in zip_longest(*by_task.values()) for item in row if item is not None
+    ][:n]
     lines = []
     for item in chosen:
-        lines.append(f"{item.task} ({item.lang}): {', '.join(p.title for p in item.culture_points[:3])}")
+        lines.append(
+            f"{item.task} ({item.lang}):"
+            f" {', '.join(p.title for p in item.culture_points[:3])}"
+        )
         lines.append("  " + shorten(item.question, columns - 2))
-        if item.options: lines += [f"  {'→' if letter == item.answer else ' '} {letter}  {shorten(option, columns - 7)}" for letter, option in zip(LETTERS, item.options)]
-        else: lines.append("  → " + shorten(str(item.answer), columns - 4))
+        if item.options:
+            lines += [
+                f"  {'→' if letter == item.answer else ' '} {letter} "
+                f" {shorten(option, columns - 7)}"
+                for letter, option in zip(LETTERS, item.options)
+            ]
+        else:
+            lines.append("  → " + shorten(str(item.answer), columns - 4))
     return "\n".join(lines)

@@ -4,15 +4,8 @@
 
 # %% ../../nbs/53_instruct.offline.ipynb #871c974b
 from __future__ import annotations
-import numpy as np
-import pandas as pd
+
 import re
-from ..core.basics import hash64
-from ..core.runs import read_texts
-from ..core.scripts import HAN, UNSPACED, count_scripts, fold, function_words, sentences
-from .checks import Reject, ItemFilter
-from .items import Draft, Item, Point, Source, TASKS, leaks_answer
-from ..models.encode import cached_encoder, entry_text
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +13,23 @@ from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..core.basics import hash64
+from ..core.runs import read_texts
+from cmining.core.scripts import (
+    HAN,
+    UNSPACED,
+    count_scripts,
+    fold,
+    function_words,
+    sentences,
+)
+from .checks import ItemFilter, Reject
+from .items import TASKS, Draft, Item, Point, Source, leaks_answer
+from ..models.encode import cached_encoder, entry_text
 
 # %% auto #0
 __all__ = ['BLANK', 'PASSAGE_LENGTHS', 'OFFLINE_VERSION', 'TEMPLATES', 'base_title', 'title_pattern', 'mentions', 'mask',
@@ -34,41 +44,74 @@ _AT_END = re.compile(_BRACKET + r"\s*$")
 _BEHIND = re.compile(rf"({BLANK}[』」”\"»’]?){_BRACKET}")
 _GAPS = re.compile(rf"{BLANK}(?:[\s・＝=\-–]*{BLANK})+")
 
+
 def base_title(title: str) -> str:
     "A title without what stands in brackets at its end."
     return _AT_END.sub("", title) or title
 
-@lru_cache(maxsize=16)     # one title at a time, a passage after the other
+
+@lru_cache(maxsize=16)  # one title at a time, a passage after the other
 def title_pattern(title: str, lang: str) -> re.Pattern[str]:
     "What to look for to find a title, or a part of it, in a text."
     base = base_title(title)
     whole = r"\W{0,3}".join(map(re.escape, re.findall(r"\w+", base)))
-    ending = r"(?:['’]s|\w{1,2})?\b" if len(base) > 3 else r"(?:['’]?s)?\b"      # Go does not end in od
-    found = [f"{re.escape(base)}|{whole}" if re.search(f"[{UNSPACED}]", base) else rf"\b{whole}{ending}"] if whole else []
-    words = [w for w in re.findall(rf"[^\W\d_{UNSPACED}]+", base) if len(w) >= 4 and w.casefold() not in function_words(lang)]
-    found += [rf"\w*{w}\w*" for w in words if len(w) >= 5] + [rf"\b{w[:max(4, len(w) - 2)]}\w{{0,4}}\b" for w in words]
+    # Go does not end in od
+    ending = r"(?:['’]s|\w{1,2})?\b" if len(base) > 3 else r"(?:['’]?s)?\b"
+    found = (
+        [
+            (
+                f"{re.escape(base)}|{whole}"
+                if re.search(f"[{UNSPACED}]", base)
+                else rf"\b{whole}{ending}"
+            )
+        ]
+        if whole
+        else []
+    )
+    words = [
+        w
+        for w in re.findall(rf"[^\W\d_{UNSPACED}]+", base)
+        if len(w) >= 4 and w.casefold() not in function_words(lang)
+    ]
+    found += [rf"\w*{w}\w*" for w in words if len(w) >= 5] + [
+        rf"\b{w[: max(4, len(w) - 2)]}\w{{0,4}}\b" for w in words
+    ]
     for run in re.findall(rf"[{UNSPACED}]+", base):
         pieces = {run[i:j] for i, j in combinations(range(len(run) + 1), 2)}
-        found += sorted((p for p in pieces if len(p) >= 3 or re.fullmatch(f"[{HAN}]{{2}}", p)), key=lambda p: (-len(p), p))
+        found += sorted(
+            (p for p in pieces if len(p) >= 3 or re.fullmatch(f"[{HAN}]{{2}}", p)),
+            key=lambda p: (-len(p), p),
+        )
     return re.compile("|".join(found) or r"(?!)", re.IGNORECASE)
 
+
 def mentions(text: str, title: str, lang: str) -> bool:
-    "Does a text name the title, or two fifths of it in one piece? (日本 is no 日本绿鹦嘴鱼, but 高橋 is 高橋幸宏.)"
-    return max((len(m.group()) for m in title_pattern(title, lang).finditer(text)), default=0) >= 0.4 * len(base_title(title))
+    """Does a text name the title, or two fifths of it in one piece? (日本 is no 日本绿鹦嘴鱼, but
+    高橋 is 高橋幸宏.)
+    """
+    return max(
+        (len(m.group()) for m in title_pattern(title, lang).finditer(text)), default=0
+    ) >= 0.4 * len(base_title(title))
+
 
 def mask(text: str, title: str, lang: str) -> str:
     "A text with the title left out."
-    return _GAPS.sub(BLANK, _BEHIND.sub(r"\1", title_pattern(title, lang).sub(BLANK, text)))
+    return _GAPS.sub(
+        BLANK, _BEHIND.sub(r"\1", title_pattern(title, lang).sub(BLANK, text))
+    )
 
 # %% ../../nbs/53_instruct.offline.ipynb #c44c9a20
-PASSAGE_LENGTHS = {False: (80, 120, 400), True: (30, 50, 160)}     # shortest, enough, longest; True for scripts without spaces
+# shortest, enough, longest; True for scripts without spaces
+PASSAGE_LENGTHS = {False: (80, 120, 400), True: (30, 50, 160)}
 _DENSE = re.compile(f"[{UNSPACED}]")
 _EMPTY = re.compile(r"\s*[（(][\s,;:、，；：・/-]*[）)]")
 _JUNK = re.compile(r"[{}|\[\]<>=\\^_@#~*\u200e]|https?:|\.\s\.|-{2}")
 
+
 def is_unspaced(text: str) -> bool:
     "Is most of a text in a script without spaces?"
     return len(_DENSE.findall(text)) > len(text) / 3
+
 
 def passages(paragraph: str) -> Iterator[str]:
     "Runs of whole sentences of a paragraph that do not overlap."
@@ -78,45 +121,58 @@ def passages(paragraph: str) -> Iterator[str]:
     for s in sentences(paragraph):
         both = s if not now else now + s if is_unspaced(s) else f"{now} {s}"
         if len(both) > longest:
-            if len(now) >= shortest: yield now
+            if len(now) >= shortest:
+                yield now
             both = s if len(s) <= longest else ""
         now = both
-        if len(now) >= enough: yield now; now = ""
-    if len(now) >= shortest: yield now
+        if len(now) >= enough:
+            yield now
+            now = ""
+    if len(now) >= shortest:
+        yield now
+
 
 def is_clean(passage: str) -> bool:
     "Does it begin and end as a sentence does, without markup, and is it mostly letters?"
     letters = sum(map(str.isalpha, passage))
-    return (passage[-1] in "。！？.!?…।؟۔」』”\"»)）" and (passage[0].isalnum() or passage[0] in "「『《“„\"«¿¡¡(（") and not passage[0].islower()
-            and not _JUNK.search(passage) and letters > 0.6 * len(passage.replace(" ", "")))
+    return (
+        passage[-1] in '。！？.!?…।؟۔」』”"»)）'
+        and (passage[0].isalnum() or passage[0] in '「『《“„"«¿¡¡(（')
+        and not passage[0].islower()
+        and not _JUNK.search(passage)
+        and letters > 0.6 * len(passage.replace(" ", ""))
+    )
 
 # %% ../../nbs/53_instruct.offline.ipynb #0842de1e
 class Passage(NamedTuple):
     "A few sentences of a culture point."
-    point: int          # row of the point
-    n: int              # 0 is the first of its point
+
+    point: int  # row of the point
+    n: int  # 0 is the first of its point
     text: str
     masked: str
-    opens: bool         # is it how the entry begins?
+    opens: bool  # is it how the entry begins?
+
 
 @dataclass(frozen=True)
 class Material:
     "What offline items are made of."
+
     points: list[Point]
-    group: list[int]                    # of each point
-    passages: list[list[Passage]]       # of each point
-    members: dict[int, list[int]]       # points of each group, the most central first
-    alike: dict[int, list[int]]         # groups of the same language, the nearest first
-    abroad: dict[int, list[int]]        # groups of other languages, the nearest first
-    dropped: dict[str, int]             # passages that were left out, by reason
+    group: list[int]  # of each point
+    passages: list[list[Passage]]  # of each point
+    members: dict[int, list[int]]  # points of each group, the most central first
+    alike: dict[int, list[int]]  # groups of the same language, the nearest first
+    abroad: dict[int, list[int]]  # groups of other languages, the nearest first
+    dropped: dict[str, int]  # passages that were left out, by reason
 
 # %% ../../nbs/53_instruct.offline.ipynb #42477525
 def point_passages(
     point: int,
     title: str,
     lang: str,
-    paragraphs: list[str],      # the lead first
-    dropped: Counter[str],      # reasons are counted here
+    paragraphs: list[str],  # the lead first
+    dropped: Counter[str],  # reasons are counted here
 ) -> list[Passage]:
     "The passages of a culture point that can be asked about."
     found: list[Passage] = []
@@ -126,14 +182,34 @@ def point_passages(
             masked = mask(text, title, lang)
             left = masked.replace(BLANK, "")
             opens = i == j == 0
-            reason = ("not clean" if not is_clean(text) else "does not mention its title" if not opens and not mentions(text, title, lang)
-                      else "title remains" if len(base) > 1 and base in fold(left)
-                      else "nothing but its title" if len(left) < 0.7 * max(len(text), PASSAGE_LENGTHS[is_unspaced(text)][0]) else None)
-            if reason: dropped[reason] += 1
-            else: found.append(Passage(point, len(found), text, masked, opens))
+            reason = (
+                "not clean"
+                if not is_clean(text)
+                else (
+                    "does not mention its title"
+                    if not opens and not mentions(text, title, lang)
+                    else (
+                        "title remains"
+                        if len(base) > 1 and base in fold(left)
+                        else (
+                            "nothing but its title"
+                            if len(left)
+                            < 0.7 * max(len(text), PASSAGE_LENGTHS[is_unspaced(text)][0])
+                            else None
+                        )
+                    )
+                )
+            )
+            if reason:
+                dropped[reason] += 1
+            else:
+                found.append(Passage(point, len(found), text, masked, opens))
     return found
 
-def drop_boilerplate(found: list[list[Passage]], dropped: Counter[str]) -> list[list[Passage]]:
+
+def drop_boilerplate(
+    found: list[list[Passage]], dropped: Counter[str]
+) -> list[list[Passage]]:
     "Passages without those that several points have."
     owners = Counter(h for own in found for h in {hash64(fold(p.masked)) for p in own})
     kept = [[p for p in own if owners[hash64(fold(p.masked))] == 1] for own in found]
@@ -142,175 +218,356 @@ def drop_boilerplate(found: list[list[Passage]], dropped: Counter[str]) -> list[
 
 # %% ../../nbs/53_instruct.offline.ipynb #9f61dc23
 def near_groups(
-    points: pd.DataFrame,   # culture_points.parquet
+    points: pd.DataFrame,  # culture_points.parquet
 ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    "For each group the three most similar ones of its own language, and of other languages."
-    vectors = cached_encoder(None).encode([entry_text(t, [l]) for t, l in zip(points["title"], points["lead"])])
+    """For each group the three most similar ones of its own language, and of other
+    languages.
+    """
+    vectors = cached_encoder(None).encode(
+        [entry_text(t, [l]) for t, l in zip(points["title"], points["lead"])]
+    )
     groups = list(points.groupby("group", sort=True).indices.items())
     center = np.stack([vectors[rows].mean(0) for _, rows in groups])
     center /= np.maximum(np.linalg.norm(center, axis=1, keepdims=True), 1e-9)
     lang = points["lang"].to_numpy()[[rows[0] for _, rows in groups]]
-    order, number = np.argsort(-np.round(center @ center.T, 5), axis=1, kind="stable"), [int(g) for g, _ in groups]
-    def nearest(i: int, same: bool) -> list[int]: return [number[j] for j in order[i] if j != i and (lang[j] == lang[i]) == same][:3]
-    return {g: nearest(i, True) for i, g in enumerate(number)}, {g: nearest(i, False) for i, g in enumerate(number)}
+    order = np.argsort(-np.round(center @ center.T, 5), axis=1, kind="stable")
+    number = [int(g) for g, _ in groups]
+
+    def nearest(i: int, same: bool) -> list[int]:
+        return [number[j] for j in order[i] if j != i and (lang[j] == lang[i]) == same][
+            :3
+        ]
+
+    return {g: nearest(i, True) for i, g in enumerate(number)}, {
+        g: nearest(i, False) for i, g in enumerate(number)
+    }
 
 # %% ../../nbs/53_instruct.offline.ipynb #d5f65aae
 def read_material(
     run: str | Path,
-    points: pd.DataFrame,       # culture_points.parquet
+    points: pd.DataFrame,  # culture_points.parquet
 ) -> Material:
     "Culture points with their passages and their neighbours."
     points = points.sort_values(["lang", "group", "rank", "id"], ignore_index=True)
-    texts, dropped = read_texts(run, points), Counter()
-    found = [point_passages(i, p.title, p.lang, texts.get((p.lang, p.id)) or [p.lead], dropped) for i, p in enumerate(points.itertuples())]
-    members = {int(g): rows.tolist() for g, rows in points.groupby("group").indices.items()}
-    return Material([Point(id=p.id, lang=p.lang, title=p.title) for p in points.itertuples()], points["group"].astype(int).tolist(),
-                    drop_boilerplate(found, dropped), members, *near_groups(points), dict(sorted(dropped.items())))
+    texts = read_texts(run, points)
+    dropped = Counter()
+    found = [
+        point_passages(i, p.title, p.lang, texts.get((p.lang, p.id)) or [p.lead], dropped)
+        for i, p in enumerate(points.itertuples())
+    ]
+    members = {
+        int(g): rows.tolist() for g, rows in points.groupby("group").indices.items()
+    }
+    return Material(
+        [Point(id=p.id, lang=p.lang, title=p.title) for p in points.itertuples()],
+        points["group"].astype(int).tolist(),
+        drop_boilerplate(found, dropped),
+        members,
+        *near_groups(points),
+        dict(sorted(dropped.items())),
+    )
 
 # %% ../../nbs/53_instruct.offline.ipynb #dd8e13e4
 def shuffled(rows: Iterable[int], *key: Any) -> list[int]:
     "Rows in an order that depends on the key alone."
     return sorted(rows, key=lambda row: hash64(*key, row))
 
+
 def pick_distractors(
     material: Material,
     point: int,
-    far: dict[int, list[int]],          # alike or abroad
-    use: Callable[[int], str | None],   # what a point offers as an option; None when it cannot be used
+    far: dict[int, list[int]],  # alike or abroad
+    # what a point offers as an option; None when it cannot be used
+    use: Callable[[int], str | None],
     *key: Any,
-) -> list[tuple[int, str]]:             # up to three points and their options
+) -> list[tuple[int, str]]:  # up to three points and their options
     "Two neighbours and one look-alike."
     group = material.group[point]
     near = shuffled(material.members[group], *key)
     away = [row for g in far[group] for row in shuffled(material.members[g], *key)]
-    home = [row for g in material.alike[group] for row in shuffled(material.members[g], *key)]
-    subject, taken, options = fold(base_title(material.points[point].title)), set(), []
+    home = [
+        row for g in material.alike[group] for row in shuffled(material.members[g], *key)
+    ]
+    subject = fold(base_title(material.points[point].title))
+    taken = set()
+    options = []
     for rows, enough in ((near, 2), (home, 2), (away, 3), (home, 3), (near, 3)):
         for row in rows:
-            if len(options) == enough: break
+            if len(options) == enough:
+                break
             name = fold(base_title(material.points[row].title))
-            if name in taken or name in subject or subject in name: continue
-            if option := use(row): taken.add(name); options.append((row, option))
+            if name in taken or name in subject or subject in name:
+                continue
+            if option := use(row):
+                taken.add(name)
+                options.append((row, option))
     return options
 
 # %% ../../nbs/53_instruct.offline.ipynb #1f61ccf8
 def main_script(text: str) -> str:
     "The script that most letters of a text are in; kana and Han count as one."
-    name = max(count_scripts(text).items(), key=lambda n: (n[1], n[0]), default=("other", 0))[0]
+    name = max(
+        count_scripts(text).items(), key=lambda n: (n[1], n[0]), default=("other", 0)
+    )[0]
     return "Han" if name == "Kana" else name
+
 
 def title_distractors(material: Material, p: Passage, seed: int) -> list[tuple[int, str]]:
     "Titles that a passage is not about."
-    script, text = main_script(material.points[p.point].title), fold(p.text)
+    script = main_script(material.points[p.point].title)
+    text = fold(p.text)
+
     def use(row: int) -> str | None:
         title = material.points[row].title
-        return title if main_script(title) == script and fold(base_title(title)) not in text else None
+        return (
+            title
+            if main_script(title) == script and fold(base_title(title)) not in text
+            else None
+        )
+
     return pick_distractors(material, p.point, material.abroad, use, seed, p.point, p.n)
 
-def passage_distractors(material: Material, p: Passage, seed: int) -> list[tuple[int, str]]:
+
+def passage_distractors(
+    material: Material, p: Passage, seed: int
+) -> list[tuple[int, str]]:
     "Descriptions of others."
     subject = base_title(material.points[p.point].title).casefold()
+
     def use(row: int) -> str | None:
-        fit = [q for q in material.passages[row] if q.opens == p.opens and subject not in q.text.casefold()]
-        return min(fit, key=lambda q: (abs(len(q.masked) - len(p.masked)), q.n)).masked if fit else None
+        fit = [
+            q
+            for q in material.passages[row]
+            if q.opens == p.opens and subject not in q.text.casefold()
+        ]
+        return (
+            min(fit, key=lambda q: (abs(len(q.masked) - len(p.masked)), q.n)).masked
+            if fit
+            else None
+        )
+
     return pick_distractors(material, p.point, material.alike, use, seed, p.point, p.n)
 
 # %% ../../nbs/53_instruct.offline.ipynb #d596a6b7
 OFFLINE_VERSION = "offline-1"
 TEMPLATES: dict[str, dict[str, str]] = {
-    "en": {"describe": "Which of these passages is about “{title}”? Names are replaced by ____.",
-           "name": "What is this passage about? Its name is replaced by ____.\n\n{text}",
-           "statement": "The following passage is about “{title}”; the name is replaced by ____.\n\n{text}",
-           "define": "Describe “{title}” in one to three sentences.",
-           "gap": "What belongs in the gap ____ of this passage about “{title}”?\n\n{text}",
-           "term": "Which term is described here and replaced by ____?\n\n{text}",
-           "why": "The passage is from the entry “{title}”."},
-    "de": {"describe": "Welcher dieser Texte handelt von „{title}“? Namen sind durch ____ ersetzt.",
-           "name": "Wovon handelt dieser Text? Der Name ist durch ____ ersetzt.\n\n{text}",
-           "statement": "Der folgende Text handelt von „{title}“; der Name ist durch ____ ersetzt.\n\n{text}",
-           "define": "Beschreibe „{title}“ in ein bis drei Sätzen.",
-           "gap": "Was gehört in die Lücke ____ dieses Textes über „{title}“?\n\n{text}",
-           "term": "Welcher Begriff ist hier beschrieben und durch ____ ersetzt?\n\n{text}",
-           "why": "Der Text stammt aus dem Eintrag „{title}“."},
-    "es": {"describe": "¿Cuál de estos textos trata de «{title}»? Los nombres se han sustituido por ____.",
-           "name": "¿De qué trata este texto? El nombre se ha sustituido por ____.\n\n{text}",
-           "statement": "El siguiente texto trata de «{title}»; el nombre se ha sustituido por ____.\n\n{text}",
-           "define": "Describe «{title}» en una a tres frases.",
-           "gap": "¿Qué falta en el hueco ____ de este texto sobre «{title}»?\n\n{text}",
-           "term": "¿Qué término se describe aquí y se ha sustituido por ____?\n\n{text}",
-           "why": "El texto procede del artículo «{title}»."},
-    "fr": {"describe": "Lequel de ces textes porte sur « {title} » ? Les noms sont remplacés par ____.",
-           "name": "Sur quoi porte ce texte ? Le nom est remplacé par ____.\n\n{text}",
-           "statement": "Le texte suivant porte sur « {title} » ; le nom est remplacé par ____.\n\n{text}",
-           "define": "Décrivez « {title} » en une à trois phrases.",
-           "gap": "Que faut-il mettre à la place de ____ dans ce texte sur « {title} » ?\n\n{text}",
-           "term": "Quel terme est décrit ici et remplacé par ____ ?\n\n{text}",
-           "why": "Le texte provient de l'article « {title} »."},
-    "ja": {"describe": "次の文章のうち、「{title}」について述べているものはどれですか。名前は ____ に置き換えてあります。",
-           "name": "次の文章は何について述べていますか。名前は ____ に置き換えてあります。\n\n{text}",
-           "statement": "次の文章は「{title}」について述べたものである（名前は ____ に置き換えてある）。\n\n{text}",
-           "define": "「{title}」について、一文から三文で説明してください。",
-           "gap": "「{title}」についての次の文章の空欄 ____ に入るものは何ですか。\n\n{text}",
-           "term": "次の文章で説明され、____ に置き換えられている言葉は何ですか。\n\n{text}",
-           "why": "この文章は「{title}」の項目にあります。"},
-    "zh": {"describe": "下列哪一段文字讲的是“{title}”？名称已用 ____ 代替。",
-           "name": "下面这段文字讲的是什么？名称已用 ____ 代替。\n\n{text}",
-           "statement": "下面这段文字讲的是“{title}”（名称已用 ____ 代替）。\n\n{text}",
-           "define": "请用一到三句话说明“{title}”。",
-           "gap": "下面是关于“{title}”的一段文字，空缺处 ____ 应填什么？\n\n{text}",
-           "term": "下面这段文字说明的、已用 ____ 代替的词语是什么？\n\n{text}",
-           "why": "这段文字出自条目“{title}”。"},
+    "en": {
+        "describe": (
+            "Which of these passages is about “{title}”? Names are replaced by ____."
+        ),
+        "name": "What is this passage about? Its name is replaced by ____.\n\n{text}",
+        "statement": (
+            "The following passage is about “{title}”; the name is replaced by"
+            " ____.\n\n{text}"
+        ),
+        "define": "Describe “{title}” in one to three sentences.",
+        "gap": "What belongs in the gap ____ of this passage about “{title}”?\n\n{text}",
+        "term": "Which term is described here and replaced by ____?\n\n{text}",
+        "why": "The passage is from the entry “{title}”.",
+    },
+    "de": {
+        "describe": (
+            "Welcher dieser Texte handelt von „{title}“? Namen sind durch ____ ersetzt."
+        ),
+        "name": "Wovon handelt dieser Text? Der Name ist durch ____ ersetzt.\n\n{text}",
+        "statement": (
+            "Der folgende Text handelt von „{title}“; der Name ist durch ____"
+            " ersetzt.\n\n{text}"
+        ),
+        "define": "Beschreibe „{title}“ in ein bis drei Sätzen.",
+        "gap": "Was gehört in die Lücke ____ dieses Textes über „{title}“?\n\n{text}",
+        "term": "Welcher Begriff ist hier beschrieben und durch ____ ersetzt?\n\n{text}",
+        "why": "Der Text stammt aus dem Eintrag „{title}“.",
+    },
+    "es": {
+        "describe": (
+            "¿Cuál de estos textos trata de «{title}»? Los nombres se han sustituido por"
+            " ____."
+        ),
+        "name": (
+            "¿De qué trata este texto? El nombre se ha sustituido por ____.\n\n{text}"
+        ),
+        "statement": (
+            "El siguiente texto trata de «{title}»; el nombre se ha sustituido por"
+            " ____.\n\n{text}"
+        ),
+        "define": "Describe «{title}» en una a tres frases.",
+        "gap": "¿Qué falta en el hueco ____ de este texto sobre «{title}»?\n\n{text}",
+        "term": "¿Qué término se describe aquí y se ha sustituido por ____?\n\n{text}",
+        "why": "El texto procede del artículo «{title}».",
+    },
+    "fr": {
+        "describe": (
+            "Lequel de ces textes porte sur « {title} » ? Les noms sont remplacés par"
+            " ____."
+        ),
+        "name": "Sur quoi porte ce texte ? Le nom est remplacé par ____.\n\n{text}",
+        "statement": (
+            "Le texte suivant porte sur « {title} » ; le nom est remplacé par"
+            " ____.\n\n{text}"
+        ),
+        "define": "Décrivez « {title} » en une à trois phrases.",
+        "gap": (
+            "Que faut-il mettre à la place de ____ dans ce texte sur « {title} »"
+            " ?\n\n{text}"
+        ),
+        "term": "Quel terme est décrit ici et remplacé par ____ ?\n\n{text}",
+        "why": "Le texte provient de l'article « {title} ».",
+    },
+    "ja": {
+        "describe": (
+            "次の文章のうち、「{title}」について述べているものはどれですか。名前は ____"
+            " に置き換えてあります。"
+        ),
+        "name": (
+            "次の文章は何について述べていますか。名前は ____ に置き換えてあります。"
+            "\n\n{text}"
+        ),
+        "statement": (
+            "次の文章は「{title}」について述べたものである（名前は ____"
+            " に置き換えてある）。\n\n{text}"
+        ),
+        "define": "「{title}」について、一文から三文で説明してください。",
+        "gap": (
+            "「{title}」についての次の文章の空欄 ____ に入るものは何ですか。\n\n{text}"
+        ),
+        "term": "次の文章で説明され、____ に置き換えられている言葉は何ですか。\n\n{text}",
+        "why": "この文章は「{title}」の項目にあります。",
+    },
+    "zh": {
+        "describe": "下列哪一段文字讲的是“{title}”？名称已用 ____ 代替。",
+        "name": "下面这段文字讲的是什么？名称已用 ____ 代替。\n\n{text}",
+        "statement": "下面这段文字讲的是“{title}”（名称已用 ____ 代替）。\n\n{text}",
+        "define": "请用一到三句话说明“{title}”。",
+        "gap": "下面是关于“{title}”的一段文字，空缺处 ____ 应填什么？\n\n{text}",
+        "term": "下面这段文字说明的、已用 ____ 代替的词语是什么？\n\n{text}",
+        "why": "这段文字出自条目“{title}”。",
+    },
 }
 
 # %% ../../nbs/53_instruct.offline.ipynb #aeeaea34
-_QUOTED = re.compile(r"[「『《]([^「」『』《》]{2,20})[」』》]|[“„«\"]\s?([^“”„«»\"]{3,40}?)\s?[”“»\"]")
-_NUMBER = re.compile(r"(?<![\w.,'’-])(?<!\d[ \u00a0\u202f])(?:\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:,\d+)?|\d[\d.,'’]*\d)(?![ \u00a0\u202f]?\d)")
+_QUOTED = re.compile(
+    r"[「『《]([^「」『』《》]{2,20})[」』》]|[“„«\"]\s?([^“”„«»\"]{3,40}?)\s?[”“»\"]"
+)
+_NUMBER = re.compile(
+    r"(?<![\w.,'’-])(?<!\d[ \u00a0\u202f])(?:\d{1,3}(?:["
+    r" \u00a0\u202f]\d{3})+(?:,\d+)?|\d[\d.,'’]*\d)(?![ \u00a0\u202f]?\d)"
+)
+
 
 def find_gap(
     text: str,
     title: str,
-) -> tuple[str, str] | None:    # the text with a gap, and what belongs there
+) -> tuple[str, str] | None:  # the text with a gap, and what belongs there
     "The first quoted name, or else the first number, that is not given away elsewhere."
-    quoted = [(m.group(1) or m.group(2), m.span(m.lastindex or 0)) for m in _QUOTED.finditer(text)]
+    quoted = [
+        (m.group(1) or m.group(2), m.span(m.lastindex or 0))
+        for m in _QUOTED.finditer(text)
+    ]
     numbers = [(m.group(), m.span()) for m in _NUMBER.finditer(text)]
     for answer, (start, end) in quoted + numbers:
         gapped = text[:start] + BLANK + text[end:]
-        if fold(answer) and fold(answer) not in fold(title) and not leaks_answer(f"{title} {gapped}", answer) and BLANK not in answer: return gapped, answer
+        if (
+            fold(answer)
+            and fold(answer) not in fold(title)
+            and not leaks_answer(f"{title} {gapped}", answer)
+            and BLANK not in answer
+        ):
+            return gapped, answer
     return None
 
 # %% ../../nbs/53_instruct.offline.ipynb #d14ac505
 class Candidate(NamedTuple):
     "A passage to be asked about in one task."
+
     task: str
     point: int
     n: int
 
+
 def make_draft(
     material: Material,
     c: Candidate,
-    slot: int,          # from Sieve.slot; for true_false 0 makes a true statement, 1 a false one
-    run: str,           # fingerprint of the run
+    slot: int,  # from Sieve.slot; for true_false 0 makes a true statement, 1 a false one
+    run: str,  # fingerprint of the run
     seed: int,
 ) -> Draft | Reject:
     "The item of one passage in one task."
-    p, point = material.passages[c.point][c.n], material.points[c.point]
-    say, key = TEMPLATES.get(point.lang, TEMPLATES["en"]), f"{point.lang}/{point.id}/{c.n}"
+    p = material.passages[c.point][c.n]
+    point = material.points[c.point]
+    say = TEMPLATES.get(point.lang, TEMPLATES["en"])
+    key = f"{point.lang}/{point.id}/{c.n}"
     gap = None if p.opens else find_gap(p.text, point.title)
-    def draft(form: str, answer: str | bool, text: str = "", title: str = point.title, wrong: list[tuple[int, str]] = []) -> Draft:
-        source = Source(culture_points=(point,), distractors=tuple(material.points[row] for row, _ in wrong), group=material.group[c.point],
-                        generator="offline", prompt_version=OFFLINE_VERSION, key=key, seed=seed, run=run)
-        options = (str(answer), *(option for _, option in wrong)) if c.task == "single_choice" else ()
-        return Draft(c.task, point.lang, say[form].format(title=title, text=text), answer, say["why"].format(title=point.title), source, f"{point.title} {p.text}", options)
+
+    def draft(
+        form: str,
+        answer: str | bool,
+        text: str = "",
+        title: str = point.title,
+        wrong: list[tuple[int, str]] = [],
+    ) -> Draft:
+        source = Source(
+            culture_points=(point,),
+            distractors=tuple(material.points[row] for row, _ in wrong),
+            group=material.group[c.point],
+            generator="offline",
+            prompt_version=OFFLINE_VERSION,
+            key=key,
+            seed=seed,
+            run=run,
+        )
+        options = (
+            (str(answer), *(option for _, option in wrong))
+            if c.task == "single_choice"
+            else ()
+        )
+        return Draft(
+            c.task,
+            point.lang,
+            say[form].format(title=title, text=text),
+            answer,
+            say["why"].format(title=point.title),
+            source,
+            f"{point.title} {p.text}",
+            options,
+        )
 
     if c.task == "short_answer":
-        return draft("define", p.text) if p.opens else draft("gap", gap[1], gap[0]) if gap else draft("term", point.title, p.masked)
-    if c.task == "true_false" and slot == 0: return draft("statement", True, p.masked)
-    # The definition and a passage with a gap have another short answer than the title, so it may be asked for here.
+        return (
+            draft("define", p.text)
+            if p.opens
+            else (
+                draft("gap", gap[1], gap[0])
+                if gap
+                else draft("term", point.title, p.masked)
+            )
+        )
+    if c.task == "true_false" and slot == 0:
+        return draft("statement", True, p.masked)
+    # The definition and a passage with a gap have another short answer than the title, so
+    # it may be asked for here.
     by_name = c.task == "single_choice" and (p.opens or gap) and hash64(seed, key) % 2
-    wrong = passage_distractors(material, p, seed) if c.task == "single_choice" and not by_name else title_distractors(material, p, seed)
-    if len(wrong) < (1 if c.task == "true_false" else 3): return Reject("no distractors", "too few others to choose from", c.task, point.lang, key, {"title": point.title})
-    if c.task == "true_false": return draft("statement", False, p.masked, wrong[0][1], wrong[:1])
-    return draft("name", point.title, p.masked, wrong=wrong) if by_name else draft("describe", p.masked, wrong=wrong)
+    wrong = (
+        passage_distractors(material, p, seed)
+        if c.task == "single_choice" and not by_name
+        else title_distractors(material, p, seed)
+    )
+    if len(wrong) < (1 if c.task == "true_false" else 3):
+        return Reject(
+            "no distractors",
+            "too few others to choose from",
+            c.task,
+            point.lang,
+            key,
+            {"title": point.title},
+        )
+    if c.task == "true_false":
+        return draft("statement", False, p.masked, wrong[0][1], wrong[:1])
+    return (
+        draft("name", point.title, p.masked, wrong=wrong)
+        if by_name
+        else draft("describe", p.masked, wrong=wrong)
+    )
 
 # %% ../../nbs/53_instruct.offline.ipynb #b687d162
 def list_candidates(
@@ -318,22 +575,35 @@ def list_candidates(
     tasks: Iterable[str] = TASKS,
 ) -> list[Candidate]:
     "Everything that can be asked, in an order whose beginnings are balanced."
-    tasks, rank = [t for t in TASKS if t in set(tasks)], {row: i for rows in material.members.values() for i, row in enumerate(rows)}
-    queues: dict[str, list[tuple[int, int, Passage]]] = defaultdict(list)      # by language: turn within the group, group, passage
+    tasks = [t for t in TASKS if t in set(tasks)]
+    rank = {row: i for rows in material.members.values() for i, row in enumerate(rows)}
+    # by language: turn within the group, group, passage
+    queues: dict[str, list[tuple[int, int, Passage]]] = defaultdict(list)
     for group, rows in sorted(material.members.items()):
-        own = sorted((p for row in rows for p in material.passages[row]), key=lambda p: (p.n, rank[p.point]))
-        queues[material.points[rows[0]].lang] += [(turn, group, p) for turn, p in enumerate(own)]
-    dealt = [(i, lang, p) for lang, queue in queues.items() for i, (_, _, p) in enumerate(sorted(queue))]
+        own = sorted(
+            (p for row in rows for p in material.passages[row]),
+            key=lambda p: (p.n, rank[p.point]),
+        )
+        queues[material.points[rows[0]].lang] += [
+            (turn, group, p) for turn, p in enumerate(own)
+        ]
+    dealt = [
+        (i, lang, p)
+        for lang, queue in queues.items()
+        for i, (_, _, p) in enumerate(sorted(queue))
+    ]
     return [Candidate(task, p.point, p.n) for _, _, p in sorted(dealt) for task in tasks]
 
 # %% ../../nbs/53_instruct.offline.ipynb #d58aeb28
 def offline_items(
     material: Material,
-    sieve: ItemFilter,               # the checks, with the seed
-    run: str,                   # fingerprint of the run
+    sieve: ItemFilter,  # the checks, with the seed
+    run: str,  # fingerprint of the run
     tasks: Iterable[str] = TASKS,
 ) -> Iterator[Item | Reject]:
     "Every candidate as an item or a reject; stop reading when there are enough."
     for c in list_candidates(material, tasks):
         lang = material.points[c.point].lang
-        yield sieve.check(make_draft(material, c, sieve.slot(c.task, lang), run, sieve.seed))
+        yield sieve.check(
+            make_draft(material, c, sieve.slot(c.task, lang), run, sieve.seed)
+        )

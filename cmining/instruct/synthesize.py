@@ -4,27 +4,48 @@
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #9a9e9cba
 from __future__ import annotations
+
 import json
-import pandas as pd
 import re
 import sys
-from .. import __version__
-from ..core.basics import RunError, file_digest, hash64
-from ..core.engine import atomic_write, write_json
-from ..core.runs import read_run
-from ..core.scripts import clean_text, fold, sentences
-from .checks import Reject, ItemFilter, reject_draft, read_benchmarks
-from .items import Draft, Item, LETTERS, Point, Source, TASKS, answer_text, balanced_slot
-from .offline import OFFLINE_VERSION, offline_items, read_material
-from ..models.llm import Endpoint, BUDGET_SPENT, Prompt, Reply, ask, ask_batch, estimate, estimate_rest
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
-from typing import Any, Literal, NamedTuple
+
+from .. import __version__
+from ..core.basics import RunError, file_digest, hash64
+from ..core.engine import atomic_write, write_json
+from ..core.runs import read_run
+from ..core.scripts import clean_text, fold, sentences
+from .checks import ItemFilter, Reject, read_benchmarks, reject_draft
+from cmining.instruct.items import (
+    LETTERS,
+    TASKS,
+    Draft,
+    Item,
+    Point,
+    Source,
+    answer_text,
+    balanced_slot,
+)
+from .offline import OFFLINE_VERSION, offline_items, read_material
+from cmining.models.llm import (
+    BUDGET_SPENT,
+    Endpoint,
+    Prompt,
+    Reply,
+    ask,
+    ask_batch,
+    estimate,
+    estimate_rest,
+)
 
 # %% auto #0
 __all__ = ['LEAD_CHARACTERS', 'PROMPT_VERSION', 'FRAME', 'TASK_TEXTS', 'TRUTHS', 'ELEMENTS', 'FIELDS', 'LANGUAGES', 'REPLIES',
@@ -38,18 +59,25 @@ __all__ = ['LEAD_CHARACTERS', 'PROMPT_VERSION', 'FRAME', 'TASK_TEXTS', 'TRUTHS',
 LEAD_CHARACTERS = 700
 _BRACKETS = str.maketrans("<>[]{}`", "‹›()()'")
 
+
 def quote_text(text: str, limit: int = LEAD_CHARACTERS) -> str:
-    "Corpus text as one line for a prompt: whole sentences up to a number of characters, without brackets that mean something."
-    text, kept = clean_text(text[:4 * limit]).translate(_BRACKETS), ""
+    """Corpus text as one line for a prompt: whole sentences up to a number of characters,
+    without brackets that mean something.
+    """
+    text = clean_text(text[: 4 * limit]).translate(_BRACKETS)
+    kept = ""
     for s in sentences(text):
-        if kept and len(kept) + len(s) > limit: break
+        if kept and len(kept) + len(s) > limit:
+            break
         kept = f"{kept} {s}".strip()
     return kept[:limit]
+
 
 def make_fence(text: str) -> str:
     "16 hex digits that the text does not contain."
     n = 0
-    while (word := f"{hash64(text, n):016x}") in text: n += 1
+    while (word := f"{hash64(text, n):016x}") in text:
+        n += 1
     return word
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #5f93616f
@@ -80,347 +108,681 @@ One JSON object and nothing else, with exactly these fields:
 {fields}"""
 
 TASK_TEXTS: dict[str, str] = {
-"single_choice": """\
+    "single_choice": (
+        """\
 Write one question with four options, A to D, of which exactly one is right. The three wrong ones must tempt somebody \
 who half knows: a near miss that is wrong in one detail, what an outsider's stereotype expects, and what is true of a \
-neighbouring region or a similar custom instead. None may be absurd, and all are of about the same length and style.""",
-"true_false": """\
+neighbouring region or a similar custom instead. None may be absurd, and all are of about the same length and style."""
+    ),
+    "true_false": (
+        """\
 Write one statement that is {truth}. It must take careful reading to judge: neither obvious nor ambiguous. Name the \
-country or countries in the statement.""",
-"short_answer": """\
+country or countries in the statement."""
+    ),
+    "short_answer": (
+        """\
 Write one question that calls for analysis, and its answer in one to three sentences. The answer gives the reason or the \
-rule that people of this culture would give, not a definition. Name the country or countries in the question.""",
+rule that people of this culture would give, not a definition. Name the country or countries in the question."""
+    ),
 }
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #b72fc95d
-TRUTHS = {True: "true", False: "false, because exactly one detail that matters was changed into something plausible"}
+TRUTHS = {
+    True: "true",
+    False: (
+        "false, because exactly one detail that matters was changed into something"
+        " plausible"
+    ),
+}
 ELEMENTS: dict[str, tuple[str, ...]] = {
-"single_choice": (
-    "Difficulty: tell details apart. The options agree in outline and differ in who, when, with what, or in which order.",
-    "Difficulty: describe a concrete situation and ask what is done, said or meant there.",
-    "Difficulty: turn it round. Ask for the one thing that would be out of place, or that does not follow.",
-    "Difficulty: compare with a culture for which it is easily mistaken, and ask what sets the two apart."),
-"true_false": (
-    "Difficulty: make it hang on a condition, such as a formal setting, a season, or a person's role.",
-    "Difficulty: set two similar things side by side that are easily confused.",
-    "Difficulty: say it by negation: not done unless, not meant even though.",
-    "Difficulty: build on an exception to what is usual."),
-"short_answer": (
-    "Difficulty: ask why people do it this way instead of another way that outsiders would expect.",
-    "Difficulty: describe a concrete situation and ask what one should do, and why.",
-    "Difficulty: ask how it differs between two settings, such as formal and informal.",
-    "Difficulty: ask how it differs between two regions, or from a similar custom elsewhere."),
+    "single_choice": (
+        (
+            "Difficulty: tell details apart. The options agree in outline and differ in"
+            " who, when, with what, or in which order."
+        ),
+        (
+            "Difficulty: describe a concrete situation and ask what is done, said or"
+            " meant there."
+        ),
+        (
+            "Difficulty: turn it round. Ask for the one thing that would be out of place,"
+            " or that does not follow."
+        ),
+        (
+            "Difficulty: compare with a culture for which it is easily mistaken, and ask"
+            " what sets the two apart."
+        ),
+    ),
+    "true_false": (
+        (
+            "Difficulty: make it hang on a condition, such as a formal setting, a season,"
+            " or a person's role."
+        ),
+        "Difficulty: set two similar things side by side that are easily confused.",
+        "Difficulty: say it by negation: not done unless, not meant even though.",
+        "Difficulty: build on an exception to what is usual.",
+    ),
+    "short_answer": (
+        (
+            "Difficulty: ask why people do it this way instead of another way that"
+            " outsiders would expect."
+        ),
+        "Difficulty: describe a concrete situation and ask what one should do, and why.",
+        (
+            "Difficulty: ask how it differs between two settings, such as formal and"
+            " informal."
+        ),
+        (
+            "Difficulty: ask how it differs between two regions, or from a similar custom"
+            " elsewhere."
+        ),
+    ),
 }
 FIELDS: dict[str, str] = {
-"single_choice": """\
+    "single_choice": (
+        """\
 {"question": the question, "options": {"A": …, "B": …, "C": …, "D": …}, "answer": "A", "B", "C" or "D", \
-"explanation": the reasoning step by step, why the right one is right and the others fail, without naming letters, "countries": [names]}""",
-"true_false": """{"statement": the statement, "answer": true or false, "explanation": why, in one or two sentences, "countries": [names]}""",
-"short_answer": """{"question": the question, "answer": the answer, "explanation": why it is the answer, in one or two sentences, "countries": [names]}""",
+"explanation": the reasoning step by step, why the right one is right and the others fail, without naming letters, "countries": [names]}"""
+    ),
+    "true_false": (
+        """{"statement": the statement, "answer": true or false, "explanation": why, in one or two sentences, "countries": [names]}"""
+    ),
+    "short_answer": (
+        """{"question": the question, "answer": the answer, "explanation": why it is the answer, in one or two sentences, "countries": [names]}"""
+    ),
 }
-LANGUAGES = {"de": "German", "en": "English", "es": "Spanish", "fr": "French", "ja": "Japanese", "zh": "Chinese"}
+LANGUAGES = {
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "ja": "Japanese",
+    "zh": "Chinese",
+}
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #2b4568ca
 class Options(BaseModel):
     "The four options of a reply."
+
     A: str
     B: str
     C: str
     D: str
 
+
 class ChoiceReply(BaseModel):
     "A reply to single_choice."
+
     question: str
     options: Options
     answer: Literal["A", "B", "C", "D"]
     explanation: str
     countries: list[str]
 
+
 class StatementReply(BaseModel):
     "A reply to true_false."
+
     statement: str
     answer: bool
     explanation: str
     countries: list[str]
 
+
 class AnswerReply(BaseModel):
     "A reply to short_answer."
+
     question: str
     answer: str
     explanation: str
     countries: list[str]
 
-REPLIES: dict[str, type[BaseModel]] = {"single_choice": ChoiceReply, "true_false": StatementReply, "short_answer": AnswerReply}
+
+REPLIES: dict[str, type[BaseModel]] = {
+    "single_choice": ChoiceReply,
+    "true_false": StatementReply,
+    "short_answer": AnswerReply,
+}
+
 
 def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    "A model's JSON schema as strict mode wants it: references resolved, no titles, every field required, no others."
+    """A model's JSON schema as strict mode wants it: references resolved, no titles,
+    every field required, no others.
+    """
+
     def plain(node: Any) -> Any:
-        if isinstance(node, list): return [plain(n) for n in node]
-        if not isinstance(node, dict): return node
-        if "$ref" in node: return plain(schema["$defs"][node["$ref"].rpartition("/")[2]])
-        out = {k: plain(v) for k, v in node.items() if k not in ("title", "$defs", "description") or k in schema.get("properties", {}) and not isinstance(v, str)}
-        return out | {"additionalProperties": False, "required": list(node["properties"])} if "properties" in node else out
+        if isinstance(node, list):
+            return [plain(n) for n in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return plain(schema["$defs"][node["$ref"].rpartition("/")[2]])
+        out = {
+            k: plain(v)
+            for k, v in node.items()
+            if k not in ("title", "$defs", "description")
+            or k in schema.get("properties", {})
+            and not isinstance(v, str)
+        }
+        return (
+            out | {"additionalProperties": False, "required": list(node["properties"])}
+            if "properties" in node
+            else out
+        )
+
     return plain(schema)
 
-SCHEMAS = {task: plain_schema(model.model_json_schema()) for task, model in REPLIES.items()}
+
+SCHEMAS = {
+    task: plain_schema(model.model_json_schema()) for task, model in REPLIES.items()
+}
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #7aa9a804
 class Request(NamedTuple):
     "One prompt to be written."
+
     task: str
     lang: str
     group: int
-    turn: int           # of this group and task, from 0
-    truth: bool         # what a statement is asked to be
+    turn: int  # of this group and task, from 0
+    truth: bool  # what a statement is asked to be
+
 
 class Constellation(NamedTuple):
     "The constellation of a group."
-    points: tuple[Point, ...]   # the most central first
+
+    points: tuple[Point, ...]  # the most central first
     leads: tuple[str, ...]
 
+
 def constellations(
-    points: pd.DataFrame,   # culture_points.parquet
-    top: int = 10,          # culture points of a group that the model sees
+    points: pd.DataFrame,  # culture_points.parquet
+    top: int = 10,  # culture points of a group that the model sees
 ) -> dict[int, Constellation]:
     "The top most central culture points of each group with their leads."
     rows = points.sort_values(["group", "rank", "id"]).groupby("group").head(top)
-    return {int(g): Constellation(tuple(Point(id=r.id, lang=r.lang, title=r.title) for r in m.itertuples()), tuple(m["lead"])) for g, m in rows.groupby("group", sort=True)}
+    return {
+        int(g): Constellation(
+            tuple(Point(id=r.id, lang=r.lang, title=r.title) for r in m.itertuples()),
+            tuple(m["lead"]),
+        )
+        for g, m in rows.groupby("group", sort=True)
+    }
+
 
 def plan_requests(
     groups: dict[int, Constellation],
     tasks: Iterable[str] = TASKS,
     seed: int = 0,
-    every: bool = False,    # each concept with each difficulty element; else each concept once
+    # each concept with each difficulty element; else each concept once
+    every: bool = False,
 ) -> list[Request]:
-    "All prompts, in an order whose beginnings are balanced over languages, tasks and groups."
-    tasks, queues = [t for t in TASKS if t in set(tasks)], {}
+    """All prompts, in an order whose beginnings are balanced over languages, tasks and
+    groups.
+    """
+    tasks = [t for t in TASKS if t in set(tasks)]
+    queues = {}
     for g, notes in groups.items():
         turns = len(notes.points) * (len(ELEMENTS[TASKS[0]]) if every else 1)
-        queues.setdefault(notes.points[0].lang, []).extend((turn, g) for turn in range(turns))
-    dealt = sorted((i, lang, g, turn) for lang, queue in queues.items() for i, (turn, g) in enumerate(sorted(queue)))
-    return [Request(task, lang, g, turn, balanced_slot(turn, 2, seed, g) == 0) for _, lang, g, turn in dealt for task in tasks]
+        queues.setdefault(notes.points[0].lang, []).extend(
+            (turn, g) for turn in range(turns)
+        )
+    dealt = sorted(
+        (i, lang, g, turn)
+        for lang, queue in queues.items()
+        for i, (turn, g) in enumerate(sorted(queue))
+    )
+    return [
+        Request(task, lang, g, turn, balanced_slot(turn, 2, seed, g) == 0)
+        for _, lang, g, turn in dealt
+        for task in tasks
+    ]
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #97faca5e
 def write_prompt(
     r: Request,
     notes: Constellation,
-    language: str | None = None,    # of the item; the group's own when left out
+    language: str | None = None,  # of the item; the group's own when left out
     seed: int = 0,
 ) -> Prompt:
     "The prompt of a request."
-    n, elements = len(notes.points), ELEMENTS[r.task]
-    text = "\n".join(f"{i}. {quote_text(p.title, 200)}: {quote_text(lead)}" for i, (p, lead) in enumerate(zip(notes.points, notes.leads), 1))
-    word, code = make_fence(text), language or r.lang
+    n = len(notes.points)
+    elements = ELEMENTS[r.task]
+    text = "\n".join(
+        f"{i}. {quote_text(p.title, 200)}: {quote_text(lead)}"
+        for i, (p, lead) in enumerate(zip(notes.points, notes.leads), 1)
+    )
+    word = make_fence(text)
+    code = language or r.lang
     system = FRAME.format(
-        n=n, fence=word, focus=r.turn % n + 1, element=elements[(r.turn + r.turn // n) % len(elements)], fields=FIELDS[r.task],
-        task=TASK_TEXTS[r.task].format(truth=TRUTHS[r.truth]) if r.task == "true_false" else TASK_TEXTS[r.task],
-        language=LANGUAGES.get(code, f"the language with the ISO 639-1 code {code}"))
-    messages = ({"role": "system", "content": system}, {"role": "user", "content": f"BEGIN {word}\n{text}\nEND {word}\n\nWrite the JSON object now."})
+        n=n,
+        fence=word,
+        focus=r.turn % n + 1,
+        element=elements[(r.turn + r.turn // n) % len(elements)],
+        fields=FIELDS[r.task],
+        task=(
+            TASK_TEXTS[r.task].format(truth=TRUTHS[r.truth])
+            if r.task == "true_false"
+            else TASK_TEXTS[r.task]
+        ),
+        language=LANGUAGES.get(code, f"the language with the ISO 639-1 code {code}"),
+    )
+    messages = (
+        {"role": "system", "content": system},
+        {
+            "role": "user",
+            "content": f"BEGIN {word}\n{text}\nEND {word}\n\nWrite the JSON object now.",
+        },
+    )
     key = f"{r.task}-{r.group}-{r.turn}-{hash64(PROMPT_VERSION, messages, seed):016x}"
-    return Prompt(key, messages, SCHEMAS[r.task], max_tokens=1200, temperature=0.8, seed=hash64(seed, key) % 2**31)
+    return Prompt(
+        key,
+        messages,
+        SCHEMAS[r.task],
+        max_tokens=1200,
+        temperature=0.8,
+        seed=hash64(seed, key) % 2**31,
+    )
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #beca71b7
-_LETTER = re.compile(r"\b(?i:options?|choices?|answers?|antwort|opci[oó]n|respuesta|r[ée]ponse)\s+[(\"“«„]?[A-D]\b|"
-                     r"(?:选项|選項|選択肢|答案)\s*[A-DＡ-Ｄ]|[(（][A-DＡ-Ｄ][)）]")
-_NOTES = re.compile(r"\b(?:(?:the|these|this|provided|given|above) (?:notes?|passages?|context|material)\b|"
-                    r"(?:den|die|laut|gemäß) (?:Notizen|obigen?)|(?:las|los|según el) (?:notas|texto|contexto)\b|"
-                    r"(?:les notes|d['’]après le (?:texte|contexte)))|"
-                    r"上記の|上述|本文によると|メモによ|根据(?:上文|材料|笔记|資料|资料)|文中提到", re.IGNORECASE)
+_LETTER = re.compile(
+    r"\b(?i:options?|choices?|answers?|antwort|opci[oó]n|respuesta|r[ée]ponse)\s+[(\"“«„]?[A-D]\b|"
+    r"(?:选项|選項|選択肢|答案)\s*[A-DＡ-Ｄ]|[(（][A-DＡ-Ｄ][)）]"
+)
+_NOTES = re.compile(
+    r"\b(?:(?:the|these|this|provided|given|above)"
+    r" (?:notes?|passages?|context|material)\b|"
+    r"(?:den|die|laut|gemäß) (?:Notizen|obigen?)|(?:las|los|según el)"
+    r" (?:notas|texto|contexto)\b|"
+    r"(?:les notes|d['’]après le (?:texte|contexte)))|"
+    r"上記の|上述|本文によると|メモによ|根据(?:上文|材料|笔记|資料|资料)|文中提到",
+    re.IGNORECASE,
+)
+
 
 def read_reply(
     reply: Reply,
     r: Request,
     notes: Constellation,
-    run: str,                       # fingerprint of the run
+    run: str,  # fingerprint of the run
     seed: int = 0,
-    language: str | None = None,    # of the item
+    language: str | None = None,  # of the item
 ) -> Draft | Reject:
     "The draft in a reply, or why there is none."
-    text = (reply.text or "").encode("utf-8", "replace").decode()       # half a character cannot be written
-    lang, row = language or r.lang, {"reply": text} if text else {}
-    def reject(reason: str, detail: str) -> Reject: return Reject(reason, detail, r.task, lang, reply.key, row)
-    if reply.text is None: return reject("budget" if reply.error == BUDGET_SPENT else "no answer", reply.error or "")
-    try: said = REPLIES[r.task].model_validate_json(text)
+    # half a character cannot be written
+    text = (reply.text or "").encode("utf-8", "replace").decode()
+    lang = language or r.lang
+    row = {"reply": text} if text else {}
+
+    def reject(reason: str, detail: str) -> Reject:
+        return Reject(reason, detail, r.task, lang, reply.key, row)
+
+    if reply.text is None:
+        return reject(
+            "budget" if reply.error == BUDGET_SPENT else "no answer", reply.error or ""
+        )
+    try:
+        said = REPLIES[r.task].model_validate_json(text)
     except ValidationError as e:
         first = e.errors()[0]
-        return reject("no JSON" if first["type"] == "json_invalid" else "shape", f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip())
-    question, options = getattr(said, "statement", None) or getattr(said, "question", ""), ()
+        return reject(
+            "no JSON" if first["type"] == "json_invalid" else "shape",
+            f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip(),
+        )
+    question = getattr(said, "statement", None) or getattr(said, "question", "")
+    options = ()
     if r.task == "single_choice":
-        options = tuple(getattr(said.options, letter) for letter in sorted(LETTERS, key=lambda letter: letter != said.answer))
-        if found := _LETTER.search(said.explanation): return reject("names a letter", found.group())
-    if r.task == "true_false" and said.answer != r.truth: return reject("other truth", f"asked for a {r.truth} statement")
-    if found := _NOTES.search(f"{question} {said.explanation}"): return reject("speaks of the notes", found.group())
+        options = tuple(
+            getattr(said.options, letter)
+            for letter in sorted(LETTERS, key=lambda letter: letter != said.answer)
+        )
+        if found := _LETTER.search(said.explanation):
+            return reject("names a letter", found.group())
+    if r.task == "true_false" and said.answer != r.truth:
+        return reject("other truth", f"asked for a {r.truth} statement")
+    if found := _NOTES.search(f"{question} {said.explanation}"):
+        return reject("speaks of the notes", found.group())
     countries = tuple(c for c in map(clean_text, said.countries) if c)
     where = fold(question) if r.task != "single_choice" else ""
-    if not countries or where and not any(fold(c) in where for c in countries): return reject("names no country", ", ".join(countries))
-    source = Source(culture_points=notes.points, group=r.group, generator=reply.model, prompt_version=PROMPT_VERSION, key=reply.key, seed=seed, usd=reply.usd, run=run)
-    return Draft(r.task, lang, question, said.answer, said.explanation, source, f"{question} {options[0] if options else said.answer}", options, countries)
+    if not countries or where and not any(fold(c) in where for c in countries):
+        return reject("names no country", ", ".join(countries))
+    source = Source(
+        culture_points=notes.points,
+        group=r.group,
+        generator=reply.model,
+        prompt_version=PROMPT_VERSION,
+        key=reply.key,
+        seed=seed,
+        usd=reply.usd,
+        run=run,
+    )
+    return Draft(
+        r.task,
+        lang,
+        question,
+        said.answer,
+        said.explanation,
+        source,
+        f"{question} {options[0] if options else said.answer}",
+        options,
+        countries,
+    )
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #b683ba98
 def request_items(
     groups: dict[int, Constellation],
     todo: list[Request],
-    asking: Callable[[Iterable[Prompt]], Iterator[Reply]],  # ask or ask_batch with all else bound
+    # ask or ask_batch with all else bound
+    asking: Callable[[Iterable[Prompt]], Iterator[Reply]],
     sieve: ItemFilter,
-    run: str,                       # fingerprint of the run
+    run: str,  # fingerprint of the run
     limit: int | None = None,
     language: str | None = None,
 ) -> Iterator[tuple[Item | Reject, Reply]]:
-    "The result of each reply, until there are enough items, no prompts are left, or nobody answers."
+    """The result of each reply, until there are enough items, no prompts are left, or
+    nobody answers.
+    """
     begun = answered = accepted = 0
     while begun < len(todo) and (limit is None or accepted < limit):
-        n = len(todo) if limit is None else ceil((limit - accepted) * max(begun, 1) / max(accepted, begun / 10, 1))
-        asked, before = todo[begun:begun + n], answered
-        replies = asking(write_prompt(r, groups[r.group], language, sieve.seed) for r in asked)
+        n = (
+            len(todo)
+            if limit is None
+            else ceil((limit - accepted) * max(begun, 1) / max(accepted, begun / 10, 1))
+        )
+        asked = todo[begun : begun + n]
+        before = answered
+        replies = asking(
+            write_prompt(r, groups[r.group], language, sieve.seed) for r in asked
+        )
         for r, reply in zip(asked, replies, strict=True):
             result = read_reply(reply, r, groups[r.group], run, sieve.seed, language)
-            if isinstance(result, Draft) and accepted == limit: result = reject_draft(result, "surplus", f"{limit} items were asked for")
+            if isinstance(result, Draft) and accepted == limit:
+                result = reject_draft(result, "surplus", f"{limit} items were asked for")
             result = sieve.check(result)
-            answered, accepted = answered + (reply.text is not None), accepted + isinstance(result, Item)
+            answered = answered + (reply.text is not None)
+            accepted = accepted + isinstance(result, Item)
             yield result, reply
         begun += len(asked)
-        if answered == before: return
+        if answered == before:
+            return
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #2047efec
 SHARD_LINES = 10_000
 
+
 class ShardWriter:
     "Lines in files of SHARD lines, each put in place when it is whole."
+
     def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name, self.lines, self.files = folder, name, [], 0
+        self.folder = folder
+        self.name = name
+        self.lines = []
+        self.files = 0
 
     def add(self, line: str) -> None:
         self.lines.append(line + "\n")
-        if len(self.lines) == SHARD_LINES: self.flush()
+        if len(self.lines) == SHARD_LINES:
+            self.flush()
 
     def flush(self) -> None:
-        with atomic_write(self.folder/f"{self.name}-{self.files:05}.jsonl") as unfinished: unfinished.write_text("".join(self.lines), encoding="utf-8", newline="\n")
-        self.lines, self.files = [], self.files + 1
+        with atomic_write(
+            self.folder / f"{self.name}-{self.files:05}.jsonl"
+        ) as unfinished:
+            unfinished.write_text("".join(self.lines), encoding="utf-8", newline="\n")
+        self.lines = []
+        self.files = self.files + 1
 
     def finish(self) -> None:
         "Write what is left, and remove files of an earlier, longer dataset."
-        if self.lines: self.flush()
-        for old in sorted(self.folder.glob(f"{self.name}-*.jsonl"))[self.files:]: old.unlink()
+        if self.lines:
+            self.flush()
+        for old in sorted(self.folder.glob(f"{self.name}-*.jsonl"))[self.files :]:
+            old.unlink()
+
 
 def open_dataset(out: Path) -> Path:
-    "Make the dataset folder, or go on in one. A folder with anything else in it is a RunError. Returns its work folder."
+    """Make the dataset folder, or go on in one.
+
+    A folder with anything else in it is a RunError. Returns its work folder.
+    """
     ours = re.compile(r"\.?(items|rejects)-\d{5}\.jsonl.*|\.?run\.json.*|work")
-    if out.exists() and (not out.is_dir() or (out/"culture_points.parquet").exists() or any(not ours.fullmatch(p.name) for p in out.iterdir())):
-        raise RunError(f"{out} holds other files and is no dataset folder; name a new or empty folder with --out")
+    if out.exists() and (
+        not out.is_dir()
+        or (out / "culture_points.parquet").exists()
+        or any(not ours.fullmatch(p.name) for p in out.iterdir())
+    ):
+        raise RunError(
+            f"{out} holds other files and is no dataset folder; name a new or empty"
+            " folder with --out"
+        )
     try:
-        (out/"work").mkdir(parents=True, exist_ok=True)
-        for unfinished in [*out.glob(".items-*"), *out.glob(".rejects-*"), *out.glob(".run.json*"), *out.glob("run.json")]: unfinished.unlink()
-    except OSError as e: raise RunError(f"cannot write to the dataset folder {out} ({e.strerror}); name another with --out") from e
-    return out/"work"
+        (out / "work").mkdir(parents=True, exist_ok=True)
+        for unfinished in [
+            *out.glob(".items-*"),
+            *out.glob(".rejects-*"),
+            *out.glob(".run.json*"),
+            *out.glob("run.json"),
+        ]:
+            unfinished.unlink()
+    except OSError as e:
+        raise RunError(
+            f"cannot write to the dataset folder {out} ({e.strerror}); name another with"
+            " --out"
+        ) from e
+    return out / "work"
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #5787aff1
 def reject_line(reject: Reject) -> str:
     "A reject as a line of JSON."
     return json.dumps({k: v for k, v in vars(reject).items() if v}, ensure_ascii=False)
 
+
 def write_dataset(
     out: Path,
     results: Iterable[Item | Reject],
-    limit: int | None = None,           # items after which to stop
-) -> dict[str, Any]:                    # counts
+    limit: int | None = None,  # items after which to stop
+) -> dict[str, Any]:  # counts
     "Write items and rejects as they come."
-    items, rejects, counts = ShardWriter(out, "items"), ShardWriter(out, "rejects"), Counter()
-    langs, tasks, answers, reasons, generators = Counter(), Counter(), Counter(), Counter(), Counter()
+    items = ShardWriter(out, "items")
+    rejects = ShardWriter(out, "rejects")
+    counts = Counter()
+    langs = Counter()
+    tasks = Counter()
+    answers = Counter()
+    reasons = Counter()
+    generators = Counter()
     for result in results:
         if isinstance(result, Reject):
-            rejects.add(reject_line(result)); reasons[result.reason] += 1
+            rejects.add(reject_line(result))
+            reasons[result.reason] += 1
             continue
         items.add(result.model_dump_json())
-        counts["items"] += 1; langs[result.lang] += 1; tasks[result.task] += 1; generators[result.generator] += 1
-        if result.options: counts["longest is right"] += max(result.options, key=len) == answer_text(result)
-        if result.task != "short_answer": answers[str(result.answer)] += 1
-        if counts["items"] == limit: break
-    for shards in (items, rejects): shards.finish()
-    return {"items": counts["items"], "languages": dict(sorted(langs.items())), "tasks": dict(sorted(tasks.items())), "answers_given": dict(sorted(answers.items())),
-            "longest_option_right": round(counts["longest is right"] / max(tasks["single_choice"], 1), 3),     # 0.25 if length does not tell
-            "generators": dict(sorted(generators.items())), "rejects": dict(reasons.most_common())}
+        counts["items"] += 1
+        langs[result.lang] += 1
+        tasks[result.task] += 1
+        generators[result.generator] += 1
+        if result.options:
+            counts["longest is right"] += max(result.options, key=len) == answer_text(
+                result
+            )
+        if result.task != "short_answer":
+            answers[str(result.answer)] += 1
+        if counts["items"] == limit:
+            break
+    for shards in (items, rejects):
+        shards.finish()
+    return {
+        "items": counts["items"],
+        "languages": dict(sorted(langs.items())),
+        "tasks": dict(sorted(tasks.items())),
+        "answers_given": dict(sorted(answers.items())),
+        # 0.25 if length does not tell
+        "longest_option_right": round(
+            counts["longest is right"] / max(tasks["single_choice"], 1), 3
+        ),
+        "generators": dict(sorted(generators.items())),
+        "rejects": dict(reasons.most_common()),
+    }
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #7d748b76
 @dataclass(frozen=True)
 class Settings:
     "What decides which items a run gives."
-    limit: int | None = None                # items; all there are when left out
+
+    limit: int | None = None  # items; all there are when left out
     tasks: tuple[str, ...] = TASKS
     seed: int = 0
-    top: int = 10                           # culture points of a group that the model sees
-    language: str | None = None             # of the items; each group's own when left out; not offline
-    against: tuple[str | Path, ...] = ()    # benchmark files
+    top: int = 10  # culture points of a group that the model sees
+    # of the items; each group's own when left out; not offline
+    language: str | None = None
+    against: tuple[str | Path, ...] = ()  # benchmark files
 
     def __post_init__(self) -> None:
-        if wrong := set(self.tasks) - set(TASKS): raise RunError(f"tasks are {', '.join(TASKS)}, not {', '.join(sorted(wrong))}")
-        if not self.tasks: raise RunError(f"give at least one task of {', '.join(TASKS)}")
-        if self.language and not re.fullmatch("[a-z]{2,3}", self.language): raise RunError(f"language is an ISO 639-1 code such as en, not {self.language!r}")
+        if wrong := set(self.tasks) - set(TASKS):
+            raise RunError(
+                f"tasks are {', '.join(TASKS)}, not {', '.join(sorted(wrong))}"
+            )
+        if not self.tasks:
+            raise RunError(f"give at least one task of {', '.join(TASKS)}")
+        if self.language and not re.fullmatch("[a-z]{2,3}", self.language):
+            raise RunError(
+                f"language is an ISO 639-1 code such as en, not {self.language!r}"
+            )
         for name in ("limit", "top"):
-            if (value := getattr(self, name)) is not None and value < 1: raise RunError(f"{name} is at least 1, not {value}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise RunError(f"{name} is at least 1, not {value}")
+
 
 def prepare(run: str | Path, settings: Settings) -> tuple[pd.DataFrame, str, ItemFilter]:
     "The culture points of a run, its fingerprint, and the checks."
     points = read_run(run, "culture_points")
-    if points.empty: raise RunError(f"{run} has no culture points, so there is nothing to ask about: mine a larger corpus, or with a lower --theta")
-    langs = {"en", *points["lang"]} if settings.language is None else {"en", settings.language, *points["lang"]}
-    return points, file_digest(Path(run)/"culture_points.parquet"), ItemFilter(langs, read_benchmarks(settings.against), settings.seed)
+    if points.empty:
+        raise RunError(
+            f"{run} has no culture points, so there is nothing to ask about: mine a"
+            " larger corpus, or with a lower --theta"
+        )
+    langs = (
+        {"en", *points["lang"]}
+        if settings.language is None
+        else {"en", settings.language, *points["lang"]}
+    )
+    return (
+        points,
+        file_digest(Path(run) / "culture_points.parquet"),
+        ItemFilter(langs, read_benchmarks(settings.against), settings.seed),
+    )
 
-def base_record(run: str | Path, fingerprint: str, settings: Settings, counts: dict[str, Any]) -> dict[str, Any]:
+
+def base_record(
+    run: str | Path, fingerprint: str, settings: Settings, counts: dict[str, Any]
+) -> dict[str, Any]:
     "What run.json says in either mode."
-    against = [{"name": Path(f).name, "blake2b": file_digest(Path(f))} for f in settings.against]
-    return {"run": {"path": str(run), "fingerprint": fingerprint}, "seed": settings.seed, "limit": settings.limit, "asked_tasks": list(settings.tasks), "against": against,
-            **counts, "versions": {"cmining": __version__}}
+    against = [
+        {"name": Path(f).name, "blake2b": file_digest(Path(f))} for f in settings.against
+    ]
+    return {
+        "run": {"path": str(run), "fingerprint": fingerprint},
+        "seed": settings.seed,
+        "limit": settings.limit,
+        "asked_tasks": list(settings.tasks),
+        "against": against,
+        **counts,
+        "versions": {"cmining": __version__},
+    }
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #ee46a228
 def synthesize_offline(
-    run: str | Path,                # a run folder
-    out: str | Path,                # the dataset folder
+    run: str | Path,  # a run folder
+    out: str | Path,  # the dataset folder
     settings: Settings = Settings(),
-    quiet: bool = True,             # no progress
-) -> dict[str, Any]:                # what run.json says
-    "Items from the mined text alone, into a dataset folder. The same run and settings give the same bytes."
-    if settings.language: raise RunError("offline items are in the language of their text: leave --language out")
+    quiet: bool = True,  # no progress
+) -> dict[str, Any]:  # what run.json says
+    """Items from the mined text alone, into a dataset folder.
+
+    The same run and settings give the same bytes.
+    """
+    if settings.language:
+        raise RunError(
+            "offline items are in the language of their text: leave --language out"
+        )
     points, fingerprint, sieve = prepare(run, settings)
     open_dataset(out := Path(out))
     material = read_material(run, points)
     passages = {"usable": sum(map(len, material.passages)), "left out": material.dropped}
-    results = tqdm(offline_items(material, sieve, fingerprint, settings.tasks), "items", settings.limit or passages["usable"] * len(settings.tasks),
-                   disable=quiet or not sys.stderr.isatty())
+    results = tqdm(
+        offline_items(material, sieve, fingerprint, settings.tasks),
+        "items",
+        settings.limit or passages["usable"] * len(settings.tasks),
+        disable=quiet or not sys.stderr.isatty(),
+    )
     counts = write_dataset(out, results, settings.limit)
-    record = base_record(run, fingerprint, settings, counts) | {"generator": "offline", "prompt_version": OFFLINE_VERSION, "passages": passages}
-    write_json(out/"run.json", record)
+    record = base_record(run, fingerprint, settings, counts) | {
+        "generator": "offline",
+        "prompt_version": OFFLINE_VERSION,
+        "passages": passages,
+    }
+    write_json(out / "run.json", record)
     return record
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #f3e9ac3f
 def progress_reporter(
-    total: int,                 # prompts, or items when a limit asks for so many
+    total: int,  # prompts, or items when a limit asks for so many
     limited: bool,
-    counts: Counter[str],       # items, rejects, and replies of earlier rounds, kept by the caller
-    last: dict[str, Any],       # gets the state
+    # items, rejects, and replies of earlier rounds, kept by the caller
+    counts: Counter[str],
+    last: dict[str, Any],  # gets the state
     quiet: bool,
 ) -> Callable[[dict[str, Any]], None]:
-    "What ask calls with its state: shows items, rejects, tokens, and USD so far and to come."
-    bar, shown = tqdm(total=total, desc="replies", disable=quiet or not sys.stderr.isatty()), set()
+    """What ask calls with its state: shows items, rejects, tokens, and USD so far and to
+    come.
+    """
+    bar = tqdm(total=total, desc="replies", disable=quiet or not sys.stderr.isatty())
+    shown = set()
+
     def show(state: dict[str, Any]) -> None:
         last.update(state)
         done = counts["earlier"] + state["done"]
         # How many replies a limit will take is known only from those so far.
-        expected = max(done, ceil(total * (counts["items"] + counts["rejects"]) / counts["items"])) if limited and counts["items"] else max(done, total)
-        line = (f"{counts['items']:,} items, {counts['rejects']:,} rejects, {state['prompt_tokens'] + state['completion_tokens']:,} tokens, "
-                f"{state['usd']:.2f} USD, about {estimate_rest(state, expected - counts['earlier']).get('usd', 0):.2f} to come")
+        expected = (
+            max(
+                done,
+                ceil(total * (counts["items"] + counts["rejects"]) / counts["items"]),
+            )
+            if limited and counts["items"]
+            else max(done, total)
+        )
+        line = (
+            f"{counts['items']:,} items, {counts['rejects']:,} rejects,"
+            f" {state['prompt_tokens'] + state['completion_tokens']:,} tokens,"
+            f" {state['usd']:.2f} USD, about"
+            f" {estimate_rest(state, expected - counts['earlier']).get('usd', 0):.2f} to"
+            " come"
+        )
         bar.total = expected
         bar.set_postfix_str(line, refresh=False)
         bar.update(done - bar.n)
         if not quiet and bar.disable and (tenth := 10 * done // expected) not in shown:
             shown.add(tenth)
-            print(f"{done:,} of about {expected:,} replies: {line}", file=sys.stderr, flush=True)
+            print(
+                f"{done:,} of about {expected:,} replies: {line}",
+                file=sys.stderr,
+                flush=True,
+            )
+
     return show
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #ed306552
-def list_requests(run: str | Path, settings: Settings) -> tuple[dict[int, Constellation], list[Request]]:
-    "The constellations of a run and its prompts in their order; each concept once for a task when there is no limit."
+def list_requests(
+    run: str | Path, settings: Settings
+) -> tuple[dict[int, Constellation], list[Request]]:
+    """The constellations of a run and its prompts in their order; each concept once for a
+    task when there is no limit.
+    """
     groups = constellations(read_run(run, "culture_points"), settings.top)
-    return groups, plan_requests(groups, settings.tasks, settings.seed, every=settings.limit is not None)
+    return groups, plan_requests(
+        groups, settings.tasks, settings.seed, every=settings.limit is not None
+    )
+
 
 def plan_synthesis(
     run: str | Path,
@@ -428,48 +790,94 @@ def plan_synthesis(
     settings: Settings = Settings(),
     prices: dict[str, dict[str, float]] | None = None,
     batch: bool = False,
-) -> dict[str, Any]:                # as estimate gives it, and possible: prompts that the run has
-    "What synthesizing would take: requests, tokens, USD. Nothing is asked and nothing is written."
+) -> dict[str, Any]:  # as estimate gives it, and possible: prompts that the run has
+    """What synthesizing would take: requests, tokens, USD.
+
+    Nothing is asked and nothing is written.
+    """
     groups, todo = list_requests(run, settings)
-    prompts = (write_prompt(r, groups[r.group], settings.language, settings.seed) for r in todo[:settings.limit])
+    prompts = (
+        write_prompt(r, groups[r.group], settings.language, settings.seed)
+        for r in todo[: settings.limit]
+    )
     return estimate(prompts, endpoint, prices, batch) | {"possible": len(todo)}
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #c02e1e1e
 def synthesize_items(
-    run: str | Path,                # a run folder
-    out: str | Path,                # the dataset folder
+    run: str | Path,  # a run folder
+    out: str | Path,  # the dataset folder
     endpoint: Endpoint,
     settings: Settings = Settings(),
     prices: dict[str, dict[str, float]] | None = None,  # from load_prices
-    budget: float | None = None,    # USD, for all that this folder has asked of this model
-    batch: bool = False,            # by batch files
-    quiet: bool = True,             # no progress
-) -> dict[str, Any]:                # what run.json says
+    budget: float | None = None,  # USD, for all that this folder has asked of this model
+    batch: bool = False,  # by batch files
+    quiet: bool = True,  # no progress
+) -> dict[str, Any]:  # what run.json says
     """Items from a model, into a dataset folder.
 
-    Every reply is in the journal before it is looked at. The same call goes on where it stopped and pays for nothing twice."""
+    Every reply is in the journal before it is looked at. The same call goes on where it
+    stopped and pays for nothing twice.
+    """
     points, fingerprint, sieve = prepare(run, settings)
     groups, todo = list_requests(run, settings)
     work = open_dataset(out := Path(out))
-    journal = work/f"replies-{hash64(endpoint.model, endpoint.base_url):016x}.jsonl"
+    journal = work / f"replies-{hash64(endpoint.model, endpoint.base_url):016x}.jsonl"
     counts: Counter[str] = Counter()
     spent: Counter[str] = Counter()
     journal_state: dict[str, Any] = {}
-    progress = progress_reporter(settings.limit or len(todo), settings.limit is not None, counts, journal_state, quiet)
+    progress = progress_reporter(
+        settings.limit or len(todo),
+        settings.limit is not None,
+        counts,
+        journal_state,
+        quiet,
+    )
+
     def asking(prompts: Iterable[Prompt]) -> Iterator[Reply]:
-        yield from (ask_batch if batch else ask)(prompts, endpoint, journal, prices=prices, budget=budget, progress=progress)
+        yield from (ask_batch if batch else ask)(
+            prompts, endpoint, journal, prices=prices, budget=budget, progress=progress
+        )
         counts["earlier"] = counts["replies"]
+
     def results() -> Iterator[Item | Reject]:
-        for result, reply in request_items(groups, todo, asking, sieve, fingerprint, settings.limit, settings.language):
-            counts.update(replies=1, **{"items" if isinstance(result, Item) else "rejects": 1})
-            spent.update(replies=1, answers=reply.text is not None, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens,
-                         usd=reply.usd, usd_unsure=reply.usd_unsure)
+        for result, reply in request_items(
+            groups, todo, asking, sieve, fingerprint, settings.limit, settings.language
+        ):
+            counts.update(
+                replies=1, **{"items" if isinstance(result, Item) else "rejects": 1}
+            )
+            spent.update(
+                replies=1,
+                answers=reply.text is not None,
+                prompt_tokens=reply.prompt_tokens,
+                completion_tokens=reply.completion_tokens,
+                usd=reply.usd,
+                usd_unsure=reply.usd_unsure,
+            )
             yield result
+
     record = base_record(run, fingerprint, settings, write_dataset(out, results()))
     unanswered = spent["replies"] - spent["answers"]
-    record |= {"generator": endpoint.model, "base_url": endpoint.base_url, "prompt_version": PROMPT_VERSION, "top": settings.top, "language": settings.language,
-               "budget": budget, **{k: spent[k] for k in ("replies", "answers", "prompt_tokens", "completion_tokens")},
-               "usd": round(spent["usd"], 6), "usd_unsure": round(spent["usd_unsure"], 6), "complete": not unanswered,
-               "journal": {k: v for k, v in journal_state.items() if k not in ("done", "errors", "requests")}}     # all that was ever asked here, probes as well
-    write_json(out/"run.json", record)
+    record |= {
+        "generator": endpoint.model,
+        "base_url": endpoint.base_url,
+        "prompt_version": PROMPT_VERSION,
+        "top": settings.top,
+        "language": settings.language,
+        "budget": budget,
+        **{
+            k: spent[k]
+            for k in ("replies", "answers", "prompt_tokens", "completion_tokens")
+        },
+        "usd": round(spent["usd"], 6),
+        "usd_unsure": round(spent["usd_unsure"], 6),
+        "complete": not unanswered,
+        # all that was ever asked here, probes as well
+        "journal": {
+            k: v
+            for k, v in journal_state.items()
+            if k not in ("done", "errors", "requests")
+        },
+    }
+    write_json(out / "run.json", record)
     return record

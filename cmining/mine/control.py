@@ -4,19 +4,22 @@
 
 # %% ../../nbs/36_mine.control.ipynb #a31d0601
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from babel import Locale, UnknownLocaleError
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GroupKFold, cross_val_score
+from threadpoolctl import threadpool_limits
+
 from .discover import describe_groups, find_groups
 from .select import stage_of
 from .vectors import sample_rows
 from ..models.encode import Encoder
-from collections.abc import Callable, Sequence
-from itertools import combinations
-from sklearn.linear_model import RidgeClassifier
-from sklearn.model_selection import GroupKFold, cross_val_score
-from threadpoolctl import threadpool_limits
-from typing import Any
 
 # %% auto #0
 __all__ = ['CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores',
@@ -24,43 +27,76 @@ __all__ = ['CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'cldr_names', 'cldr
 
 # %% ../../nbs/36_mine.control.ipynb #e4d87ce2
 def cldr_names(lang: str) -> dict[str, str]:
-    "CLDR's names of territories and languages in a language, by kind and code; none for a language it does not know."
-    try: locale = Locale.parse(lang.replace("-", "_"))
-    except (UnknownLocaleError, ValueError): return {}
-    names = {f"territory {code}": name for code, name in locale.territories.items() if code.isalpha()}    # 001 and 150 are no countries
+    """CLDR's names of territories and languages in a language, by kind and code; none for
+    a language it does not know.
+    """
+    try:
+        locale = Locale.parse(lang.replace("-", "_"))
+    except (UnknownLocaleError, ValueError):
+        return {}
+    # 001 and 150 are no countries
+    names = {
+        f"territory {code}": name
+        for code, name in locale.territories.items()
+        if code.isalpha()
+    }
     return names | {f"language {code}": name for code, name in locale.languages.items()}
 
 # %% ../../nbs/36_mine.control.ipynb #7119d3f7
 def cldr_terms(
     langs: Sequence[str],
-    n: int = 100,       # concepts
+    n: int = 100,  # concepts
     seed: int = 0,
-) -> pd.DataFrame:      # a row a concept, a column a language
-    "Names of territories and languages in every language of the list that CLDR knows; no rows if those are fewer than two."
+) -> pd.DataFrame:  # a row a concept, a column a language
+    """Names of territories and languages in every language of the list that CLDR knows;
+    no rows if those are fewer than two.
+    """
     names = {lang: cldr_names(lang) for lang in sorted(langs)}
     names = {lang: known for lang, known in names.items() if known}
     shared = sorted(set.intersection(*map(set, names.values()))) if len(names) > 1 else []
     chosen = [shared[i] for i in sample_rows(len(shared), n, seed)]
-    return pd.DataFrame({lang: [known[c] for c in chosen] for lang, known in names.items()}, index=chosen)
+    return pd.DataFrame(
+        {lang: [known[c] for c in chosen] for lang, known in names.items()}, index=chosen
+    )
 
 # %% ../../nbs/36_mine.control.ipynb #46e5ca4e
 def tidy_terms(
-    table: pd.DataFrame,    # a column a language; or the columns lang_a, text_a, lang_b, text_b
-) -> pd.DataFrame:          # a row a concept, a column a language, missing texts are None
-    "Either form of a table of translations as a row a concept. Raises ValueError for fewer than two languages."
+    # a column a language; or the columns lang_a, text_a, lang_b, text_b
+    table: pd.DataFrame,
+) -> pd.DataFrame:  # a row a concept, a column a language, missing texts are None
+    """Either form of a table of translations as a row a concept.
+
+    Raises ValueError for fewer than two languages.
+    """
     if {"lang_a", "text_a", "lang_b", "text_b"} <= set(table):
-        table = pd.DataFrame([{r.lang_a: r.text_a, r.lang_b: r.text_b} for r in table.itertuples()])
-    if table.shape[1] < 2: raise ValueError(f"translations need two languages; the table has {list(table)}: give a column a language, or lang_a, text_a, lang_b, text_b")
+        table = pd.DataFrame(
+            [{r.lang_a: r.text_a, r.lang_b: r.text_b} for r in table.itertuples()]
+        )
+    if table.shape[1] < 2:
+        raise ValueError(
+            f"translations need two languages; the table has {list(table)}: give a column"
+            " a language, or lang_a, text_a, lang_b, text_b"
+        )
     given = table.notna() & (table != "")
-    return table.astype(object).where(given, None)[given.sum(axis=1) > 1].reset_index(drop=True)     # one text alone is no translation
+    # one text alone is no translation
+    return (
+        table.astype(object)
+        .where(given, None)[given.sum(axis=1) > 1]
+        .reset_index(drop=True)
+    )
 
 # %% ../../nbs/36_mine.control.ipynb #3770c5ee
 def pair_scores(
-    vectors: np.ndarray,    # unit rows, float32 [terms, d]
-    group: np.ndarray,      # int [terms]
-    table: pd.DataFrame,    # concept, lang, text of each row of vectors
-) -> pd.DataFrame:          # a row a pair of languages: pairs, together, together_chance, retrieval, retrieval_chance
-    "How often translations share a group and are each other's nearest, for each two languages."
+    vectors: np.ndarray,  # unit rows, float32 [terms, d]
+    group: np.ndarray,  # int [terms]
+    table: pd.DataFrame,  # concept, lang, text of each row of vectors
+) -> (
+    pd.DataFrame
+    # a row a pair of languages: pairs, together, together_chance, retrieval, retrieval_chance
+):
+    """How often translations share a group and are each other's nearest, for each two
+    languages.
+    """
     rows = []
     for a, b in combinations(sorted(table["lang"].unique()), 2):
         i, j = (np.flatnonzero(table["lang"] == lang) for lang in (a, b))
@@ -68,28 +104,57 @@ def pair_scores(
         _, at_a, at_b = np.intersect1d(concept[i], concept[j], return_indices=True)
         spelled = table["text"].str.casefold().to_numpy()
         differs = spelled[i[at_a]] != spelled[j[at_b]]
-        at_a, at_b = at_a[differs], at_b[differs]
-        if not len(at_a): continue
+        at_a = at_a[differs]
+        at_b = at_b[differs]
+        if not len(at_a):
+            continue
         nearest = (vectors[i[at_a]] @ vectors[j].T).argmax(1)
-        rows.append({"pair": f"{a}-{b}", "pairs": len(at_a), "together": (group[i[at_a]] == group[j[at_b]]).mean(),
-                     "together_chance": (group[i][:, None] == group[j]).mean(), "retrieval": (nearest == at_b).mean(), "retrieval_chance": 1 / len(j)})
-    return pd.DataFrame(rows, columns=["pair", "pairs", "together", "together_chance", "retrieval", "retrieval_chance"])
+        rows.append(
+            {
+                "pair": f"{a}-{b}",
+                "pairs": len(at_a),
+                "together": (group[i[at_a]] == group[j[at_b]]).mean(),
+                "together_chance": (group[i][:, None] == group[j]).mean(),
+                "retrieval": (nearest == at_b).mean(),
+                "retrieval_chance": 1 / len(j),
+            }
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "pair",
+            "pairs",
+            "together",
+            "together_chance",
+            "retrieval",
+            "retrieval_chance",
+        ],
+    )
 
 # %% ../../nbs/36_mine.control.ipynb #e7391f25
 def language_identity(
-    vectors: np.ndarray,    # unit rows, float32 [terms, d]
-    lang: np.ndarray,       # str [terms]
-    concept: np.ndarray,    # int [terms]; the probe never trains on a concept that it is tested on
-    k: int = 5,             # nearest terms looked at
-) -> dict[str, float]:      # own_language, own_language_chance, probe, probe_chance
+    vectors: np.ndarray,  # unit rows, float32 [terms, d]
+    lang: np.ndarray,  # str [terms]
+    # int [terms]; the probe never trains on a concept that it is tested on
+    concept: np.ndarray,
+    k: int = 5,  # nearest terms looked at
+) -> dict[str, float]:  # own_language, own_language_chance, probe, probe_chance
     "How well a vector tells its language: by its nearest terms, and by a linear probe."
     cosine = vectors @ vectors.T
     np.fill_diagonal(cosine, -np.inf)
-    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :min(k, len(vectors) - 1)]
+    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, : min(k, len(vectors) - 1)]
     share = pd.Series(lang).value_counts(normalize=True)
     folds = GroupKFold(min(5, len(np.unique(concept))))
-    return {"own_language": (lang[nearest] == lang[:, None]).mean(), "own_language_chance": ((share * len(lang) - 1) / (len(lang) - 1) * share).sum(),
-            "probe": cross_val_score(RidgeClassifier(), vectors, lang, groups=concept, cv=folds).mean(), "probe_chance": share.max()}
+    return {
+        "own_language": (lang[nearest] == lang[:, None]).mean(),
+        "own_language_chance": ((share * len(lang) - 1) / (len(lang) - 1) * share).sum(),
+        "probe": (
+            cross_val_score(
+                RidgeClassifier(), vectors, lang, groups=concept, cv=folds
+            ).mean()
+        ),
+        "probe_chance": share.max(),
+    }
 
 # %% ../../nbs/36_mine.control.ipynb #6a2dc5d5
 CONTROL_REPEATS = 5
@@ -98,43 +163,109 @@ CONTROL_REPEATS = 5
 def encoder_control(
     encoder: Encoder,
     langs: Sequence[str],
-    project: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,     # (vectors, languages) -> unit vectors, what the run does to its vectors
-    terms: pd.DataFrame | None = None,      # translations, as as_terms takes them; CLDR's names when left out
-    n_groups: int | None = None,            # groups for the terms; as find_groups has it when left out
+    # (vectors, languages) -> unit vectors, what the run does to its vectors
+    project: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    # translations, as as_terms takes them; CLDR's names when left out
+    terms: pd.DataFrame | None = None,
+    # groups for the terms; as find_groups has it when left out
+    n_groups: int | None = None,
     tau: int = 5,
     theta: float = 0.8,
     seed: int = 0,
-) -> dict[str, Any]:    # shares, each beside its chance; by pair and by language; warning, None when all is well
+) -> dict[
+    str,
+    Any,
+    # shares, each beside its chance; by pair and by language; warning, None when all is well
+]:
     "Send known translations through Stage 2 and say what becomes of them."
-    source, wide = ("CLDR names", cldr_terms(langs, seed=seed)) if terms is None else ("given table", tidy_terms(terms))
-    table = wide.rename_axis("concept").reset_index().melt("concept", var_name="lang", value_name="text").dropna(ignore_index=True)
-    told: dict[str, Any] = {"source": source, "langs": sorted(table["lang"].unique()), "concepts": int(table["concept"].nunique()), "terms": len(table)}
-    if told["concepts"] < 2: return told | {"warning": f"no encoder control: no {source} are known in two of the languages {', '.join(sorted(langs))}"}
-    lang, concept = table["lang"].to_numpy(object), pd.factorize(table["concept"])[0]
+    source, wide = (
+        ("CLDR names", cldr_terms(langs, seed=seed))
+        if terms is None
+        else ("given table", tidy_terms(terms))
+    )
+    table = (
+        wide.rename_axis("concept")
+        .reset_index()
+        .melt("concept", var_name="lang", value_name="text")
+        .dropna(ignore_index=True)
+    )
+    told: dict[str, Any] = {
+        "source": source,
+        "langs": sorted(table["lang"].unique()),
+        "concepts": int(table["concept"].nunique()),
+        "terms": len(table),
+    }
+    if told["concepts"] < 2:
+        return told | {
+            "warning": (
+                f"no encoder control: no {source} are known in two of the languages"
+                f" {', '.join(sorted(langs))}"
+            )
+        }
+    lang = table["lang"].to_numpy(object)
+    concept = pd.factorize(table["concept"])[0]
     vectors = encoder.encode(table["text"].tolist())
-    if project: vectors = np.asarray(project(vectors, lang), np.float32)
-    with threadpool_limits(1):      # sums over several threads come in any order
-        repeats = [find_groups(vectors, n_groups, seed=seed + i) for i in range(CONTROL_REPEATS)]
-        pairs = pd.concat([pair_scores(vectors, group, table) for group in repeats]).groupby("pair").mean()
-    if not len(pairs): return told | {"warning": f"no encoder control: {source} are spelled alike in {', '.join(told['langs'])}"}
-    island = np.mean([stage_of(group, lang, describe_groups(group, lang), tau, theta) == "culture_point" for group in repeats], axis=0)
-    told |= language_identity(vectors, lang, concept) | pairs.drop(columns="pairs").mean().to_dict() | {"islands": island.mean()}
+    if project:
+        vectors = np.asarray(project(vectors, lang), np.float32)
+    with threadpool_limits(1):  # sums over several threads come in any order
+        repeats = [
+            find_groups(vectors, n_groups, seed=seed + i) for i in range(CONTROL_REPEATS)
+        ]
+        pairs = (
+            pd.concat([pair_scores(vectors, group, table) for group in repeats])
+            .groupby("pair")
+            .mean()
+        )
+    if not len(pairs):
+        return told | {
+            "warning": (
+                f"no encoder control: {source} are spelled alike in"
+                f" {', '.join(told['langs'])}"
+            )
+        }
+    island = np.mean(
+        [
+            stage_of(group, lang, describe_groups(group, lang), tau, theta)
+            == "culture_point"
+            for group in repeats
+        ],
+        axis=0,
+    )
+    told |= (
+        language_identity(vectors, lang, concept)
+        | pairs.drop(columns="pairs").mean().to_dict()
+        | {"islands": island.mean()}
+    )
     told = {k: round(float(v), 4) if isinstance(v, float) else v for k, v in told.items()}
-    told["islands_by_lang"] = {l: round(float(island[lang == l].mean()), 4) for l in told["langs"]}
+    told["islands_by_lang"] = {
+        l: round(float(island[lang == l].mean()), 4) for l in told["langs"]
+    }
     told["together_by_pair"] = pairs["together"].round(4).to_dict()
     return told | {"warning": control_warning(told)}
 
 # %% ../../nbs/36_mine.control.ipynb #71a5c8cc
-MIN_TOGETHER, MAX_ISLANDS = 0.5, 0.1
+MIN_TOGETHER = 0.5
+MAX_ISLANDS = 0.1
 
 # %% ../../nbs/36_mine.control.ipynb #550f3508
 def control_warning(told: dict[str, Any]) -> str | None:
-    "One sentence when the islands of a run are likely to be the encoder's, with the way out; else None."
-    lonely = {l: share for l, share in told["islands_by_lang"].items() if share > MAX_ISLANDS}
+    """One sentence when the islands of a run are likely to be the encoder's, with the way
+    out; else None.
+    """
+    lonely = {
+        l: share for l, share in told["islands_by_lang"].items() if share > MAX_ISLANDS
+    }
     basis = f"({told['source']}, {told['concepts']} concepts)"
     if lonely:
         shares = ", ".join(f"{lang} {share:.0%}" for lang, share in lonely.items())
-        return f"islands are likely to be the encoder's: of known translations {basis} these shares lie on islands of their own language: {shares}; try a projection, or another encoder"
+        return (
+            f"islands are likely to be the encoder's: of known translations {basis} these"
+            f" shares lie on islands of their own language: {shares}; try a projection,"
+            " or another encoder"
+        )
     if told["together"] < MIN_TOGETHER:
-        return f"the encoder does not bring languages together: only {told['together']:.0%} of translation pairs {basis} share a group; try another encoder"
+        return (
+            f"the encoder does not bring languages together: only {told['together']:.0%}"
+            f" of translation pairs {basis} share a group; try another encoder"
+        )
     return None

@@ -4,98 +4,145 @@
 
 # %% ../../nbs/33_mine.discover.ipynb #ed90c709
 from __future__ import annotations
+
 import numpy as np
 import pandas as pd
-from .vectors import kmeans, take_rows
 from scipy.stats import false_discovery_control, hypergeom
+
+from .vectors import kmeans, take_rows
 
 # %% auto #0
 __all__ = ['default_n_groups', 'find_groups', 'describe_groups', 'language_offset', 'project', 'centrality', 'rank_in_group']
 
 # %% ../../nbs/33_mine.discover.ipynb #666da634
 def default_n_groups(
-    n: int,     # candidates of all languages
+    n: int,  # candidates of all languages
 ) -> int:
-    "Four times the cube root of n, at least 8 candidates to a group, at most 1000 groups (the authors' constant)."
+    """Four times the cube root of n, at least 8 candidates to a group, at most 1000
+    groups (the authors' constant).
+    """
     return min(max(n // 8, 1), round(4 * max(n, 1) ** (1 / 3)), 1000)
 
 # %% ../../nbs/33_mine.discover.ipynb #c273a4a9
 def find_groups(
-    vectors: np.ndarray,            # candidates of all languages, float16 or float32 [n, d]
-    n_groups: int | None = None,    # K; default_n_groups when None; kmeans only
-    clusterer: str = "kmeans",      # or "hdbscan"
-    tau: int = 5,                   # smallest cluster that hdbscan may form
+    vectors: np.ndarray,  # candidates of all languages, float16 or float32 [n, d]
+    n_groups: int | None = None,  # K; default_n_groups when None; kmeans only
+    clusterer: str = "kmeans",  # or "hdbscan"
+    tau: int = 5,  # smallest cluster that hdbscan may form
     seed: int = 0,
-) -> np.ndarray:                    # group of each row, int32 [n]; -1 for none
+) -> np.ndarray:  # group of each row, int32 [n]; -1 for none
     "Cluster all candidates into global groups."
-    if clusterer == "kmeans": return kmeans(vectors, n_groups or default_n_groups(len(vectors)), seed)
-    if clusterer == "hdbscan": return hdbscan_groups(vectors, tau)
+    if clusterer == "kmeans":
+        return kmeans(vectors, n_groups or default_n_groups(len(vectors)), seed)
+    if clusterer == "hdbscan":
+        return hdbscan_groups(vectors, tau)
     raise ValueError(f'clusterer is "kmeans" or "hdbscan", not {clusterer!r}')
 
 # %% ../../nbs/33_mine.discover.ipynb #ee4a0523
 def hdbscan_groups(vectors: np.ndarray, tau: int) -> np.ndarray:
     "Groups of at least tau members by density."
     from hdbscan import HDBSCAN
-    if len(vectors) <= tau: return np.full(len(vectors), -1, np.int32)
-    return HDBSCAN(min_cluster_size=tau, core_dist_n_jobs=1).fit_predict(np.asarray(vectors, np.float64)).astype(np.int32)
+
+    if len(vectors) <= tau:
+        return np.full(len(vectors), -1, np.int32)
+    return (
+        HDBSCAN(min_cluster_size=tau, core_dist_n_jobs=1)
+        .fit_predict(np.asarray(vectors, np.float64))
+        .astype(np.int32)
+    )
 
 # %% ../../nbs/33_mine.discover.ipynb #769d0c2f
 def describe_groups(
     group: np.ndarray,  # group of each candidate, int [n]; -1 (none) is left out
-    lang: np.ndarray,   # language code of each candidate, str [n]
-    balanced: bool = False,     # weigh the languages as if all had as many candidates
-) -> pd.DataFrame:      # group, size, lang, dominance, p_value, q_value, n_<lang>…; a row a group
-    "Size, dominant language and dominance (Eq. 4) of every group, with its null probability."
-    (of_group, names), (of_lang, langs) = pd.factorize(np.asarray(group), sort=True), pd.factorize(np.asarray(lang), sort=True)
-    pairs = np.bincount(of_group * len(langs) + of_lang, minlength=len(names) * len(langs)).reshape(len(names), len(langs))
-    counts = pd.DataFrame(pairs, pd.Index(names, name="group"), pd.Index(langs, name="lang"))
-    total, n = counts.sum(), int(counts.to_numpy().sum())       # unassigned candidates are part of the deck, too
+    lang: np.ndarray,  # language code of each candidate, str [n]
+    balanced: bool = False,  # weigh the languages as if all had as many candidates
+) -> (
+    pd.DataFrame
+):  # group, size, lang, dominance, p_value, q_value, n_<lang>…; a row a group
+    """Size, dominant language and dominance (Eq.
+
+    4) of every group, with its null probability.
+    """
+    of_group, names = pd.factorize(np.asarray(group), sort=True)
+    of_lang, langs = pd.factorize(np.asarray(lang), sort=True)
+    pairs = np.bincount(
+        of_group * len(langs) + of_lang, minlength=len(names) * len(langs)
+    ).reshape(len(names), len(langs))
+    counts = pd.DataFrame(
+        pairs, pd.Index(names, name="group"), pd.Index(langs, name="lang")
+    )
+    # unassigned candidates are part of the deck, too
+    total = counts.sum()
+    n = int(counts.to_numpy().sum())
     counts = counts[counts.index >= 0]
     weights = counts / total if balanced else counts
-    table = pd.DataFrame({"size": counts.sum(axis=1), "lang": weights.idxmax(axis=1).astype(object) if len(counts) else pd.Series(dtype=object)})
+    table = pd.DataFrame(
+        {
+            "size": counts.sum(axis=1),
+            "lang": (
+                weights.idxmax(axis=1).astype(object)
+                if len(counts)
+                else pd.Series(dtype=object)
+            ),
+        }
+    )
     table["dominance"] = weights.max(axis=1) / weights.sum(axis=1)
-    best = pd.Series([counts.at[g, l] for g, l in table["lang"].items()], table.index, int)
-    table["p_value"] = hypergeom.sf(best - 1, n, total.reindex(table["lang"]).to_numpy(), table["size"])
+    best = pd.Series(
+        [counts.at[g, l] for g, l in table["lang"].items()], table.index, int
+    )
+    table["p_value"] = hypergeom.sf(
+        best - 1, n, total.reindex(table["lang"]).to_numpy(), table["size"]
+    )
     # The language was chosen after looking: as many chances as there are languages.
-    table["q_value"] = false_discovery_control(np.minimum(len(total) * table["p_value"], 1)) if len(table) else table["p_value"]
+    table["q_value"] = (
+        false_discovery_control(np.minimum(len(total) * table["p_value"], 1))
+        if len(table)
+        else table["p_value"]
+    )
     return table.join(counts.add_prefix("n_")).rename_axis("group").reset_index()
 
 # %% ../../nbs/33_mine.discover.ipynb #2f1da2ec
 def language_offset(
-    vectors: np.ndarray,    # all kept entries of one language, float16 or float32 [n, d], may be a memory map
-    kind: str = "center",   # "center" or "lir"
-    r: int = 1,             # directions of lir
-    block: int = 8192,      # rows that are float64 at a time
-) -> np.ndarray:            # float32 [1, d] the mean, or [r, d] orthonormal directions
+    # all kept entries of one language, float16 or float32 [n, d], may be a memory map
+    vectors: np.ndarray,
+    kind: str = "center",  # "center" or "lir"
+    r: int = 1,  # directions of lir
+    block: int = 8192,  # rows that are float64 at a time
+) -> np.ndarray:  # float32 [1, d] the mean, or [r, d] orthonormal directions
     "What the vectors of a language have in common."
-    if kind not in ("center", "lir"): raise ValueError(f'an offset is "center" or "lir", not {kind!r}')
-    total = 0.
+    if kind not in ("center", "lir"):
+        raise ValueError(f'an offset is "center" or "lir", not {kind!r}')
+    total = 0.0
     for i in range(0, len(vectors), block):
         x = take_rows(vectors, slice(i, i + block)).astype(np.float64)
         total = total + (x.sum(0, keepdims=True) if kind == "center" else x.T @ x)
-    if kind == "center": return (total / max(len(vectors), 1)).astype(np.float32)
+    if kind == "center":
+        return (total / max(len(vectors), 1)).astype(np.float32)
     return np.linalg.eigh(total)[1][:, ::-1][:, :r].T.astype(np.float32)
 
+
 def project(
-    vectors: np.ndarray,                # float16 or float32 [n, d]
-    lang: np.ndarray,                   # language code of each row, str [n]
-    kind: str,                          # "none", "center" or "lir"
-    offsets: dict[str, np.ndarray],     # of each language, from language_offset
-) -> np.ndarray:                        # float32 [n, d] of unit length; as they came for "none"
+    vectors: np.ndarray,  # float16 or float32 [n, d]
+    lang: np.ndarray,  # language code of each row, str [n]
+    kind: str,  # "none", "center" or "lir"
+    offsets: dict[str, np.ndarray],  # of each language, from language_offset
+) -> np.ndarray:  # float32 [n, d] of unit length; as they came for "none"
     "Take out of each vector what it shares with its language."
-    if kind == "none": return vectors
+    if kind == "none":
+        return vectors
     projected = np.array(vectors, np.float32)
     for l, offset in offsets.items():
-        x, rows = projected[lang == l], lang == l
+        x = projected[lang == l]
+        rows = lang == l
         projected[rows] = x - (offset if kind == "center" else x @ offset.T @ offset)
     norm = np.linalg.norm(projected, axis=1, keepdims=True)
     return projected / np.where(norm > 0, norm, 1)
 
 # %% ../../nbs/33_mine.discover.ipynb #ac3a19ed
 def centrality(
-    vectors: np.ndarray,    # float16 or float32 [n, d]
-    group: np.ndarray,      # int [n]; -1 for none
-) -> np.ndarray:            # float32 [n], cosine to the group's mean; NaN in no group
+    vectors: np.ndarray,  # float16 or float32 [n, d]
+    group: np.ndarray,  # int [n]; -1 for none
+) -> np.ndarray:  # float32 [n], cosine to the group's mean; NaN in no group
     "How near each entry lies to the centre of its group."
     cosine = np.full(len(vectors), np.nan, np.float32)
     for g in np.unique(group[group >= 0]):
@@ -103,15 +150,17 @@ def centrality(
         x = take_rows(vectors, rows)
         center = x.mean(0)
         norm = np.linalg.norm(x, axis=1) * np.linalg.norm(center)
-        cosine[rows] = np.divide(x @ center, norm, out=np.zeros(len(x), np.float32), where=norm > 0)
+        cosine[rows] = np.divide(
+            x @ center, norm, out=np.zeros(len(x), np.float32), where=norm > 0
+        )
     return cosine
 
 # %% ../../nbs/33_mine.discover.ipynb #c6306713
 def rank_in_group(
-    cosine: np.ndarray,     # centrality, float [n]
-    group: np.ndarray,      # int [n]
-    ids: np.ndarray,        # entry ids, which break ties, str [n]
-) -> np.ndarray:            # int32 [n], 1 is nearest to the centre
+    cosine: np.ndarray,  # centrality, float [n]
+    group: np.ndarray,  # int [n]
+    ids: np.ndarray,  # entry ids, which break ties, str [n]
+) -> np.ndarray:  # int32 [n], 1 is nearest to the centre
     "Rank entries within their group by falling centrality."
     table = pd.DataFrame({"group": group, "near": -np.asarray(cosine), "id": ids})
     order = table.sort_values(["group", "near", "id"])

@@ -4,30 +4,12 @@
 
 # %% ../../nbs/38_mine.pipeline.ipynb #15b35f82
 from __future__ import annotations
+
 import json
-import numpy as np
 import os
-import pandas as pd
 import platform
-import psutil
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import shutil
 import time
-from .. import __version__
-from ..core.basics import RunError, digest, file_digest
-from ..core.engine import RunLog, Task, as_path, disk_full_error, run_task, start_engine, is_complete, fetch_local, peak_memory, remove_path, run_step, save_array, scratch_folder, atomic_write, write_json
-from ..core.runs import Params, STAGES, TABLES, arrow_schema, arrow_table, read_by_row, read_run, vector_shards
-from ..ingest.corpus import corpus_files, read_entries
-from .control import encoder_control
-from .discover import find_groups, language_offset, project
-from .prune import load_ner, prune_reasons
-from .refine import default_n_domains, dispersion, domain_rows, entropy, is_coherent, is_dense
-from .select import has_counterpart, select_points
-from .sort import sort_file, merge_language
-from .vectors import cell_centers, kmeans, nearest_center, take_rows
-from ..models.encode import StaticEncoder, cached_encoder, entry_text
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -35,9 +17,62 @@ from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from threadpoolctl import threadpool_limits
 from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 from upath import UPath
+
+from .. import __version__
+from ..core.basics import RunError, digest, file_digest
+from cmining.core.engine import (
+    RunLog,
+    Task,
+    as_path,
+    atomic_write,
+    disk_full_error,
+    fetch_local,
+    is_complete,
+    peak_memory,
+    remove_path,
+    run_step,
+    run_task,
+    save_array,
+    scratch_folder,
+    start_engine,
+    write_json,
+)
+from cmining.core.runs import (
+    STAGES,
+    TABLES,
+    Params,
+    arrow_schema,
+    arrow_table,
+    read_by_row,
+    read_run,
+    vector_shards,
+)
+from ..ingest.corpus import corpus_files, read_entries
+from .control import encoder_control
+from .discover import find_groups, language_offset, project
+from .prune import load_ner, prune_reasons
+from cmining.mine.refine import (
+    default_n_domains,
+    dispersion,
+    domain_rows,
+    entropy,
+    is_coherent,
+    is_dense,
+)
+from .select import has_counterpart, select_points
+from .sort import merge_language, sort_file
+from .vectors import cell_centers, kmeans, nearest_center, take_rows
+from ..models.encode import StaticEncoder, cached_encoder, entry_text
 
 # %% auto #0
 __all__ = ['cached_ner', 'PIECE_ROWS', 'REFINED_SCHEMA', 'ROWS_PER_TASK', 'SHARDS_PER_TASK', 'PROBE_ENTRIES', 'TASK_BYTES',
@@ -52,134 +87,230 @@ __all__ = ['cached_ner', 'PIECE_ROWS', 'REFINED_SCHEMA', 'ROWS_PER_TASK', 'SHARD
 # %% ../../nbs/38_mine.pipeline.ipynb #b6f5ccdc
 cached_ner = lru_cache(maxsize=None)(load_ner)
 
+
 def warm_up(encoder: str | None) -> None:
-    "Load what the tasks of a worker need: spaCy, and the encoder where it is the bundled one. (Another may be meant for a GPU, and for fewer workers.)"
+    """Load what the tasks of a worker need: spaCy, and the encoder where it is the
+    bundled one. (Another may be meant for a GPU, and for fewer workers.)
+    """
     prune_reasons([], "en")
-    if encoder in (None, "bundled"): cached_encoder(encoder)
+    if encoder in (None, "bundled"):
+        cached_encoder(encoder)
+
 
 def ner_models(names: tuple[str, ...]) -> dict[str, str]:
-    "Which of the spaCy models serves which language; two for one language are a RunError."
+    """Which of the spaCy models serves which language; two for one language are a
+    RunError.
+    """
     models: dict[str, str] = {}
     for name in names:
         lang = cached_ner(name).lang
-        if lang in models: raise RunError(f"two spaCy models for language {lang!r}: {models[lang]} and {name}; give one")
+        if lang in models:
+            raise RunError(
+                f"two spaCy models for language {lang!r}: {models[lang]} and {name};"
+                " give one"
+            )
         models[lang] = name
     return models
 
 # %% ../../nbs/38_mine.pipeline.ipynb #ac68f297
 def encode_shard(
     target: Path,
-    shard: Path | UPath,    # entries, from sort_language
+    shard: Path | UPath,  # entries, from sort_language
     lang: str,
     params: Params,
-    ner: str | None,        # the language's spaCy model
+    ner: str | None,  # the language's spaCy model
 ) -> None:
-    "Prune the titles of a shard and encode the entries that are left: titles.parquet, vectors.npy, and of a static encoder entropy.npy, float32 [kept]."
+    """Prune the titles of a shard and encode the entries that are left: titles.parquet,
+    vectors.npy, and of a static encoder entropy.npy, float32 [kept].
+    """
     target.mkdir()
-    entries, encoder = pq.read_table(fetch_local(shard)), cached_encoder(params.encoder)
-    functional = prune_reasons(entries["title"].to_pylist(), lang, cached_ner(ner) if ner else None)
-    reasons = pa.array([have or found for have, found in zip(entries["reason"].to_pylist(), functional)], pa.string())
-    pq.write_table(entries.select(["id", "title"]).append_column("reason", reasons), target/"titles.parquet")
+    entries = pq.read_table(fetch_local(shard))
+    encoder = cached_encoder(params.encoder)
+    functional = prune_reasons(
+        entries["title"].to_pylist(), lang, cached_ner(ner) if ner else None
+    )
+    reasons = pa.array(
+        [have or found for have, found in zip(entries["reason"].to_pylist(), functional)],
+        pa.string(),
+    )
+    pq.write_table(
+        entries.select(["id", "title"]).append_column("reason", reasons),
+        target / "titles.parquet",
+    )
     kept = entries.filter(reasons.is_null())
-    titles, paragraphs = kept["title"].to_pylist(), kept["paragraphs"].to_pylist()
+    titles = kept["title"].to_pylist()
+    paragraphs = kept["paragraphs"].to_pylist()
     if isinstance(encoder, StaticEncoder):
-        vectors, h = [np.empty((0, encoder.dim), np.float16)], []
-        paragraphs = [p[:max(params.n_paragraphs, params.max_paragraphs)] for p in paragraphs]
-        for of_articles, of_paragraphs in encoder.encode_articles(titles, paragraphs, params.n_paragraphs):
+        vectors = [np.empty((0, encoder.dim), np.float16)]
+        h = []
+        paragraphs = [
+            p[: max(params.n_paragraphs, params.max_paragraphs)] for p in paragraphs
+        ]
+        for of_articles, of_paragraphs in encoder.encode_articles(
+            titles, paragraphs, params.n_paragraphs
+        ):
             vectors.append(of_articles.astype(np.float16))
-            h += [entropy(v[:params.max_paragraphs], params.entropy) for v in of_paragraphs]
-        np.save(target/"vectors.npy", np.concatenate(vectors))
-        np.save(target/"entropy.npy", np.array(h, np.float32))
+            h += [
+                entropy(v[: params.max_paragraphs], params.entropy) for v in of_paragraphs
+            ]
+        np.save(target / "vectors.npy", np.concatenate(vectors))
+        np.save(target / "entropy.npy", np.array(h, np.float32))
     else:
-        texts = [entry_text(t, p, params.n_paragraphs) for t, p in zip(titles, paragraphs)]
-        np.save(target/"vectors.npy", encoder.encode(texts).astype(np.float16))
+        texts = [
+            entry_text(t, p, params.n_paragraphs) for t, p in zip(titles, paragraphs)
+        ]
+        np.save(target / "vectors.npy", encoder.encode(texts).astype(np.float16))
 
 # %% ../../nbs/38_mine.pipeline.ipynb #b4f8a658
 def load_vectors(shards: list[Path | UPath]) -> np.ndarray:
     "The same in memory at once, float16 [n, d]: for notebooks."
-    with scratch_folder(): return np.concatenate([np.empty((0, 1), np.float16)] if not shards else [np.array(x) for x in vector_shards(shards)])
+    with scratch_folder():
+        return np.concatenate(
+            [np.empty((0, 1), np.float16)]
+            if not shards
+            else [np.array(x) for x in vector_shards(shards)]
+        )
+
 
 def stack_vectors(
     target: Path,
-    parts: Iterable[np.ndarray],    # of the same number of columns, float16, one in memory at a time
-    n: int,                         # rows of all parts together
-) -> np.ndarray:                    # memory map, float16 [n, d]
+    # of the same number of columns, float16, one in memory at a time
+    parts: Iterable[np.ndarray],
+    n: int,  # rows of all parts together
+) -> np.ndarray:  # memory map, float16 [n, d]
     "The parts under each other in one file: a single array that need not be in memory."
     with open(target, "wb") as f:
-        def begin(d: int) -> None: np.lib.format.write_array_header_1_0(f, {"descr": "<f2", "fortran_order": False, "shape": (int(n), d)})
+
+        def begin(d: int) -> None:
+            np.lib.format.write_array_header_1_0(
+                f, {"descr": "<f2", "fortran_order": False, "shape": (int(n), d)}
+            )
+
         for part in parts:
-            if not f.tell(): begin(part.shape[1])
+            if not f.tell():
+                begin(part.shape[1])
             f.write(np.ascontiguousarray(part, "<f2").tobytes())
-        if not f.tell(): begin(1)
+        if not f.tell():
+            begin(1)
     return np.load(target, mmap_mode="r")
+
 
 def stack_shards(target: Path, shards: list[Path | UPath]) -> np.ndarray:
     "The vectors of all kept entries of the shards in one file, float16 [n, d]."
-    return stack_vectors(target, vector_shards(shards), sum(map(len, vector_shards(shards))))
+    return stack_vectors(
+        target, vector_shards(shards), sum(map(len, vector_shards(shards)))
+    )
 
 # %% ../../nbs/38_mine.pipeline.ipynb #787ebc91
-PIECE_ROWS = 32_768      # entries of a piece, at least
+PIECE_ROWS = 32_768  # entries of a piece, at least
+
 
 def cut_pieces(
-    domain: np.ndarray,     # of each kept entry of a language, int32 [n]
+    domain: np.ndarray,  # of each kept entry of a language, int32 [n]
     size: int = PIECE_ROWS,
-) -> list[np.ndarray]:      # row numbers, int [at least size, unless it is the last]
+) -> list[np.ndarray]:  # row numbers, int [at least size, unless it is the last]
     "The rows in the order of their domains, in pieces of whole domains."
     pieces: list[list[np.ndarray]] = [[]]
     for rows in domain_rows(domain):
         pieces[-1].append(rows)
-        if sum(map(len, pieces[-1])) >= size: pieces.append([])
+        if sum(map(len, pieces[-1])) >= size:
+            pieces.append([])
     return [np.concatenate(p) for p in pieces if p]
 
 # %% ../../nbs/38_mine.pipeline.ipynb #787ebc93
 def find_domains(
     target: Path,
-    shards: list[Path | UPath],     # from encode_shard
+    shards: list[Path | UPath],  # from encode_shard
     params: Params,
 ) -> None:
-    "The domain of each kept entry of a language, in pieces for refine_piece: row, domain and vector of each entry."
+    """The domain of each kept entry of a language, in pieces for refine_piece: row,
+    domain and vector of each entry.
+    """
     target.mkdir()
-    vectors = stack_shards(target/"all.npy", shards)
-    domain = kmeans(vectors, params.n_domains or default_n_domains(len(vectors)), params.seed)
+    vectors = stack_shards(target / "all.npy", shards)
+    domain = kmeans(
+        vectors, params.n_domains or default_n_domains(len(vectors)), params.seed
+    )
     for i, rows in enumerate(cut_pieces(domain)):
-        np.savez(target/f"{i:05}.npz", row=rows, domain=domain[rows], vectors=take_rows(vectors, rows).astype(np.float16))
-    (target/"all.npy").unlink()
+        np.savez(
+            target / f"{i:05}.npz",
+            row=rows,
+            domain=domain[rows],
+            vectors=take_rows(vectors, rows).astype(np.float16),
+        )
+    (target / "all.npy").unlink()
 
 # %% ../../nbs/38_mine.pipeline.ipynb #787ebc94
-REFINED_SCHEMA = pa.schema([("row", pa.int64()), ("domain", pa.int32()), ("dispersion", pa.float32()), ("dense", pa.bool_())])
+REFINED_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("domain", pa.int32()),
+        ("dispersion", pa.float32()),
+        ("dense", pa.bool_()),
+    ]
+)
+
 
 def refine_piece(target: Path, piece: Path | UPath, params: Params) -> None:
     "Dispersion and density of the entries of a piece, with its columns of REFINED."
-    with np.load(fetch_local(piece)) as of: row, domain, vectors = of["row"], of["domain"], of["vectors"]
+    with np.load(fetch_local(piece)) as of:
+        row = of["row"]
+        domain = of["domain"]
+        vectors = of["vectors"]
     delta = dispersion(vectors, domain, params.k_neighbors)
-    pq.write_table(pa.table([row, domain, delta, is_dense(delta, domain, params.density_quantile)], schema=REFINED_SCHEMA), target)
+    pq.write_table(
+        pa.table(
+            [row, domain, delta, is_dense(delta, domain, params.density_quantile)],
+            schema=REFINED_SCHEMA,
+        ),
+        target,
+    )
+
 
 def join_pieces(target: Path, pieces: list[Path | UPath]) -> None:
     "REFINED of a language from its pieces, in the order of ids."
-    table = pa.concat_tables([REFINED_SCHEMA.empty_table(), *(pq.read_table(fetch_local(p)) for p in pieces)])
+    table = pa.concat_tables(
+        [REFINED_SCHEMA.empty_table(), *(pq.read_table(fetch_local(p)) for p in pieces)]
+    )
     pq.write_table(table.sort_by("row").drop_columns("row"), target)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #c6c77883
 def kept_mask(encoded: Path | UPath) -> np.ndarray:
     "Which entries of a shard were not pruned, bool [entries]."
-    return pq.read_table(fetch_local(encoded/"titles.parquet"), columns=["reason"])["reason"].is_null().to_numpy()
+    return (
+        pq.read_table(fetch_local(encoded / "titles.parquet"), columns=["reason"])[
+            "reason"
+        ]
+        .is_null()
+        .to_numpy()
+    )
 
 # %% ../../nbs/38_mine.pipeline.ipynb #8fa3147a
 def shard_entropies(
     target: Path,
-    shard: Path | UPath,    # entries, from sort_language
+    shard: Path | UPath,  # entries, from sort_language
     encoded: Path | UPath,  # from encode_shard
-    dense: np.ndarray,      # bool, which of the kept entries of the shard are dense
+    dense: np.ndarray,  # bool, which of the kept entries of the shard are dense
     params: Params,
 ) -> None:
-    "Entropy of the dense entries of a shard by encoding their paragraphs, float32 [kept]; NaN for the others."
+    """Entropy of the dense entries of a shard by encoding their paragraphs, float32
+    [kept]; NaN for the others.
+    """
     kept = np.flatnonzero(kept_mask(encoded))
-    paragraphs = pq.read_table(fetch_local(shard), columns=["paragraphs"])["paragraphs"].take(pa.array(kept[dense])).to_pylist()
-    encoder, values = cached_encoder(params.encoder), []
-    for i in range(0, len(paragraphs), 256):    # a few thousand paragraphs at a time
-        texts = [p[:params.max_paragraphs] for p in paragraphs[i:i + 256]]
+    paragraphs = (
+        pq.read_table(fetch_local(shard), columns=["paragraphs"])["paragraphs"]
+        .take(pa.array(kept[dense]))
+        .to_pylist()
+    )
+    encoder = cached_encoder(params.encoder)
+    values = []
+    for i in range(0, len(paragraphs), 256):  # a few thousand paragraphs at a time
+        texts = [p[: params.max_paragraphs] for p in paragraphs[i : i + 256]]
         ends = np.cumsum([len(t) for t in texts])
-        values += [entropy(v, params.entropy) for v in np.split(encoder.encode([p for t in texts for p in t]), ends[:-1])]
+        values += [
+            entropy(v, params.entropy)
+            for v in np.split(encoder.encode([p for t in texts for p in t]), ends[:-1])
+        ]
     h = np.full(len(dense), np.nan, np.float32)
     h[dense] = values
     save_array(target, h)
@@ -187,28 +318,51 @@ def shard_entropies(
 # %% ../../nbs/38_mine.pipeline.ipynb #9a17fe85
 class Language(NamedTuple):
     "Where the work on one language lies."
+
     lang: str
-    shards: list[Path | UPath]      # entries
-    encoded: list[Path | UPath]     # titles and vectors
-    refined: Path | UPath           # domain, dispersion, dense
-    entropies: list[Path | UPath]   # H of each kept entry, or of the dense ones
+    shards: list[Path | UPath]  # entries
+    encoded: list[Path | UPath]  # titles and vectors
+    refined: Path | UPath  # domain, dispersion, dense
+    entropies: list[Path | UPath]  # H of each kept entry, or of the dense ones
 
 # %% ../../nbs/38_mine.pipeline.ipynb #0cd458e1
 def collect_stage_one(work: Language, langs: list[str], params: Params) -> pd.DataFrame:
-    "Every entry of a language after Stage 1, in the order of ids: lang, stage (of STAGES, or candidate), domain, dispersion, entropy."
-    kept = np.flatnonzero(np.concatenate([np.empty(0, bool), *map(kept_mask, work.encoded)]))
-    n = sum(pq.read_metadata(fetch_local(e/"titles.parquet")).num_rows for e in work.encoded)
+    """Every entry of a language after Stage 1, in the order of ids: lang, stage (of
+    STAGES, or candidate), domain, dispersion, entropy.
+    """
+    kept = np.flatnonzero(
+        np.concatenate([np.empty(0, bool), *map(kept_mask, work.encoded)])
+    )
+    n = sum(
+        pq.read_metadata(fetch_local(e / "titles.parquet")).num_rows for e in work.encoded
+    )
     refined = pq.read_table(fetch_local(work.refined)).to_pandas()
     dense = kept[refined["dense"]]
-    h = np.concatenate([np.empty(0, np.float32), *(np.load(fetch_local(p)) for p in work.entropies)])[refined["dense"]]
+    h = np.concatenate(
+        [np.empty(0, np.float32), *(np.load(fetch_local(p)) for p in work.entropies)]
+    )[refined["dense"]]
     coherent = is_coherent(h, refined["domain"][refined["dense"]], params.entropy_keep)
     kinds = (*STAGES, "candidate")
     stage = np.zeros(n, np.int8)
-    stage[kept], stage[dense] = kinds.index("sparse"), np.where(coherent, kinds.index("candidate"), kinds.index("incoherent"))
-    domain, delta, entropies = np.full(n, -1, np.int32), np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
-    domain[kept], delta[kept], entropies[dense] = refined["domain"], refined["dispersion"], h
-    return pd.DataFrame({"lang": pd.Categorical.from_codes(np.full(n, langs.index(work.lang), np.int8), langs), "stage": pd.Categorical.from_codes(stage, kinds),
-                         "domain": domain, "dispersion": delta, "entropy": entropies})
+    stage[kept] = kinds.index("sparse")
+    stage[dense] = np.where(coherent, kinds.index("candidate"), kinds.index("incoherent"))
+    domain = np.full(n, -1, np.int32)
+    delta = np.full(n, np.nan, np.float32)
+    entropies = np.full(n, np.nan, np.float32)
+    domain[kept] = refined["domain"]
+    delta[kept] = refined["dispersion"]
+    entropies[dense] = h
+    return pd.DataFrame(
+        {
+            "lang": pd.Categorical.from_codes(
+                np.full(n, langs.index(work.lang), np.int8), langs
+            ),
+            "stage": pd.Categorical.from_codes(stage, kinds),
+            "domain": domain,
+            "dispersion": delta,
+            "entropy": entropies,
+        }
+    )
 
 # %% ../../nbs/38_mine.pipeline.ipynb #bf30ebc7
 def save_offset(target: Path, shards: list[Path | UPath], kind: str) -> None:
@@ -218,18 +372,37 @@ def save_offset(target: Path, shards: list[Path | UPath], kind: str) -> None:
     target.with_name(f"{target.name}.npy").unlink()
 
 # %% ../../nbs/38_mine.pipeline.ipynb #3115e7ab
-def candidate_vectors(target: Path, languages: list[Language], entries: pd.DataFrame, params: Params, offsets: dict[str, Path | UPath]) -> None:
-    "The vectors of all candidates as Stage 2 sees them, float16 [candidates, d], in the order of rows."
+def candidate_vectors(
+    target: Path,
+    languages: list[Language],
+    entries: pd.DataFrame,
+    params: Params,
+    offsets: dict[str, Path | UPath],
+) -> None:
+    """The vectors of all candidates as Stage 2 sees them, float16 [candidates, d], in the
+    order of rows.
+    """
     kept = (entries.loc[entries["stage"] != "pruned", "stage"] == "candidate").to_numpy()
+
     def parts() -> Iterator[np.ndarray]:
         row = 0
         for w in languages:
             offset = {w.lang: np.load(fetch_local(offsets[w.lang]))} if offsets else {}
             for x in vector_shards(w.encoded):
-                chosen = x[kept[row:row + len(x)]]
-                yield np.asarray(project(chosen, np.full(len(chosen), w.lang, object), params.projection, offset), np.float16)
+                chosen = x[kept[row : row + len(x)]]
+                yield np.asarray(
+                    project(
+                        chosen,
+                        np.full(len(chosen), w.lang, object),
+                        params.projection,
+                        offset,
+                    ),
+                    np.float16,
+                )
                 row += len(x)
+
     stack_vectors(target, parts(), kept.sum())
+
 
 def group_candidates(
     target: Path,
@@ -238,7 +411,13 @@ def group_candidates(
     seed: int,
 ) -> None:
     "One repeat of Stage 2: the group of each candidate, int32 [candidates]."
-    group = find_groups(np.load(fetch_local(vectors), mmap_mode="r"), params.n_groups, params.clusterer, params.tau, seed)
+    group = find_groups(
+        np.load(fetch_local(vectors), mmap_mode="r"),
+        params.n_groups,
+        params.clusterer,
+        params.tau,
+        seed,
+    )
     save_array(target, group)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #cfd9acd6
@@ -249,185 +428,386 @@ def group_repeatedly(
     params: Params,
     jobs: int,
     log: RunLog,
-    beside: list[Task],     # to be done at the same time
-) -> tuple[Path | UPath, list[np.ndarray]]:    # where the candidates' vectors are, and the groups of each repeat
+    beside: list[Task],  # to be done at the same time
+) -> tuple[
+    Path | UPath, list[np.ndarray]
+]:  # where the candidates' vectors are, and the groups of each repeat
     "Group the candidates of all languages n_repeats times."
-    name = digest([p.relative_to(work).as_posix() for w in languages for p in (w.refined, *w.entropies)], params.entropy_keep, params.projection)
-    vectors = work/"candidates"/f"{name}.npy"
-    offsets = {} if params.projection == "none" else {w.lang: work/"offsets"/f"{w.lang}-{name}.npy" for w in languages}
-    if offsets: run_step("project", [Task(offsets[w.lang], save_offset, (w.encoded, params.projection)) for w in languages], jobs, log)
-    if not is_complete(vectors): run_task(Task(vectors, candidate_vectors, (languages, entries, params, offsets)))
-    seeds = [params.seed + i for i in range(params.n_repeats if params.clusterer == "kmeans" else 1)]    # hdbscan has no seed
+    name = digest(
+        [
+            p.relative_to(work).as_posix()
+            for w in languages
+            for p in (w.refined, *w.entropies)
+        ],
+        params.entropy_keep,
+        params.projection,
+    )
+    vectors = work / "candidates" / f"{name}.npy"
+    offsets = (
+        {}
+        if params.projection == "none"
+        else {w.lang: work / "offsets" / f"{w.lang}-{name}.npy" for w in languages}
+    )
+    if offsets:
+        run_step(
+            "project",
+            [
+                Task(offsets[w.lang], save_offset, (w.encoded, params.projection))
+                for w in languages
+            ],
+            jobs,
+            log,
+        )
+    if not is_complete(vectors):
+        run_task(Task(vectors, candidate_vectors, (languages, entries, params, offsets)))
+    # hdbscan has no seed
+    seeds = [
+        params.seed + i
+        for i in range(params.n_repeats if params.clusterer == "kmeans" else 1)
+    ]
     name = f"{name}-{digest(params.n_groups, params.clusterer, params.tau if params.clusterer == 'hdbscan' else None)}"
-    tasks = [Task(work/"groups"/f"{name}-{seed}.npy", group_candidates, (vectors, params, seed)) for seed in seeds]
+    tasks = [
+        Task(
+            work / "groups" / f"{name}-{seed}.npy",
+            group_candidates,
+            (vectors, params, seed),
+        )
+        for seed in seeds
+    ]
     run_step("group", [*beside, *tasks], jobs, log)
     return vectors, [np.load(fetch_local(t.target)) for t in tasks]
 
 # %% ../../nbs/38_mine.pipeline.ipynb #90596889
 def stack_kept(target: Path, languages: list[Language]) -> None:
-    "The vectors of all kept entries of all languages, float16 [kept, d], in the order of rows."
+    """The vectors of all kept entries of all languages, float16 [kept, d], in the order
+    of rows.
+    """
     stack_shards(target, [e for w in languages for e in w.encoded])
+
 
 def fit_cells(target: Path, kept: Path | UPath) -> None:
     "cell_centers of what keep_vectors wrote."
     save_array(target, cell_centers(np.load(fetch_local(kept), mmap_mode="r")))
 
+
 def assign_cells(target: Path, shards: list[Path | UPath], centers: Path | UPath) -> None:
     "The nearest centre of each kept entry of some shards, int32 [kept]."
     found = np.load(fetch_local(centers))
-    save_array(target, np.concatenate([nearest_center(x, found) for x in vector_shards(shards)]))
+    save_array(
+        target, np.concatenate([nearest_center(x, found) for x in vector_shards(shards)])
+    )
 
-def test_counterparts(target: Path, asked: np.ndarray, kept: Path | UPath, lang: np.ndarray, centers: Path | UPath, cell: np.ndarray) -> None:
+
+def test_counterparts(
+    target: Path,
+    asked: np.ndarray,
+    kept: Path | UPath,
+    lang: np.ndarray,
+    centers: Path | UPath,
+    cell: np.ndarray,
+) -> None:
     "has_counterpart of some of the kept entries, bool [asked]."
-    save_array(target, has_counterpart(asked, np.load(fetch_local(kept), mmap_mode="r"), lang, np.load(fetch_local(centers)), cell))
+    save_array(
+        target,
+        has_counterpart(
+            asked,
+            np.load(fetch_local(kept), mmap_mode="r"),
+            lang,
+            np.load(fetch_local(centers)),
+            cell,
+        ),
+    )
 
 # %% ../../nbs/38_mine.pipeline.ipynb #90596891
-ROWS_PER_TASK = 32_768      # entries a task
-SHARDS_PER_TASK = 32       # shards a task
+ROWS_PER_TASK = 32_768  # entries a task
+SHARDS_PER_TASK = 32  # shards a task
+
 
 def kept_rows(
     entries: pd.DataFrame,  # lang and stage of every entry
-) -> tuple[np.ndarray, np.ndarray]:     # of each kept entry a number for its language, int8 [kept]; of every entry its place among the kept, int [n]
+    # of each kept entry a number for its language, int8 [kept]; of every entry its place
+    # among the kept, int [n]
+) -> tuple[np.ndarray, np.ndarray]:
     "Where the rows of entries are in what keep_vectors wrote."
     not_pruned = (entries["stage"] != "pruned").to_numpy()
-    return entries["lang"].astype("category").cat.codes.to_numpy()[not_pruned], np.cumsum(not_pruned) - 1
+    return (
+        entries["lang"].astype("category").cat.codes.to_numpy()[not_pruned],
+        np.cumsum(not_pruned) - 1,
+    )
+
 
 def counterpart_tester(
-    kept: np.ndarray,       # from keep_vectors, memory-mapped
+    kept: np.ndarray,  # from keep_vectors, memory-mapped
     entries: pd.DataFrame,  # lang and stage of every entry
-) -> Callable[[np.ndarray], np.ndarray]:    # of row numbers: bool
+) -> Callable[[np.ndarray], np.ndarray]:  # of row numbers: bool
     "has_counterpart, asked by row number."
     lang, position = kept_rows(entries)
     return lambda rows: has_counterpart(position[rows], kept, lang)
 
+
 def parallel_counterpart_tester(
-    kept: Path | UPath,     # from keep_vectors
+    kept: Path | UPath,  # from keep_vectors
     centers: Path | UPath,  # from find_cells
     languages: list[Language],
     entries: pd.DataFrame,  # lang and stage of every entry
     jobs: int,
     log: RunLog,
-) -> Callable[[np.ndarray], np.ndarray]:    # of row numbers: bool
+) -> Callable[[np.ndarray], np.ndarray]:  # of row numbers: bool
     "The same, by tasks."
     lang, position = kept_rows(entries)
-    folder = kept.parent.parent/"counterparts"
+    folder = kept.parent.parent / "counterparts"
+
     def ask(rows: np.ndarray) -> np.ndarray:
         shards = [e for w in languages for e in w.encoded]
-        parts = [Task(centers.with_name(f"{centers.stem}-{i:07}.npy"), assign_cells, (shards[i:i + SHARDS_PER_TASK], centers)) for i in range(0, len(shards), SHARDS_PER_TASK)]
+        parts = [
+            Task(
+                centers.with_name(f"{centers.stem}-{i:07}.npy"),
+                assign_cells,
+                (shards[i : i + SHARDS_PER_TASK], centers),
+            )
+            for i in range(0, len(shards), SHARDS_PER_TASK)
+        ]
         run_step("assign", parts, jobs, log)
         cell = np.concatenate([np.load(fetch_local(t.target)) for t in parts])
         near = np.argsort(cell[position[rows]], kind="stable")
-        together = np.split(position[rows[near]], range(ROWS_PER_TASK, len(rows), ROWS_PER_TASK))
-        tasks = [Task(folder/f"{digest(kept.stem, asked.tolist())}.npy", test_counterparts, (asked, kept, lang, centers, cell)) for asked in together]
+        together = np.split(
+            position[rows[near]], range(ROWS_PER_TASK, len(rows), ROWS_PER_TASK)
+        )
+        tasks = [
+            Task(
+                folder / f"{digest(kept.stem, asked.tolist())}.npy",
+                test_counterparts,
+                (asked, kept, lang, centers, cell),
+            )
+            for asked in together
+        ]
         run_step("compare", tasks, jobs, log)
         answers = np.empty(len(rows), bool)
         answers[near] = np.concatenate([np.load(fetch_local(t.target)) for t in tasks])
         return answers
+
     return ask
 
 # %% ../../nbs/38_mine.pipeline.ipynb #f9dfffbf
 def write_table(path: Path | UPath, table: pd.DataFrame, columns: dict[str, str]) -> None:
     "Write a table with the columns of TABLES, whole or not at all."
-    with atomic_write(path) as unfinished: pq.write_table(arrow_table(table, columns), unfinished)
+    with atomic_write(path) as unfinished:
+        pq.write_table(arrow_table(table, columns), unfinished)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #14d6e1c0
-def write_entries(path: Path | UPath, languages: list[Language], entries: pd.DataFrame) -> None:
-    "entries.parquet: titles and reasons from the shards, the rest from the table, 16 shards at a time."
-    titles = [e/"titles.parquet" for w in languages for e in w.encoded]
+def write_entries(
+    path: Path | UPath, languages: list[Language], entries: pd.DataFrame
+) -> None:
+    """entries.parquet: titles and reasons from the shards, the rest from the table, 16
+    shards at a time.
+    """
+    titles = [e / "titles.parquet" for w in languages for e in w.encoded]
     row = 0
-    with atomic_write(path) as unfinished, pq.ParquetWriter(unfinished, arrow_schema(TABLES["entries"])) as out:
+    with (
+        atomic_write(path) as unfinished,
+        pq.ParquetWriter(unfinished, arrow_schema(TABLES["entries"])) as out,
+    ):
         for i in range(0, len(titles), 16):
-            part = pa.concat_tables([pq.read_table(fetch_local(t)) for t in titles[i:i + 16]]).to_pandas()
-            rest = entries.iloc[row:row + len(part)].reset_index(drop=True)
-            part = part.assign(lang=rest["lang"], stage=rest["stage"], dispersion=rest["dispersion"], entropy=rest["entropy"],
-                               domain=rest["domain"].where(rest["domain"] >= 0), group=rest["group"].where(rest["group"] >= -1),
-                               reason=part["reason"].astype(object).where(rest["reason"].isna(), rest["reason"].astype(object)))
+            part = pa.concat_tables(
+                [pq.read_table(fetch_local(t)) for t in titles[i : i + 16]]
+            ).to_pandas()
+            rest = entries.iloc[row : row + len(part)].reset_index(drop=True)
+            part = part.assign(
+                lang=rest["lang"],
+                stage=rest["stage"],
+                dispersion=rest["dispersion"],
+                entropy=rest["entropy"],
+                domain=rest["domain"].where(rest["domain"] >= 0),
+                group=rest["group"].where(rest["group"] >= -1),
+                reason=part["reason"]
+                .astype(object)
+                .where(rest["reason"].isna(), rest["reason"].astype(object)),
+            )
             out.write_table(arrow_table(part, TABLES["entries"]))
             row += len(part)
+
 
 def write_points(
     path: Path | UPath,
     languages: list[Language],
     entries: pd.DataFrame,  # lang of every entry
-    points: pd.DataFrame,   # from stage_two, with the row of each
+    points: pd.DataFrame,  # from stage_two, with the row of each
 ) -> None:
-    "culture_points.parquet: titles and leads from the shards, the rest from the table, a language at a time."
+    """culture_points.parquet: titles and leads from the shards, the rest from the table,
+    a language at a time.
+    """
     columns = TABLES["culture_points"]
-    with atomic_write(path) as unfinished, pq.ParquetWriter(unfinished, arrow_schema(columns)) as out:
+    with (
+        atomic_write(path) as unfinished,
+        pq.ParquetWriter(unfinished, arrow_schema(columns)) as out,
+    ):
         for w in languages:
-            own, first = points[points["lang"] == w.lang], (entries["lang"] == w.lang).to_numpy().argmax()
-            if own.empty: continue
+            own = points[points["lang"] == w.lang]
+            first = (entries["lang"] == w.lang).to_numpy().argmax()
+            if own.empty:
+                continue
             order = np.argsort(own["row"].to_numpy())
-            found = read_by_row(w.shards, own["row"].to_numpy()[order] - first, ["id", "title", "paragraphs"])
-            text = pa.concat_tables(t.set_column(2, "lead", pc.list_element(t["paragraphs"], 0)) for t in found).take(np.argsort(order))
-            rest = arrow_table(own, {name: kind for name, kind in columns.items() if name not in text.column_names})
-            out.write_table(pa.table({name: (text if name in text.column_names else rest)[name] for name in columns}))
+            found = read_by_row(
+                w.shards,
+                own["row"].to_numpy()[order] - first,
+                ["id", "title", "paragraphs"],
+            )
+            text = pa.concat_tables(
+                t.set_column(2, "lead", pc.list_element(t["paragraphs"], 0))
+                for t in found
+            ).take(np.argsort(order))
+            rest = arrow_table(
+                own,
+                {
+                    name: kind
+                    for name, kind in columns.items()
+                    if name not in text.column_names
+                },
+            )
+            out.write_table(
+                pa.table(
+                    {
+                        name: (text if name in text.column_names else rest)[name]
+                        for name in columns
+                    }
+                )
+            )
 
 # %% ../../nbs/38_mine.pipeline.ipynb #2b2d0add
 def is_run(out: Path | UPath) -> bool:
     "Was this folder made by mine?"
-    cleaned = not (out/"work").exists() and (out/"run.json").is_file() and (out/"culture_points.parquet").is_file()
-    return (out/"work"/".cmining").is_file() or cleaned
+    cleaned = (
+        not (out / "work").exists()
+        and (out / "run.json").is_file()
+        and (out / "culture_points.parquet").is_file()
+    )
+    return (out / "work" / ".cmining").is_file() or cleaned
+
 
 def open_run(out: Path | UPath) -> Path | UPath:
-    "Make the run folder, or go on in an existing one. A folder with anything else in it is a RunError."
-    if out.exists() and not out.is_dir(): raise RunError(f"--out {out} is a file; name a folder")
+    """Make the run folder, or go on in an existing one.
+
+    A folder with anything else in it is a RunError.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file; name a folder")
     if not is_run(out) and any(p.is_file() for p in out.rglob("*")):
-        raise RunError(f"{out} holds other files and is no run folder; name a new or empty folder")
+        raise RunError(
+            f"{out} holds other files and is no run folder; name a new or empty folder"
+        )
     try:
-        (out/"work").mkdir(parents=True, exist_ok=True)
-        (out/"work"/".cmining").touch()
-        if isinstance(out, Path): remove_unfinished(out)
-    except OSError as e: raise RunError(f"cannot write to the run folder {out} ({e.strerror or e}); name another with --out") from e
-    return out/"work"
+        (out / "work").mkdir(parents=True, exist_ok=True)
+        (out / "work" / ".cmining").touch()
+        if isinstance(out, Path):
+            remove_unfinished(out)
+    except OSError as e:
+        raise RunError(
+            f"cannot write to the run folder {out} ({e.strerror or e}); name another with"
+            " --out"
+        ) from e
+    return out / "work"
+
 
 def remove_unfinished(out: Path) -> None:
     "Remove what a killed run left under its temporary names."
-    for unfinished in [*out.glob(".*.parquet.*"), *out.glob(".run.json.*"), *(out/"work").glob("*/.*")]: remove_path(unfinished)
+    for unfinished in [
+        *out.glob(".*.parquet.*"),
+        *out.glob(".run.json.*"),
+        *(out / "work").glob("*/.*"),
+    ]:
+        remove_path(unfinished)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #ce62f82f
 def run_stage_one(
-    files: dict[str, list[Path | UPath]],   # corpus files by language
-    digests: dict[Path | UPath, str],       # content of each file
+    files: dict[str, list[Path | UPath]],  # corpus files by language
+    digests: dict[Path | UPath, str],  # content of each file
     work: Path | UPath,
     params: Params,
     jobs: int,
     log: RunLog,
 ) -> list[Language]:
     "Stage 1: read, sort, encode, refine and cohere every language."
-    encoder, ner = cached_encoder(params.encoder), ner_models(params.ner)
+    encoder = cached_encoder(params.encoder)
+    ner = ner_models(params.ner)
     gpus = [d for d in getattr(encoder, "devices", []) if not d.startswith("cpu")]
-    encode_jobs = min(jobs, len(gpus)) if gpus else jobs    # a process a GPU
+    encode_jobs = min(jobs, len(gpus)) if gpus else jobs  # a process a GPU
     langs = sorted(files)
     contents = {lang: sorted(digests[f] for f in files[lang]) for lang in langs}
-    entries = {lang: work/"entries"/f"{lang}-{digest(contents[lang])}" for lang in langs}
+    entries = {
+        lang: work / "entries" / f"{lang}-{digest(contents[lang])}" for lang in langs
+    }
     sort_corpus(files, digests, entries, work, jobs, log)
     shards = {lang: sorted(entries[lang].glob("*.parquet")) for lang in langs}
 
     once = isinstance(encoder, StaticEncoder)
     with_entropy = (params.entropy, params.max_paragraphs) if once else ()
     model = {lang: [ner[lang], cached_ner(ner[lang]).meta["version"]] for lang in ner}
-    name = {lang: f"{lang}-{digest(contents[lang], encoder.fingerprint, model.get(lang), params.n_paragraphs, *with_entropy)}" for lang in langs}
-    encoded = {lang: [work/"vectors"/f"{name[lang]}-{s.stem}" for s in shards[lang]] for lang in langs}
-    run_step("encode", [Task(t, encode_shard, (s, lang, params, ner.get(lang))) for lang in langs for s, t in zip(shards[lang], encoded[lang])], encode_jobs, log)
+    name = {
+        lang: (
+            f"{lang}-{digest(contents[lang], encoder.fingerprint, model.get(lang), params.n_paragraphs, *with_entropy)}"
+        )
+        for lang in langs
+    }
+    encoded = {
+        lang: [work / "vectors" / f"{name[lang]}-{s.stem}" for s in shards[lang]]
+        for lang in langs
+    }
+    run_step(
+        "encode",
+        [
+            Task(t, encode_shard, (s, lang, params, ner.get(lang)))
+            for lang in langs
+            for s, t in zip(shards[lang], encoded[lang])
+        ],
+        encode_jobs,
+        log,
+    )
 
-    name = {lang: f"{name[lang]}-{digest(params.n_domains, params.k_neighbors, params.density_quantile, params.seed)}" for lang in langs}
-    refined = {lang: work/"refined"/f"{name[lang]}.parquet" for lang in langs}
+    name = {
+        lang: (
+            f"{name[lang]}-{digest(params.n_domains, params.k_neighbors, params.density_quantile, params.seed)}"
+        )
+        for lang in langs
+    }
+    refined = {lang: work / "refined" / f"{name[lang]}.parquet" for lang in langs}
     refine_languages(encoded, refined, work, params, jobs, log)
 
-    if once: entropies = {lang: [e/"entropy.npy" for e in encoded[lang]] for lang in langs}
+    if once:
+        entropies = {lang: [e / "entropy.npy" for e in encoded[lang]] for lang in langs}
     else:
-        name = {lang: f"{name[lang]}-{digest(params.entropy, params.max_paragraphs)}" for lang in langs}
-        entropies = {lang: [work/"entropy"/f"{name[lang]}-{s.stem}.npy" for s in shards[lang]] for lang in langs}
-        run_step("cohere", [Task(t, shard_entropies, (s, e, dense, params)) for lang in langs
-                            for s, e, dense, t in zip(shards[lang], encoded[lang], dense_by_shard(refined[lang], encoded[lang]), entropies[lang])], encode_jobs, log)
-    return [Language(lang, shards[lang], encoded[lang], refined[lang], entropies[lang]) for lang in langs]
+        name = {
+            lang: f"{name[lang]}-{digest(params.entropy, params.max_paragraphs)}"
+            for lang in langs
+        }
+        entropies = {
+            lang: [work / "entropy" / f"{name[lang]}-{s.stem}.npy" for s in shards[lang]]
+            for lang in langs
+        }
+        run_step(
+            "cohere",
+            [
+                Task(t, shard_entropies, (s, e, dense, params))
+                for lang in langs
+                for s, e, dense, t in zip(
+                    shards[lang],
+                    encoded[lang],
+                    dense_by_shard(refined[lang], encoded[lang]),
+                    entropies[lang],
+                )
+            ],
+            encode_jobs,
+            log,
+        )
+    return [
+        Language(lang, shards[lang], encoded[lang], refined[lang], entropies[lang])
+        for lang in langs
+    ]
 
 # %% ../../nbs/38_mine.pipeline.ipynb #86767eda
 def sort_corpus(
-    files: dict[str, list[Path | UPath]],   # corpus files by language
-    digests: dict[Path | UPath, str],       # content of each file
-    entries: dict[str, Path | UPath],       # where each language's shards belong
+    files: dict[str, list[Path | UPath]],  # corpus files by language
+    digests: dict[Path | UPath, str],  # content of each file
+    entries: dict[str, Path | UPath],  # where each language's shards belong
     work: Path | UPath,
     jobs: int,
     log: RunLog,
@@ -435,15 +815,39 @@ def sort_corpus(
     "Read the files of each language and sort its entries into shards."
     left = [lang for lang in sorted(files) if not is_complete(entries[lang])]
     # Files with the same content are read once and counted as often as they are there.
-    reading = {lang: [Task(work/"read"/f"{lang}-{digest(digests[f])}", sort_file, (f, lang)) for f in files[lang]] for lang in left}
-    run_step("read", list({t.target: t for lang in left for t in reading[lang]}.values()), jobs, log)
-    run_step("sort", [Task(entries[lang], merge_language, (sorted(t.target for t in reading.get(lang, [])),)) for lang in sorted(files)], jobs, log)
-    remove_path(work/"read")
+    reading = {
+        lang: [
+            Task(work / "read" / f"{lang}-{digest(digests[f])}", sort_file, (f, lang))
+            for f in files[lang]
+        ]
+        for lang in left
+    }
+    run_step(
+        "read",
+        list({t.target: t for lang in left for t in reading[lang]}.values()),
+        jobs,
+        log,
+    )
+    run_step(
+        "sort",
+        [
+            Task(
+                entries[lang],
+                merge_language,
+                (sorted(t.target for t in reading.get(lang, [])),),
+            )
+            for lang in sorted(files)
+        ],
+        jobs,
+        log,
+    )
+    remove_path(work / "read")
 
 # %% ../../nbs/38_mine.pipeline.ipynb #86767edb
 def refine_languages(
-    encoded: dict[str, list[Path | UPath]],     # shards of each language, from encode_shard
-    refined: dict[str, Path | UPath],           # where each language's domains and densities belong
+    encoded: dict[str, list[Path | UPath]],  # shards of each language, from encode_shard
+    # where each language's domains and densities belong
+    refined: dict[str, Path | UPath],
     work: Path | UPath,
     params: Params,
     jobs: int,
@@ -451,93 +855,179 @@ def refine_languages(
 ) -> None:
     "Find the domains of each language, and the dispersion and density of its entries."
     left = [lang for lang in sorted(refined) if not is_complete(refined[lang])]
-    domains = {lang: work/"domains"/refined[lang].stem for lang in left}
-    run_step("domains", [Task(domains[lang], find_domains, (encoded[lang], params)) for lang in left], jobs, log)
-    pieces = {lang: [Task(work/"pieces"/f"{domains[lang].name}-{p.stem}.parquet", refine_piece, (p, params)) for p in sorted(domains[lang].glob("*.npz"))] for lang in left}
+    domains = {lang: work / "domains" / refined[lang].stem for lang in left}
+    run_step(
+        "domains",
+        [Task(domains[lang], find_domains, (encoded[lang], params)) for lang in left],
+        jobs,
+        log,
+    )
+    pieces = {
+        lang: [
+            Task(
+                work / "pieces" / f"{domains[lang].name}-{p.stem}.parquet",
+                refine_piece,
+                (p, params),
+            )
+            for p in sorted(domains[lang].glob("*.npz"))
+        ]
+        for lang in left
+    }
     run_step("refine", [t for lang in left for t in pieces[lang]], jobs, log)
-    for lang in left: run_task(Task(refined[lang], join_pieces, ([t.target for t in pieces[lang]],)))
-    for folder in ("domains", "pieces"): remove_path(work/folder)
+    for lang in left:
+        run_task(Task(refined[lang], join_pieces, ([t.target for t in pieces[lang]],)))
+    for folder in ("domains", "pieces"):
+        remove_path(work / folder)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #8f59cd62
-def dense_by_shard(refined: Path | UPath, encoded: list[Path | UPath]) -> list[np.ndarray]:
+def dense_by_shard(
+    refined: Path | UPath, encoded: list[Path | UPath]
+) -> list[np.ndarray]:
     "Cut a language's dense column where its shards end."
     dense = pq.read_table(fetch_local(refined), columns=["dense"])["dense"].to_numpy()
     sizes = [kept_mask(e).sum() for e in encoded]
     return np.split(dense, np.cumsum(sizes)[:-1]) if sizes else []
 
 # %% ../../nbs/38_mine.pipeline.ipynb #294d5d02
-PROBE_ENTRIES = 64          # of each language, read and encoded before the run
+PROBE_ENTRIES = 64  # of each language, read and encoded before the run
+
 
 def count_entries(file: Path | UPath, entries: list[dict[str, Any]]) -> int:
-    "About how many entries a file has: Parquet says it, of JSONL the first entries' length tells it."
+    """About how many entries a file has: Parquet says it, of JSONL the first entries'
+    length tells it.
+    """
     if file.suffix == ".parquet":
-        with file.open("rb") as f: return pq.read_metadata(f).num_rows
-    size = file.stat().st_size * (2.9 if file.suffix == ".gz" else 1)      # gzip of JSON with text in several scripts
-    text = sum(len(json.dumps(e, ensure_ascii=False).encode("utf-8", "replace")) for e in entries)
+        with file.open("rb") as f:
+            return pq.read_metadata(f).num_rows
+    # gzip of JSON with text in several scripts
+    size = file.stat().st_size * (2.9 if file.suffix == ".gz" else 1)
+    text = sum(
+        len(json.dumps(e, ensure_ascii=False).encode("utf-8", "replace")) for e in entries
+    )
     return round(size / text * len(entries)) if text else 0
 
 # %% ../../nbs/38_mine.pipeline.ipynb #cafa42a5
 def plan_run(
-    files: dict[str, list[Path | UPath]],   # corpus files by language
+    files: dict[str, list[Path | UPath]],  # corpus files by language
     params: Params,
     jobs: int,
-) -> dict[str, Any]:    # entries and tokens by language, characters, seconds, bytes of disk and memory: all estimates
+) -> dict[
+    str,
+    Any,
+    # entries and tokens by language, characters, seconds, bytes of disk and memory: all
+    # estimates
+]:
     "What mining these files will need, from a short probe."
-    encoder, total, tokens, characters, seconds = cached_encoder(params.encoder), {}, {}, 0., 0.
+    encoder = cached_encoder(params.encoder)
+    total = {}
+    tokens = {}
+    characters = 0.0
+    seconds = 0.0
     for lang, same in files.items():
-        with scratch_folder(): first = list(islice(read_entries(fetch_local(same[0]), lang, Counter()), PROBE_ENTRIES))
+        with scratch_folder():
+            first = list(
+                islice(read_entries(fetch_local(same[0]), lang, Counter()), PROBE_ENTRIES)
+            )
         total[lang] = sum(count_entries(f, first) for f in same)
-        if not first: continue
-        texts = [entry_text(e["title"], e["paragraphs"], params.n_paragraphs) for e in first]
-        paragraphs = [p for e in first[::2] for p in e["paragraphs"][:params.max_paragraphs]]   # of the dense half
+        if not first:
+            continue
+        texts = [
+            entry_text(e["title"], e["paragraphs"], params.n_paragraphs) for e in first
+        ]
+        # of the dense half
+        paragraphs = [
+            p for e in first[::2] for p in e["paragraphs"][: params.max_paragraphs]
+        ]
         start = time.process_time()
-        with threadpool_limits(1): encoder.encode(texts + paragraphs)
+        with threadpool_limits(1):
+            encoder.encode(texts + paragraphs)
         seconds += (time.process_time() - start) / len(first) * total[lang]
         whole_texts = [" ".join([e["title"], *e["paragraphs"]]) for e in first]
-        tokens[lang] = round(len(cached_encoder(None).tokens(whole_texts)[0]) / len(first) * total[lang])
+        tokens[lang] = round(
+            len(cached_encoder(None).tokens(whole_texts)[0]) / len(first) * total[lang]
+        )
         characters += sum(map(len, whole_texts)) / len(first) * total[lang]
-    n, process = sum(total.values()), peak_memory()
-    workers, at_the_end = (jobs + 1) * process + jobs * min(TASK_BYTES, 10 * characters), process + n * ENTRY_BYTES    # not at the same time
-    return {"entries": total, "tokens": tokens, "characters": round(characters), "seconds": round((seconds + n * 2e-4) / jobs),
-            "disk_bytes": round(2 * characters + n * (3 * 2 * encoder.dim + 300)),
-            "memory_bytes": round(max(workers, at_the_end))}
+    n = sum(total.values())
+    process = peak_memory()
+    # not at the same time
+    workers = (jobs + 1) * process + jobs * min(TASK_BYTES, 10 * characters)
+    at_the_end = process + n * ENTRY_BYTES
+    return {
+        "entries": total,
+        "tokens": tokens,
+        "characters": round(characters),
+        "seconds": round((seconds + n * 2e-4) / jobs),
+        "disk_bytes": round(2 * characters + n * (3 * 2 * encoder.dim + 300)),
+        "memory_bytes": round(max(workers, at_the_end)),
+    }
 
 # %% ../../nbs/38_mine.pipeline.ipynb #3475b9a4
-TASK_BYTES = 300 << 20      # a task's own memory: a sorted run of text, a sample of vectors for the centres
-ENTRY_BYTES = 200           # what is known of an entry, in the process that puts everything together
+# a task's own memory: a sorted run of text, a sample of vectors for the centres
+TASK_BYTES = 300 << 20
+# what is known of an entry, in the process that puts everything together
+ENTRY_BYTES = 200
+
 
 def check_plan(needs: dict[str, Any], out: Path | UPath) -> None:
     "A RunError when the disk or the memory cannot hold the run."
     if isinstance(out, Path):
-        free = shutil.disk_usage(out).free + sum(f.stat().st_size for f in out.rglob("*") if f.is_file())    # what is done needs no new space
+        # what is done needs no new space
+        free = shutil.disk_usage(out).free + sum(
+            f.stat().st_size for f in out.rglob("*") if f.is_file()
+        )
         if needs["disk_bytes"] > free:
-            raise RunError(f"the run needs about {needs['disk_bytes'] / 1e9:,.1f} GB of disk, and {out} has {free / 1e9:,.1f} GB; name a folder on another disk with --out")
+            raise RunError(
+                f"the run needs about {needs['disk_bytes'] / 1e9:,.1f} GB of disk, and"
+                f" {out} has {free / 1e9:,.1f} GB; name a folder on another disk with"
+                " --out"
+            )
     if needs["memory_bytes"] > (free := psutil.virtual_memory().available):
-        raise RunError(f"the run needs about {needs['memory_bytes'] / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; close other programs or take fewer --jobs")
+        raise RunError(
+            f"the run needs about {needs['memory_bytes'] / 1e9:,.1f} GB of memory, and"
+            f" {free / 1e9:,.1f} GB are free; close other programs or take fewer --jobs"
+        )
 
 # %% ../../nbs/38_mine.pipeline.ipynb #1e00658d
 def mine_corpus(
-    corpus: str | Path | UPath,         # a corpus folder
-    out: str | Path | UPath,            # the run folder, made or gone on in
-    params: Params | None = None,       # the default preset when left out
-    jobs: int | None = None,            # processes; all there are when left out
-    clean: bool = False,                # remove work/ at the end
-    quiet: bool = True,                 # no progress
-    backend: str = "loky",              # who runs the tasks: loky, ray or dask
-    address: str | None = None,         # of a Ray or Dask cluster
-    work: str | Path | UPath | None = None,     # a run folder whose work is shared; out itself when left out
-) -> pd.DataFrame:                      # the culture points
+    corpus: str | Path | UPath,  # a corpus folder
+    out: str | Path | UPath,  # the run folder, made or gone on in
+    params: Params | None = None,  # the default preset when left out
+    jobs: int | None = None,  # processes; all there are when left out
+    clean: bool = False,  # remove work/ at the end
+    quiet: bool = True,  # no progress
+    backend: str = "loky",  # who runs the tasks: loky, ray or dask
+    address: str | None = None,  # of a Ray or Dask cluster
+    # a run folder whose work is shared; out itself when left out
+    work: str | Path | UPath | None = None,
+) -> pd.DataFrame:  # the culture points
     """C-Mining, Algorithm 1: a corpus folder becomes a run folder.
 
-    Raises CorpusError when there is no corpus, RunError for a run folder that cannot be used or needs more than there is."""
-    out, params, log, start = as_path(out), params or Params(), RunLog(quiet), time.perf_counter()
+    Raises CorpusError when there is no corpus, RunError for a run folder that cannot be
+    used or needs more than there is.
+    """
+    out = as_path(out)
+    params = params or Params()
+    log = RunLog(quiet)
+    start = time.perf_counter()
     files = corpus_files(as_path(corpus))
-    place, shared = open_run(out), open_run(as_path(work)) if work else None
+    place = open_run(out)
+    shared = open_run(as_path(work)) if work else None
     try:
         with scratch_folder(), log.watching():
-            points = mine_files(corpus, files, out, shared or place, params, (backend, jobs, address), log, start)
-    except OSError as e: raise disk_full_error(e, out/"work") from e
-    if clean: remove_path(place)
+            points = mine_files(
+                corpus,
+                files,
+                out,
+                shared or place,
+                params,
+                (backend, jobs, address),
+                log,
+                start,
+            )
+    except OSError as e:
+        raise disk_full_error(e, out / "work") from e
+    if clean:
+        remove_path(place)
     return points
 
 # %% ../../nbs/38_mine.pipeline.ipynb #7a5c0f0e
@@ -549,21 +1039,50 @@ def tasks_of(
     params: Params,
     jobs: int,
     log: RunLog,
-) -> tuple[dict[str, Any], dict[Path | UPath, str], list[Language], pd.DataFrame, Path | UPath, Path | UPath, Path | UPath, list[np.ndarray]]:
-    "The steps up to the groups: the plan, the files' digests, the languages, all entries after Stage 1, all kept vectors, the centres of their cells, the candidates' vectors, their groups."
+) -> tuple[
+    dict[str, Any],
+    dict[Path | UPath, str],
+    list[Language],
+    pd.DataFrame,
+    Path | UPath,
+    Path | UPath,
+    Path | UPath,
+    list[np.ndarray],
+]:
+    """The steps up to the groups: the plan, the files' digests, the languages, all
+    entries after Stage 1, all kept vectors, the centres of their cells, the
+    candidates' vectors, their groups.
+    """
     needs = plan_run(files, params, jobs)
-    log.say(f"{corpus}: about {sum(needs['entries'].values()):,} entries in {len(files)} languages ({', '.join(sorted(files))}). Encoder: {cached_encoder(params.encoder).name}.\n"
-            f"The run needs about {needs['disk_bytes'] / 1e6:,.0f} MB of disk, {needs['memory_bytes'] / 1e6:,.0f} MB of memory and {format_duration(needs['seconds'])} in {jobs} process{'es' if jobs > 1 else ''}.")
+    log.say(
+        f"{corpus}: about {sum(needs['entries'].values()):,} entries in {len(files)}"
+        f" languages ({', '.join(sorted(files))}). Encoder:"
+        f" {cached_encoder(params.encoder).name}.\nThe run needs about"
+        f" {needs['disk_bytes'] / 1e6:,.0f} MB of disk,"
+        f" {needs['memory_bytes'] / 1e6:,.0f} MB of memory and"
+        f" {format_duration(needs['seconds'])} in {jobs}"
+        f" process{'es' if jobs > 1 else ''}."
+    )
     check_plan(needs, out)
     digests = {f: file_digest(f) for same in files.values() for f in same}
     languages = run_stage_one(files, digests, work, params, jobs, log)
 
-    entries = pd.concat([collect_stage_one(w, sorted(files), params) for w in languages], ignore_index=True)
-    kept = work/"kept"/f"{digest([e.relative_to(work).as_posix() for w in languages for e in w.encoded])}.npy"
-    if not is_complete(kept): run_task(Task(kept, stack_kept, (languages,)))
-    centers = work/"cells"/kept.name
+    entries = pd.concat(
+        [collect_stage_one(w, sorted(files), params) for w in languages],
+        ignore_index=True,
+    )
+    kept = (
+        work
+        / "kept"
+        / f"{digest([e.relative_to(work).as_posix() for w in languages for e in w.encoded])}.npy"
+    )
+    if not is_complete(kept):
+        run_task(Task(kept, stack_kept, (languages,)))
+    centers = work / "cells" / kept.name
     cells = [Task(centers, fit_cells, (kept,))] if params.counterparts == "drop" else []
-    vectors, repeats = group_repeatedly(languages, entries, work, params, jobs, log, cells)
+    vectors, repeats = group_repeatedly(
+        languages, entries, work, params, jobs, log, cells
+    )
     return needs, digests, languages, entries, kept, centers, vectors, repeats
 
 # %% ../../nbs/38_mine.pipeline.ipynb #5bcd4ddd
@@ -573,85 +1092,209 @@ def mine_files(
     out: Path | UPath,
     work: Path | UPath,
     params: Params,
-    by: tuple[str, int | None, str | None],     # backend, jobs, address
+    by: tuple[str, int | None, str | None],  # backend, jobs, address
     log: RunLog,
     start: float,
 ) -> pd.DataFrame:
     "The steps of mine, once it is clear what, where and by whom."
     with start_engine(*by, partial(warm_up, params.encoder)) as jobs:
-        needs, digests, languages, entries, kept, centers, vectors, repeats = tasks_of(corpus, files, out, work, params, jobs, log)
+        needs, digests, languages, entries, kept, centers, vectors, repeats = tasks_of(
+            corpus, files, out, work, params, jobs, log
+        )
         begin = time.perf_counter() - log.seconds()
         with threadpool_limits(1):
-            test = parallel_counterpart_tester(kept, centers, languages, entries, jobs, log)
-            entries, groups, points = select_points(entries, np.load(fetch_local(vectors), mmap_mode="r"), repeats, params, test)
-    write_entries(out/"entries.parquet", languages, entries)
-    write_table(out/"groups.parquet", groups, TABLES["groups"] | {c: "int32" for c in groups if c.startswith("n_")})
-    write_points(out/"culture_points.parquet", languages, entries, points)
+            test = parallel_counterpart_tester(
+                kept, centers, languages, entries, jobs, log
+            )
+            entries, groups, points = select_points(
+                entries,
+                np.load(fetch_local(vectors), mmap_mode="r"),
+                repeats,
+                params,
+                test,
+            )
+    write_entries(out / "entries.parquet", languages, entries)
+    write_table(
+        out / "groups.parquet",
+        groups,
+        TABLES["groups"] | {c: "int32" for c in groups if c.startswith("n_")},
+    )
+    write_points(out / "culture_points.parquet", languages, entries, points)
     control = control_run(languages, vectors, params)
     log.finish("discover", 1, 0, time.perf_counter() - begin - log.seconds())
-    if control["warning"]: log.say(f"Careful: {control['warning']}")
-    write_json(out/"run.json", make_record(corpus, files, digests, languages, out, work, needs, vectors, kept, control, params, jobs, log, time.perf_counter() - start))
+    if control["warning"]:
+        log.say(f"Careful: {control['warning']}")
+    write_json(
+        out / "run.json",
+        make_record(
+            corpus,
+            files,
+            digests,
+            languages,
+            out,
+            work,
+            needs,
+            vectors,
+            kept,
+            control,
+            params,
+            jobs,
+            log,
+            time.perf_counter() - start,
+        ),
+    )
     return read_run(out, "culture_points")
 
 # %% ../../nbs/38_mine.pipeline.ipynb #8d97e7b7
 def control_run(
     languages: list[Language],
-    vectors: Path | UPath,      # of the candidates
+    vectors: Path | UPath,  # of the candidates
     params: Params,
-) -> dict[str, Any]:            # from encoder_control
+) -> dict[str, Any]:  # from encoder_control
     "The encoder control of a run."
-    offsets = {} if params.projection == "none" else {w.lang: np.load(fetch_local(vectors.parent.parent/"offsets"/f"{w.lang}-{vectors.name}")) for w in languages}
-    return encoder_control(cached_encoder(params.encoder), [w.lang for w in languages], lambda x, lang: project(x, lang, params.projection, offsets),
-                           tau=params.tau, theta=params.theta, seed=params.seed)
+    offsets = (
+        {}
+        if params.projection == "none"
+        else {
+            w.lang: np.load(
+                fetch_local(
+                    vectors.parent.parent / "offsets" / f"{w.lang}-{vectors.name}"
+                )
+            )
+            for w in languages
+        }
+    )
+    return encoder_control(
+        cached_encoder(params.encoder),
+        [w.lang for w in languages],
+        lambda x, lang: project(x, lang, params.projection, offsets),
+        tau=params.tau,
+        theta=params.theta,
+        seed=params.seed,
+    )
 
 # %% ../../nbs/38_mine.pipeline.ipynb #23cc8746
 def format_duration(seconds: float) -> str:
     "A duration for people."
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else (
+            f"{seconds / 60:.0f} minutes"
+            if seconds < 5400
+            else f"{seconds / 3600:.1f} hours"
+        )
+    )
 
 # %% ../../nbs/38_mine.pipeline.ipynb #ce4e83c5
 def make_record(
     corpus: str | Path | UPath,
-    files: dict[str, list[Path | UPath]],   # corpus files by language
-    digests: dict[Path | UPath, str],       # content of each file
+    files: dict[str, list[Path | UPath]],  # corpus files by language
+    digests: dict[Path | UPath, str],  # content of each file
     languages: list[Language],
-    out: Path | UPath,                      # where entries.parquet is
+    out: Path | UPath,  # where entries.parquet is
     work: Path | UPath,
-    needs: dict[str, Any],                  # from plan
-    vectors: Path | UPath,                  # of the candidates
-    kept: Path | UPath,                     # from keep_vectors
-    control: dict[str, Any],                # from control_of
+    needs: dict[str, Any],  # from plan
+    vectors: Path | UPath,  # of the candidates
+    kept: Path | UPath,  # from keep_vectors
+    control: dict[str, Any],  # from control_of
     params: Params,
     jobs: int,
     log: RunLog,
-    seconds: float,                         # all in all
+    seconds: float,  # all in all
 ) -> dict[str, Any]:
-    "What run.json says: enough to know what was done, with what, and to find the work again."
+    """What run.json says: enough to know what was done, with what, and to find the work
+    again.
+    """
     encoder = cached_encoder(params.encoder)
-    packages = ("numpy", "pandas", "pyarrow", "scikit-learn", "hdbscan", "spacy", "tokenizers")
-    stopped = pq.read_table(fetch_local(out/"entries.parquet"), columns=["lang", "stage", "reason"]).group_by(["lang", "stage", "reason"]).aggregate([([], "count_all")]).to_pandas()
+    packages = (
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "scikit-learn",
+        "hdbscan",
+        "spacy",
+        "tokenizers",
+    )
+    stopped = (
+        pq.read_table(
+            fetch_local(out / "entries.parquet"), columns=["lang", "stage", "reason"]
+        )
+        .group_by(["lang", "stage", "reason"])
+        .aggregate([([], "count_all")])
+        .to_pandas()
+    )
+
     def count(rows: pd.DataFrame, by: str) -> dict[str, dict[str, int]]:
-        return {w.lang: {k: int(v) for k, v in rows[rows["lang"] == w.lang].groupby(by)["count_all"].sum().items()} for w in languages}
+        return {
+            w.lang: {
+                k: int(v)
+                for k, v in (
+                    rows[rows["lang"] == w.lang].groupby(by)["count_all"].sum().items()
+                )
+            }
+            for w in languages
+        }
+
     counts = count(stopped, "stage")
     return {
         "params": asdict(params),
-        "encoder": {"name": encoder.name, "dim": encoder.dim, "fingerprint": encoder.fingerprint},
-        "corpus": {"path": str(corpus), "files": [{"lang": lang, "name": f.name, "bytes": f.stat().st_size, "blake2b": digests[f]} for lang in sorted(files) for f in files[lang]]},
+        "encoder": {
+            "name": encoder.name,
+            "dim": encoder.dim,
+            "fingerprint": encoder.fingerprint,
+        },
+        "corpus": {
+            "path": str(corpus),
+            "files": [
+                {
+                    "lang": lang,
+                    "name": f.name,
+                    "bytes": f.stat().st_size,
+                    "blake2b": digests[f],
+                }
+                for lang in sorted(files)
+                for f in files[lang]
+            ],
+        },
         "counts": counts,
         "pruned": count(stopped[stopped["stage"] == "pruned"], "reason"),
-        "skipped": dict(sum((Counter(json.loads((w.shards[0].parent/"counts.json").read_text())) for w in languages if w.shards), Counter())),
+        "skipped": dict(
+            sum(
+                (
+                    Counter(json.loads((w.shards[0].parent / "counts.json").read_text()))
+                    for w in languages
+                    if w.shards
+                ),
+                Counter(),
+            )
+        ),
         "culture_points": sum(c.get("culture_point", 0) for c in counts.values()),
         "control": control,
         "plan": needs,
-        "tokens": needs["tokens"],                      # of the bundled encoder, estimated from the first entries
+        # of the bundled encoder, estimated from the first entries
+        "tokens": needs["tokens"],
         "steps": log.steps,
         "seconds": round(seconds, 2),
-        "peak_memory_bytes": log.peak(jobs),            # of all processes together, looked at every second
+        # of all processes together, looked at every second
+        "peak_memory_bytes": log.peak(jobs),
         "jobs": jobs,
-        "versions": {"cmining": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
-        "work": os.path.relpath(work, out) if isinstance(work, Path) and isinstance(out, Path) else str(work),
-        "entries": {w.lang: [s.relative_to(work).as_posix() for s in w.shards] for w in languages},
+        "versions": {
+            "cmining": __version__,
+            "python": platform.python_version(),
+            **{p: version(p) for p in packages},
+        },
+        "work": (
+            os.path.relpath(work, out)
+            if isinstance(work, Path) and isinstance(out, Path)
+            else str(work)
+        ),
+        "entries": {
+            w.lang: [s.relative_to(work).as_posix() for s in w.shards] for w in languages
+        },
         "candidates": vectors.relative_to(work).as_posix(),
         "kept": kept.relative_to(work).as_posix(),
-        "vectors": {w.lang: [e.relative_to(work).as_posix() for e in w.encoded] for w in languages},
+        "vectors": {
+            w.lang: [e.relative_to(work).as_posix() for e in w.encoded] for w in languages
+        },
     }

@@ -4,13 +4,15 @@
 
 # %% ../../nbs/30_mine.prune.ipynb #0324e49c
 from __future__ import annotations
+
 import re
-from ..core.scripts import HAN, KANA
-from ..ingest.articles import list_title
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..core.scripts import HAN, KANA
+from ..ingest.articles import list_title
 
 # %% auto #0
 __all__ = ['PATTERNS', 'WORDS', 'RULES', 'Test', 'NER_LABELS', 'tokens', 'rule_patterns', 'functional_ruler', 'prune_reasons',
@@ -20,12 +22,17 @@ __all__ = ['PATTERNS', 'WORDS', 'RULES', 'Test', 'NER_LABELS', 'tokens', 'rule_p
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc
-else: Language = Any    # spaCy takes a second to import, and is needed only where titles are looked at
+else:
+    # spaCy takes a second to import, and is needed only where titles are looked at
+    Language = Any
 
 # %% ../../nbs/30_mine.prune.ipynb #29505641
 _LETTER = rf"[^\W\d_{KANA}{HAN}]"
-_TOKEN = re.compile(rf"[0-9]+(?:[.,][0-9]+)*(?:{_LETTER}|[0-9])*|{_LETTER}(?:{_LETTER}|[0-9])*"
-                    r"|[〇零一二三四五六七八九十百千万萬億亿兆]+|[\u30a0-\u30ff]+|[\u3041-\u309f]+|\S")
+_TOKEN = re.compile(
+    rf"[0-9]+(?:[.,][0-9]+)*(?:{_LETTER}|[0-9])*|{_LETTER}(?:{_LETTER}|[0-9])*"
+    r"|[〇零一二三四五六七八九十百千万萬億亿兆]+|[\u30a0-\u30ff]+|[\u3041-\u309f]+|\S"
+)
+
 
 def tokens(title: str) -> list[str]:
     "The tokens of a title, without its white space; the same in every language."
@@ -41,137 +48,273 @@ _ZIG = "zwanzig|dreißig|vierzig|fünfzig|sechzig|siebzig|achtzig|neunzig"
 _HUNDREDS = f"(?:{_EINS}?tausend)?(?:{_EINS}?hundert)?"
 _KANJI_30 = "[一二三四五六七八九]|[一二]?十[一二三四五六七八九]?|三十一?"
 PATTERNS: dict[str, str] = {
-    "D": "0?[1-9]|[12][0-9]|3[01]", "M": "0?[1-9]|1[0-2]", "Y": "[1-9][0-9]{0,3}",  # day, month, year
-    "YYYY": _YEAR, "YY": f"[0-9]{{2}}|{_YEAR}",
-                                       # a year of this millennium or the last; 1914–18
-    "DECADE": _DECADE, "DECADES": f"(?:{_DECADE})s", "DECADER": f"(?:{_DECADE})er",  # 1990, 1990s, 1990er
-    "C": _CENTURY, "CTH": f"(?:{_CENTURY})(?:st|nd|rd|th)", "CE": f"(?:{_CENTURY})(?:er|e|è|ème|ᵉ)", "ROMAN": _ROMAN,
+    # day, month, year
+    "D": "0?[1-9]|[12][0-9]|3[01]",
+    "M": "0?[1-9]|1[0-2]",
+    "Y": "[1-9][0-9]{0,3}",
+    "YYYY": _YEAR,
+    "YY": f"[0-9]{{2}}|{_YEAR}",
+    # a year of this millennium or the last; 1914–18
+    # 1990, 1990s, 1990er
+    "DECADE": _DECADE,
+    "DECADES": f"(?:{_DECADE})s",
+    "DECADER": f"(?:{_DECADE})er",
+    "C": _CENTURY,
+    "CTH": f"(?:{_CENTURY})(?:st|nd|rd|th)",
+    "CE": f"(?:{_CENTURY})(?:er|e|è|ème|ᵉ)",
+    "ROMAN": _ROMAN,
     "ROMANTH": f"(?:{_ROMAN})(?:er|e|è|ème|ᵉ)",
-    "NTH": "[1-9][0-9]*(?:st|nd|rd|th)", "NE": "1(?:er|re|ère)|(?:[2-9]|[1-9][0-9]+)(?:e|è|ème)|2nde?",
-    "NO": "[1-9][0-9]*[ªº]|[13]er", "DTH": "(?:[12]?1st|2?2nd|2?3rd|(?:[4-9]|1[0-9]|2[04-9]|30)th|31st)",
+    "NTH": "[1-9][0-9]*(?:st|nd|rd|th)",
+    "NE": "1(?:er|re|ère)|(?:[2-9]|[1-9][0-9]+)(?:e|è|ème)|2nde?",
+    "NO": "[1-9][0-9]*[ªº]|[13]er",
+    "DTH": "(?:[12]?1st|2?2nd|2?3rd|(?:[4-9]|1[0-9]|2[04-9]|30)th|31st)",
     "DMY": "(?:0?[1-9]|[12][0-9]|3[01])[.](?:0?[1-9]|1[0-2])[.][0-9]{4}",
-    "HH": "[01]?[0-9]|2[0-4]", "MM": "[0-5][0-9]", "HHMM": "(?:[01]?[0-9]|2[0-4])[.][0-5][0-9]",
+    "HH": "[01]?[0-9]|2[0-4]",
+    "MM": "[0-5][0-9]",
+    "HHMM": "(?:[01]?[0-9]|2[0-4])[.][0-5][0-9]",
     "HHH": "(?:[01]?[0-9]|2[0-4])h(?:[0-5][0-9])?",
-    "INT": f"(?!(?:{_YEAR})$)(?:0|[1-9][0-9]*)|[1-9][0-9]{{0,2}}(?:[.,][0-9]{{3}})+",  # 007 is no number, but an agent
+    # 007 is no number, but an agent
+    "INT": f"(?!(?:{_YEAR})$)(?:0|[1-9][0-9]*)|[1-9][0-9]{{0,2}}(?:[.,][0-9]{{3}})+",
     "DEC": "(?:0|[1-9][0-9]*)[.,][0-9]{1,2}|[0-9][.,][0-9]{4,}",
     "N": "(?:0|[1-9][0-9]*)(?:[.,][0-9]{3})*(?:[.,][0-9]+)?",
-    "KD": _KANJI_30, "KM": "[一二三四五六七八九]|十[一二]?", "KY": "[一二三四五六七八九][〇零一二三四五六七八九]{3}",
+    "KD": _KANJI_30,
+    "KM": "[一二三四五六七八九]|十[一二]?",
+    "KY": "[一二三四五六七八九][〇零一二三四五六七八九]{3}",
     "KC": _KANJI_30,
     "K1": "[〇零一二三四五六七八九十百千万萬億亿兆]",
-     # one numeral alone: longer ones are seldom mere numbers (七五三, 六四, 八百万)
-    "NUND": f"(?i:(?!(?:sechs|neun)undsechzig$)(?=.*(?:hundert.|tausend.|und)){_HUNDREDS}(?:{_EINS}und(?:{_ZIG})|{_ZIG}|eins|"
-            f"{_EINS}|zehn|elf|zwölf)?)",  # 66 is a card game
-    "NTER": "(?i:(?:dritt|viert|fünft|sechst|siebt|neunt|elft|zwölft|(?:drei|vier|fünf|sech|sieb|acht|neun)zehnt|"
-            "(?:zwanzig|dreißig|vierzig|fünfzig|sechzig|siebzig|achtzig|neunzig|hundert)st)e[rs]?)",
-             # not Achter, a boat, nor Zehnter, a tithe
+    # one numeral alone: longer ones are seldom mere numbers (七五三, 六四, 八百万)
+    "NUND": (  # 66 is a card game
+        f"(?i:(?!(?:sechs|neun)undsechzig$)(?=.*(?:hundert.|tausend.|und)){_HUNDREDS}(?:{_EINS}und(?:{_ZIG})|{_ZIG}|eins|"
+        f"{_EINS}|zehn|elf|zwölf)?)"
+    ),
+    "NTER": (
+        "(?i:(?:dritt|viert|fünft|sechst|siebt|neunt|elft|zwölft|(?:drei|vier|fünf|sech|sieb|acht|neun)zehnt|"
+        "(?:zwanzig|dreißig|vierzig|fünfzig|sechzig|siebzig|achtzig|neunzig|hundert)st)e[rs]?)"
+    ),
+    # not Achter, a boat, nor Zehnter, a tithe
     "KN": "[零一二三四五六七八九十百點点]+",
-    "G": "[1-9][0-9]{0,2}", "GGG": "[0-9]{3}",  # 10 000
-    "NSYM": "(?:0|[1-9][0-9]*)(?:[.,][0-9]+)?(?:km|cm|mm|kg|mg|ha|Hz|kHz|MHz|GHz|kW|MW|kWh|hPa|dB|MB|GB|TB)",
-    "NUM": "[0-9]{1,6}(?:[.,][0-9]+)*[A-Za-z]{0,2}", "NUM3": "[0-9]{3,6}", "NAMENUM": "(?:ISO|DIN|RFC|GB)[0-9]{3,6}",
+    "G": "[1-9][0-9]{0,2}",
+    "GGG": "[0-9]{3}",  # 10 000
+    "NSYM": (
+        "(?:0|[1-9][0-9]*)(?:[.,][0-9]+)?(?:km|cm|mm|kg|mg|ha|Hz|kHz|MHz|GHz|kW|MW|kWh|hPa|dB|MB|GB|TB)"
+    ),
+    "NUM": "[0-9]{1,6}(?:[.,][0-9]+)*[A-Za-z]{0,2}",
+    "NUM3": "[0-9]{3,6}",
+    "NAMENUM": "(?:ISO|DIN|RFC|GB)[0-9]{3,6}",
     "SUFFIX": "[A-Za-z]{1,2}",
-    "DASH": "[-–—~〜～/]", "SIGN": "[-−+±]", "FRACTION": "[½⅓⅔¼¾⅕⅙⅛⅜⅝⅞]", "CUR": "[$€£¥￥₤₩₹]", "LP": "[(（]", "RP": "[)）]",
+    "DASH": "[-–—~〜～/]",
+    "SIGN": "[-−+±]",
+    "FRACTION": "[½⅓⅔¼¾⅕⅙⅛⅜⅝⅞]",
+    "CUR": "[$€£¥￥₤₩₹]",
+    "LP": "[(（]",
+    "RP": "[)）]",
     "AP": "['’]",
 }
 
 # %% ../../nbs/30_mine.prune.ipynb #df5cbef8
-def _words(text: str) -> list[str]: return [w.replace("_", " ") for w in text.split()]
+def _words(text: str) -> list[str]:
+    return [w.replace("_", " ") for w in text.split()]
 
 # %% ../../nbs/30_mine.prune.ipynb #7bc7e538
 WORDS: dict[str, dict[str, list[str]]] = {
-    "": {"SYM": _words("km m cm mm nm µm kg g mg t l ml ha Hz kHz MHz GHz kW MW kWh kJ hPa dB kB MB GB TB km/h m/s km² m² cm³ "
-                       "m³ °C °F"),
-         "STD": _words("ISO IEC ISO/IEC ISO/IEC/IEEE ISO/CEI CEI IEEE ANSI RFC DIN DIN_EN DIN_ISO DIN_EN_ISO EN_ISO ASTM ECMA "
-                       "ÖNORM GOST ГОСТ"), "STD3": _words("EN BS NF GB GB/T JIS UIC ETSI SAE")},
+    "": {
+        "SYM": _words(
+            "km m cm mm nm µm kg g mg t l ml ha Hz kHz MHz GHz kW MW kWh kJ hPa dB kB MB"
+            " GB TB km/h m/s km² m² cm³ m³ °C °F"
+        ),
+        "STD": _words(
+            "ISO IEC ISO/IEC ISO/IEC/IEEE ISO/CEI CEI IEEE ANSI RFC DIN DIN_EN DIN_ISO"
+            " DIN_EN_ISO EN_ISO ASTM ECMA ÖNORM GOST ГОСТ"
+        ),
+        "STD3": _words("EN BS NF GB GB/T JIS UIC ETSI SAE"),
+    },
     "en": {
-        "MONTH": _words("January February March April May June July August September October November December"),
+        "MONTH": _words(
+            "January February March April May June July August September October November"
+            " December"
+        ),
         "MON": _words("Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec"),
         "DAY": _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
-        "NUMBER": _words("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-                         "seventeen eighteen nineteen "
-                         "twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion "
-                         "one_hundred one_thousand one_million"),
+        "NUMBER": _words(
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen"
+            " fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty"
+            " fifty sixty seventy eighty ninety hundred thousand million billion trillion"
+            " one_hundred one_thousand one_million"
+        ),
         "TENS": _words("twenty thirty forty fifty sixty seventy eighty ninety"),
         "ONES": _words("one two three four five six seven eight nine"),
-        "ORDINAL": _words("third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-                          "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth "
-                          "seventieth eightieth ninetieth hundredth thousandth"), "ERA": _words("BC AD BCE CE"),
-        "TIMEUNIT": _words("second seconds minute minutes hour hours day days week weeks month months year years decade decades "
-                           "century centuries millennium millennia"),
-        "UNIT": _words("metre kilometre kilometer centimetre centimeter millimetre millimeter micrometre micrometer nanometre "
-                       "nanometer gram kilogram milligram litre liter hectare kelvin ampere volt watt joule hertz square_metre "
-                       "cubic_metre square_kilometre"),
-        "MEASURE": _words("metres meters kilometres kilometers centimetres millimetres grams kilograms tonne tonnes litres "
-                          "liters hectares mile miles inch inches foot feet yard yards acre acres pound pounds volts watts"),
-        "MONEY": _words("euro euros dollar dollars cent cents pence yen pounds yuan"), "PERCENT": _words("percent per_cent"),
+        "ORDINAL": _words(
+            "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+            " thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth"
+            " twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth"
+            " ninetieth hundredth thousandth"
+        ),
+        "ERA": _words("BC AD BCE CE"),
+        "TIMEUNIT": _words(
+            "second seconds minute minutes hour hours day days week weeks month months"
+            " year years decade decades century centuries millennium millennia"
+        ),
+        "UNIT": _words(
+            "metre kilometre kilometer centimetre centimeter millimetre millimeter"
+            " micrometre micrometer nanometre nanometer gram kilogram milligram litre"
+            " liter hectare kelvin ampere volt watt joule hertz square_metre cubic_metre"
+            " square_kilometre"
+        ),
+        "MEASURE": _words(
+            "metres meters kilometres kilometers centimetres millimetres grams kilograms"
+            " tonne tonnes litres liters hectares mile miles inch inches foot feet yard"
+            " yards acre acres pound pounds volts watts"
+        ),
+        "MONEY": _words("euro euros dollar dollars cent cents pence yen pounds yuan"),
+        "PERCENT": _words("percent per_cent"),
         "MILLION": _words("million billion trillion"),
-        "KIND": _words("number numeral integer year unit month day date time century decade")},
+        "KIND": _words(
+            "number numeral integer year unit month day date time century decade"
+        ),
+    },
     "de": {
-        "MONTH": _words("Januar Jänner Februar März April Mai Juni Juli August September Oktober November Dezember"),
-        "DAY": _words("Montag Dienstag Mittwoch Donnerstag Freitag Samstag Sonnabend Sonntag"),
-        "NUMBER": _words("null eins zwei drei vier fünf sechs sieben acht neun zehn zwölf dreizehn vierzehn fünfzehn sechzehn "
-                         "siebzehn achtzehn neunzehn zwanzig dreißig vierzig "
-                         "fünfzig sechzig siebzig achtzig neunzig hundert tausend Million Milliarde Billion Billiarde "
-                         "Trillion"),
+        "MONTH": _words(
+            "Januar Jänner Februar März April Mai Juni Juli August September Oktober"
+            " November Dezember"
+        ),
+        "DAY": _words(
+            "Montag Dienstag Mittwoch Donnerstag Freitag Samstag Sonnabend Sonntag"
+        ),
+        "NUMBER": _words(
+            "null eins zwei drei vier fünf sechs sieben acht neun zehn zwölf dreizehn"
+            " vierzehn fünfzehn sechzehn siebzehn achtzehn neunzehn zwanzig dreißig"
+            " vierzig fünfzig sechzig siebzig achtzig neunzig hundert tausend Million"
+            " Milliarde Billion Billiarde Trillion"
+        ),
         "ERA": _words("v._Chr. n._Chr. v._u._Z."),
-        "TIMEUNIT": _words("Sekunde Sekunden Minute Minuten Stunde Stunden Tag Tage Woche Wochen Monat Monate Jahr Jahre "
-                           "Jahrzehnt Jahrzehnte Jahrhundert Jahrhunderte Jahrtausend Jahrtausende"),
-        "UNIT": _words("Meter Kilometer Zentimeter Millimeter Mikrometer Nanometer Gramm Kilogramm Milligramm Liter Milliliter "
-                       "Hektar Festmeter Raummeter Lichtjahr Quadratmeter Quadratkilometer Kubikmeter Kelvin Ampere Volt Watt Joule Hertz"),
-        "MEASURE": _words("Tonne Tonnen Meile Meilen Zoll Pfund"), "MILLION": _words("Million Millionen Milliarde Milliarden"),
-        "MONEY": _words("Euro Dollar Yen Pfund Franken Yuan"), "PERCENT": _words("Prozent"),
-        "KIND": _words("Zahl Ziffer Jahr Einheit Maßeinheit Monat Tag Datum Uhrzeit Jahrhundert")},
+        "TIMEUNIT": _words(
+            "Sekunde Sekunden Minute Minuten Stunde Stunden Tag Tage Woche Wochen Monat"
+            " Monate Jahr Jahre Jahrzehnt Jahrzehnte Jahrhundert Jahrhunderte Jahrtausend"
+            " Jahrtausende"
+        ),
+        "UNIT": _words(
+            "Meter Kilometer Zentimeter Millimeter Mikrometer Nanometer Gramm Kilogramm"
+            " Milligramm Liter Milliliter Hektar Festmeter Raummeter Lichtjahr"
+            " Quadratmeter Quadratkilometer Kubikmeter Kelvin Ampere Volt Watt Joule"
+            " Hertz"
+        ),
+        "MEASURE": _words("Tonne Tonnen Meile Meilen Zoll Pfund"),
+        "MILLION": _words("Million Millionen Milliarde Milliarden"),
+        "MONEY": _words("Euro Dollar Yen Pfund Franken Yuan"),
+        "PERCENT": _words("Prozent"),
+        "KIND": _words(
+            "Zahl Ziffer Jahr Einheit Maßeinheit Monat Tag Datum Uhrzeit Jahrhundert"
+        ),
+    },
     "fr": {
-        "MONTH": _words("janvier février avril mai juin juillet août septembre octobre novembre décembre"),
+        "MONTH": _words(
+            "janvier février avril mai juin juillet août septembre octobre novembre"
+            " décembre"
+        ),
         "DAY": _words("lundi mardi mercredi jeudi vendredi samedi dimanche"),
-        "NUMBER": _words("zéro deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize dix-sept "
-                         "dix-huit dix-neuf vingt trente quarante cinquante soixante cent mille million milliard billion "
-                         "trillion"),
+        "NUMBER": _words(
+            "zéro deux trois quatre cinq six sept huit neuf dix onze douze treize"
+            " quatorze quinze seize dix-sept dix-huit dix-neuf vingt trente quarante"
+            " cinquante soixante cent mille million milliard billion trillion"
+        ),
         "ERA": _words("av._J.-C. apr._J.-C."),
-        "TIMEUNIT": _words("seconde secondes minute minutes heure heures jour jours semaine semaines mois année années an ans "
-                           "décennie décennies siècle siècles millénaire millénaires"),
-        "UNIT": _words("mètre kilomètre centimètre millimètre micromètre nanomètre gramme kilogramme milligramme litre hectolitre hectare "
-                       "kelvin ampère volt watt joule hertz mètre_carré mètre_cube kilomètre_carré"),
-        "MEASURE": _words("mètres kilomètres centimètres millimètres grammes kilogrammes tonne tonnes litres hectares"),
+        "TIMEUNIT": _words(
+            "seconde secondes minute minutes heure heures jour jours semaine semaines"
+            " mois année années an ans décennie décennies siècle siècles millénaire"
+            " millénaires"
+        ),
+        "UNIT": _words(
+            "mètre kilomètre centimètre millimètre micromètre nanomètre gramme kilogramme"
+            " milligramme litre hectolitre hectare kelvin ampère volt watt joule hertz"
+            " mètre_carré mètre_cube kilomètre_carré"
+        ),
+        "MEASURE": _words(
+            "mètres kilomètres centimètres millimètres grammes kilogrammes tonne tonnes"
+            " litres hectares"
+        ),
         "MILLION": _words("million millions milliard milliards"),
-        "MONEY": _words("euro euros dollar dollars franc francs centime centimes yen yens"), "PERCENT": _words("pour_cent"),
-        "KIND": _words("nombre chiffre année unité mois jour date heure")},
+        "MONEY": _words(
+            "euro euros dollar dollars franc francs centime centimes yen yens"
+        ),
+        "PERCENT": _words("pour_cent"),
+        "KIND": _words("nombre chiffre année unité mois jour date heure"),
+    },
     "es": {
-        "MONTH": _words("enero febrero marzo abril mayo junio julio agosto septiembre setiembre octubre noviembre diciembre"),
+        "MONTH": _words(
+            "enero febrero marzo abril mayo junio julio agosto septiembre setiembre"
+            " octubre noviembre diciembre"
+        ),
         "DAY": _words("lunes martes miércoles jueves viernes sábado domingo"),
-        "NUMBER": _words("cero uno dos tres cuatro cinco seis siete ocho nueve diez doce trece catorce quince dieciséis "
-                         "diecisiete dieciocho diecinueve veinte treinta cuarenta cincuenta "
-                         "sesenta setenta ochenta noventa cien ciento doscientos trescientos cuatrocientos quinientos "
-                         "seiscientos setecientos ochocientos novecientos "
-                         "veintiuno veintidós veintitrés veinticuatro veinticinco veintiséis veintisiete veintiocho veintinueve "
-                         "mil millón millardo billón trillón"),
-        "ORDINAL": _words("sexto séptimo noveno undécimo duodécimo vigésimo trigésimo cuadragésimo quincuagésimo sexagésimo "
-                          "septuagésimo octogésimo nonagésimo centésimo milésimo"),
-        "TH": _words(".ª .º"), "ERA": _words("a._C. d._C. a._de_C. d._de_C. aC dC"),
-        "TIMEUNIT": _words("segundo segundos minuto minutos hora horas día días semana semanas mes meses año años década "
-                           "décadas siglo siglos milenio milenios"),
-        "UNIT": _words("kilómetro centímetro milímetro micrómetro nanómetro gramo kilogramo miligramo litro mililitro hectárea "
-                       "kelvin amperio voltio vatio hercio metro_cuadrado metro_cúbico kilómetro_cuadrado"),
-        "MEASURE": _words("metro metros kilómetros centímetros milímetros gramos kilogramos tonelada toneladas litros "
-                          "hectáreas"), "MILLION": _words("millón millones"),
-        "MONEY": _words("euro euros dólar dólares peso pesos céntimo céntimos yenes"), "PERCENT": _words("por_ciento"),
-        "KIND": _words("número cifra año unidad mes día fecha unidad_de_medida unidad_de_longitud unidad_de_tiempo")},
+        "NUMBER": _words(
+            "cero uno dos tres cuatro cinco seis siete ocho nueve diez doce trece catorce"
+            " quince dieciséis diecisiete dieciocho diecinueve veinte treinta cuarenta"
+            " cincuenta sesenta setenta ochenta noventa cien ciento doscientos"
+            " trescientos cuatrocientos quinientos seiscientos setecientos ochocientos"
+            " novecientos veintiuno veintidós veintitrés veinticuatro veinticinco"
+            " veintiséis veintisiete veintiocho veintinueve mil millón millardo billón"
+            " trillón"
+        ),
+        "ORDINAL": _words(
+            "sexto séptimo noveno undécimo duodécimo vigésimo trigésimo cuadragésimo"
+            " quincuagésimo sexagésimo septuagésimo octogésimo nonagésimo centésimo"
+            " milésimo"
+        ),
+        "TH": _words(".ª .º"),
+        "ERA": _words("a._C. d._C. a._de_C. d._de_C. aC dC"),
+        "TIMEUNIT": _words(
+            "segundo segundos minuto minutos hora horas día días semana semanas mes meses"
+            " año años década décadas siglo siglos milenio milenios"
+        ),
+        "UNIT": _words(
+            "kilómetro centímetro milímetro micrómetro nanómetro gramo kilogramo"
+            " miligramo litro mililitro hectárea kelvin amperio voltio vatio hercio"
+            " metro_cuadrado metro_cúbico kilómetro_cuadrado"
+        ),
+        "MEASURE": _words(
+            "metro metros kilómetros centímetros milímetros gramos kilogramos tonelada"
+            " toneladas litros hectáreas"
+        ),
+        "MILLION": _words("millón millones"),
+        "MONEY": _words("euro euros dólar dólares peso pesos céntimo céntimos yenes"),
+        "PERCENT": _words("por_ciento"),
+        "KIND": _words(
+            "número cifra año unidad mes día fecha unidad_de_medida unidad_de_longitud"
+            " unidad_de_tiempo"
+        ),
+    },
     "ja": {
-        "DAY": [f"{c}曜日" for c in "月火水木金土日"], "BEFORE": _words("前 紀元前"),
-        "UNIT": _words("メートル キロメートル センチメートル ミリメートル マイクロメートル ナノメートル キログラム ミリグラム "
-                       "リットル ミリリットル ヘクタール 平方メートル 平方キロメートル 立方メートル ケルビン アンペア グラム "
-                       "ワット ジュール ヘルツ"),
-        "MEASURE": _words("トン マイル インチ エーカー キロ ボルト"), "TIMEUNIT": _words("時間 分 分間 秒 秒間 日間 週間 年間 "
-            "か月 ヶ月 ミリ秒"),
-        "MONEY": _words("円 ドル ユーロ ポンド 元 ウォン"), "PERCENT": _words("パーセント"), "NUMBER": _words("ゼロ"),
+        "DAY": [f"{c}曜日" for c in "月火水木金土日"],
+        "BEFORE": _words("前 紀元前"),
+        "UNIT": _words(
+            "メートル キロメートル センチメートル ミリメートル マイクロメートル"
+            " ナノメートル キログラム ミリグラム "
+            "リットル ミリリットル ヘクタール 平方メートル 平方キロメートル 立方メートル"
+            " ケルビン アンペア グラム "
+            "ワット ジュール ヘルツ"
+        ),
+        "MEASURE": _words("トン マイル インチ エーカー キロ ボルト"),
+        "TIMEUNIT": _words("時間 分 分間 秒 秒間 日間 週間 年間 か月 ヶ月 ミリ秒"),
+        "MONEY": _words("円 ドル ユーロ ポンド 元 ウォン"),
+        "PERCENT": _words("パーセント"),
+        "NUMBER": _words("ゼロ"),
         "MILLION": _words("万 億 兆"),
-        "KIND": _words("数字 数 年 単位 月 日 自然数 曜日")},
+        "KIND": _words("数字 数 年 単位 月 日 自然数 曜日"),
+    },
     "zh": {
-        "DAY": [f"星期{c}" for c in "一二三四五六日天"], "BEFORE": _words("前 公元前 西元前"),
-        "UNIT": _words("公里 公尺 公斤 公分 公噸 公吨 公克 公升 公顷 公頃 千米 千克 厘米 毫米 微米 纳米 奈米 毫克 毫升 开尔文 "
-                       "開爾文 安培 伏特 瓦特 焦耳 赫兹 赫茲 平方米 平方千米 平方公里 平方公尺 立方米 立方公尺"),
-        "MEASURE": _words("米 克 吨 噸 升 英里 英尺 英寸"), "TIMEUNIT": _words("小时 小時 分 分钟 分鐘 秒 天 周 个月 個月"),
-        "MONEY": _words("元 美元 欧元 歐元 日元 日圓 英镑 英鎊 人民币 人民幣"), "MILLION": _words("万 萬 億 亿 兆"),
-        "KIND": _words("数字 數字 数 數 年 单位 單位 月 日 自然数 自然數")},
+        "DAY": [f"星期{c}" for c in "一二三四五六日天"],
+        "BEFORE": _words("前 公元前 西元前"),
+        "UNIT": _words(
+            "公里 公尺 公斤 公分 公噸 公吨 公克 公升 公顷 公頃 千米 千克 厘米 毫米 微米"
+            " 纳米 奈米 毫克 毫升 开尔文 "
+            "開爾文 安培 伏特 瓦特 焦耳 赫兹 赫茲 平方米 平方千米 平方公里 平方公尺"
+            " 立方米 立方公尺"
+        ),
+        "MEASURE": _words("米 克 吨 噸 升 英里 英尺 英寸"),
+        "TIMEUNIT": _words("小时 小時 分 分钟 分鐘 秒 天 周 个月 個月"),
+        "MONEY": _words("元 美元 欧元 歐元 日元 日圓 英镑 英鎊 人民币 人民幣"),
+        "MILLION": _words("万 萬 億 亿 兆"),
+        "KIND": _words("数字 數字 数 數 年 单位 單位 月 日 自然数 自然數"),
+    },
 }
 
 # %% ../../nbs/30_mine.prune.ipynb #ec67c08b
@@ -180,83 +323,226 @@ RULES: dict[str, dict[str, list[str]]] = {
         "year": ["YYYY", "YYYY DASH YY"],
         "date": ["YYYY - M - D", "DMY", "DAY", "MONTH"],
         "time": ["HH : MM", "HH : MM : MM"],
-        "cardinal": ["SIGN? INT", "SIGN DEC|YYYY", "DEC", "FRACTION", "NUMBER", "INT MILLION"],
+        "cardinal": [
+            "SIGN? INT",
+            "SIGN DEC|YYYY",
+            "DEC",
+            "FRACTION",
+            "NUMBER",
+            "INT MILLION",
+        ],
         "percent": ["N %|％|‰", "N|NUMBER PERCENT"],
         "money": ["US? CUR N", "N CUR", "N|NUMBER MONEY", "N MILLION MONEY"],
-        "quantity": ["NSYM", "N SYM|UNIT|MEASURE|TIMEUNIT", "UNIT", "TIMEUNIT|MEASURE LP KIND RP"],
-        "standard": ["STD NUM", "NAMENUM", "STD - NUM", "STD - NUM - NUM", "STD NUM - NUM", "STD NUM - NUM : NUM",
-                     "STD NUM : NUM", "STD NUM - NUM : SUFFIX", "STD3 -? NUM3", "STD3 NUM3 - NUM", "ISO NUM - NUM alpha-2|alpha-3",
-                     "ISO NUM -|:|/ SUFFIX"]},
+        "quantity": [
+            "NSYM",
+            "N SYM|UNIT|MEASURE|TIMEUNIT",
+            "UNIT",
+            "TIMEUNIT|MEASURE LP KIND RP",
+        ],
+        "standard": [
+            "STD NUM",
+            "NAMENUM",
+            "STD - NUM",
+            "STD - NUM - NUM",
+            "STD NUM - NUM",
+            "STD NUM - NUM : NUM",
+            "STD NUM : NUM",
+            "STD NUM - NUM : SUFFIX",
+            "STD3 -? NUM3",
+            "STD3 NUM3 - NUM",
+            "ISO NUM - NUM alpha-2|alpha-3",
+            "ISO NUM -|:|/ SUFFIX",
+        ],
+    },
     "en": {
-        "date": ["MONTH|MON D", "MONTH|MON D ,? Y", "D MONTH|MON Y?", "MONTH|MON DTH", "DTH MONTH|MON", "MONTH YYYY",
-                 "DAY ,? D MONTH YYYY?", "DAY ,? MONTH D ,? YYYY?"],
+        "date": [
+            "MONTH|MON D",
+            "MONTH|MON D ,? Y",
+            "D MONTH|MON Y?",
+            "MONTH|MON DTH",
+            "DTH MONTH|MON",
+            "MONTH YYYY",
+            "DAY ,? D MONTH YYYY?",
+            "DAY ,? MONTH D ,? YYYY?",
+        ],
         "year": ["Y ERA", "AD Y", "YYYY DASH YYYY ERA", "Y DASH Y BC|BCE"],
-        "period": ["CTH century|centuries|millennium ERA?", "CTH - century", "DECADES ERA?"],
-        "time": ["HH : MM a.m.|p.m.|AM|PM|am|pm", "HH a.m.|p.m.|AM|PM|am|pm", "HH o AP clock",
-                 "half past NUMBER", "quarter past|to NUMBER"],
-        "ordinal": ["NTH", "ORDINAL"], "cardinal": ["TENS - ONES", "ONES hundred|thousand|million|billion"]},
+        "period": [
+            "CTH century|centuries|millennium ERA?",
+            "CTH - century",
+            "DECADES ERA?",
+        ],
+        "time": [
+            "HH : MM a.m.|p.m.|AM|PM|am|pm",
+            "HH a.m.|p.m.|AM|PM|am|pm",
+            "HH o AP clock",
+            "half past NUMBER",
+            "quarter past|to NUMBER",
+        ],
+        "ordinal": ["NTH", "ORDINAL"],
+        "cardinal": ["TENS - ONES", "ONES hundred|thousand|million|billion"],
+    },
     "de": {
         "date": ["D . MONTH Y?", "MONTH YYYY", "DAY ,? D . MONTH YYYY?"],
         "year": ["Y ERA", "Jahr Y", "YYYY DASH YYYY ERA"],
-        "period": ["C . Jahrhundert|Jahrtausend ERA?", "DECADER Jahre? ERA?", "DECADER - Jahre"],
-        "time": ["HH Uhr", "HH : MM Uhr", "HHMM Uhr",
-                 "NUMBER Uhr", "halb NUMBER", "viertel|Viertel nach|vor NUMBER"], "ordinal": ["INT .", "NTER"], "cardinal": ["NUND"]},
+        "period": [
+            "C . Jahrhundert|Jahrtausend ERA?",
+            "DECADER Jahre? ERA?",
+            "DECADER - Jahre",
+        ],
+        "time": [
+            "HH Uhr",
+            "HH : MM Uhr",
+            "HHMM Uhr",
+            "NUMBER Uhr",
+            "halb NUMBER",
+            "viertel|Viertel nach|vor NUMBER",
+        ],
+        "ordinal": ["INT .", "NTER"],
+        "cardinal": ["NUND"],
+    },
     "fr": {
-        "date": ["D MONTH|mars Y?", "1er|1ᵉʳ MONTH|mars Y?", "MONTH|mars YYYY", "mars LP KIND RP", "DAY D MONTH|mars YYYY?"],
+        "date": [
+            "D MONTH|mars Y?",
+            "1er|1ᵉʳ MONTH|mars Y?",
+            "MONTH|mars YYYY",
+            "mars LP KIND RP",
+            "DAY D MONTH|mars YYYY?",
+        ],
         "year": ["Y ERA", "an Y ERA?", "année YYYY"],
-        "period": ["ROMANTH siècle|millénaire ERA?", "CE siècle|millénaire ERA?", "années DECADE ERA?"],
-        "time": ["HH h|heures MM?", "HHH"], "ordinal": ["NE"],
+        "period": [
+            "ROMANTH siècle|millénaire ERA?",
+            "CE siècle|millénaire ERA?",
+            "années DECADE ERA?",
+        ],
+        "time": ["HH h|heures MM?", "HHH"],
+        "ordinal": ["NE"],
         "quantity": ["UNIT par UNIT"],
-        "cardinal": ["G GGG", "G GGG GGG", "NUMBER - NUMBER", "vingt|trente|quarante|cinquante|soixante et un",
-                     "nombres INT à INT"]},
+        "cardinal": [
+            "G GGG",
+            "G GGG GGG",
+            "NUMBER - NUMBER",
+            "vingt|trente|quarante|cinquante|soixante et un",
+            "nombres INT à INT",
+        ],
+    },
     "es": {
-        "date": ["D de MONTH", "D de MONTH de Y", "1.º|1º|1.er de MONTH", "MONTH de YYYY", "DAY ,? D de MONTH",
-                 "DAY ,? D de MONTH de YYYY"],
+        "date": [
+            "D de MONTH",
+            "D de MONTH de Y",
+            "1.º|1º|1.er de MONTH",
+            "MONTH de YYYY",
+            "DAY ,? D de MONTH",
+            "DAY ,? D de MONTH de YYYY",
+        ],
         "year": ["Y ERA", "año Y ERA?"],
-        "period": ["siglo ROMAN ERA?", "ROMAN milenio ERA?", "milenio ROMAN ERA?", "años DECADE ERA?", "década de DECADE ERA?",
-                   "década de los DECADE"],
-        "time": ["HH horas|h", "HH : MM horas|h",
-                 "NUMBER de la mañana|tarde|noche|madrugada"], "ordinal": ["NO", "INT TH", "ORDINAL"],
-        "cardinal": ["G GGG", "G GGG GGG", "NUMBER y NUMBER", "NUMBER NUMBER", "NUMBER NUMBER y NUMBER", "número INT"]},
+        "period": [
+            "siglo ROMAN ERA?",
+            "ROMAN milenio ERA?",
+            "milenio ROMAN ERA?",
+            "años DECADE ERA?",
+            "década de DECADE ERA?",
+            "década de los DECADE",
+        ],
+        "time": [
+            "HH horas|h",
+            "HH : MM horas|h",
+            "NUMBER de la mañana|tarde|noche|madrugada",
+        ],
+        "ordinal": ["NO", "INT TH", "ORDINAL"],
+        "cardinal": [
+            "G GGG",
+            "G GGG GGG",
+            "NUMBER y NUMBER",
+            "NUMBER NUMBER",
+            "NUMBER NUMBER y NUMBER",
+            "número INT",
+        ],
+    },
     "ja": {
-        "date": ["M 月 D 日", "Y 年 M 月 D 日", "Y 年 M 月", "M 月", "D 日", "KM 月 KD 日", "KM 月", "KY 年 KM 月 KD 日"],
+        "date": [
+            "M 月 D 日",
+            "Y 年 M 月 D 日",
+            "Y 年 M 月",
+            "M 月",
+            "D 日",
+            "KM 月 KD 日",
+            "KM 月",
+            "KY 年 KM 月 KD 日",
+        ],
         "year": ["BEFORE? Y 年", "西暦 Y 年", "KY 年"],
-        "period": ["BEFORE? C 世紀", "KC 世紀", "BEFORE? DECADE 年代", "BEFORE? C 千年紀"],
-        "time": ["午前|午後 HH 時", "HH 時", "HH 時 MM 分"], "ordinal": ["第 INT 位?"], "cardinal": ["K1"]},
+        "period": [
+            "BEFORE? C 世紀",
+            "KC 世紀",
+            "BEFORE? DECADE 年代",
+            "BEFORE? C 千年紀",
+        ],
+        "time": ["午前|午後 HH 時", "HH 時", "HH 時 MM 分"],
+        "ordinal": ["第 INT 位?"],
+        "cardinal": ["K1"],
+    },
     "zh": {
-        "date": ["M 月 D 日|号|號", "Y 年 M 月 D 日", "Y 年 M 月", "M 月", "D 日", "KM 月 KD 日", "KM 月", "KY 年 KM 月 KD 日"],
+        "date": [
+            "M 月 D 日|号|號",
+            "Y 年 M 月 D 日",
+            "Y 年 M 月",
+            "M 月",
+            "D 日",
+            "KM 月 KD 日",
+            "KM 月",
+            "KY 年 KM 月 KD 日",
+        ],
         "year": ["BEFORE? Y 年", "公元|西元 Y 年?", "KY 年"],
-        "period": ["BEFORE? C 世纪|世紀", "KC 世纪|世紀", "BEFORE? DECADE 年代", "BEFORE? C 千纪|千年纪|千年紀|千紀"],
-        "time": ["HH 时|時|点|點", "HH 时|時|点|點 MM 分"], "percent": ["百 分 之 KN|N"],
-        "ordinal": ["第 INT 位?"], "cardinal": ["K1"]},
+        "period": [
+            "BEFORE? C 世纪|世紀",
+            "KC 世纪|世紀",
+            "BEFORE? DECADE 年代",
+            "BEFORE? C 千纪|千年纪|千年紀|千紀",
+        ],
+        "time": ["HH 时|時|点|點", "HH 时|時|点|點 MM 分"],
+        "percent": ["百 分 之 KN|N"],
+        "ordinal": ["第 INT 位?"],
+        "cardinal": ["K1"],
+    },
 }
 
 # %% ../../nbs/30_mine.prune.ipynb #99c975da
 _WIDE = str.maketrans("０１２３４５６７８９", "0123456789")
 
-def _plain(title: str) -> str: return title.translate(_WIDE).strip()
+
+def _plain(title: str) -> str:
+    return title.translate(_WIDE).strip()
 
 # %% ../../nbs/30_mine.prune.ipynb #5b2cf1fc
 Test = dict[str, Any]
 
-def _regex(p: str) -> Test: return {"TEXT": {"REGEX": f"^(?:{p})$"}}
+
+def _regex(p: str) -> Test:
+    return {"TEXT": {"REGEX": f"^(?:{p})$"}}
+
 
 def _either(words: Iterable[str], first: bool) -> list[tuple[Test, ...]]:
     forms = [tuple(tokens(w)) for w in words]
-    if first: forms += [(f[0][:1].upper() + f[0][1:], *f[1:]) for f in forms]
+    if first:
+        forms += [(f[0][:1].upper() + f[0][1:], *f[1:]) for f in forms]
     single = sorted({f[0] for f in forms if len(f) == 1})
     longer = sorted({f for f in forms if len(f) > 1})
-    return ([({"TEXT": {"IN": single}},)] if single else []) + [tuple({"TEXT": {"IN": [t]}} for t in f) for f in longer]
+    return ([({"TEXT": {"IN": single}},)] if single else []) + [
+        tuple({"TEXT": {"IN": [t]}} for t in f) for f in longer
+    ]
 
 # %% ../../nbs/30_mine.prune.ipynb #1340290e
 def _item(item: str, lang: str, first: bool) -> list[tuple[Test, ...]]:
-    alternatives: list[tuple[Test, ...]] = [()] if len(item) > 1 and item.endswith("?") else []
+    alternatives: list[tuple[Test, ...]] = (
+        [()] if len(item) > 1 and item.endswith("?") else []
+    )
     words: list[str] = []
     for part in (item[:-1] if alternatives else item).split("|"):
-        if part in PATTERNS: alternatives.append((_regex(PATTERNS[part]),))
-        elif part.isascii() and part.isupper() and any(part in w for w in WORDS.values()): words += WORDS[""].get(part,
-            []) + WORDS.get(lang, {}).get(part, [])
-        else: words.append(part)
+        if part in PATTERNS:
+            alternatives.append((_regex(PATTERNS[part]),))
+        elif part.isascii() and part.isupper() and any(part in w for w in WORDS.values()):
+            words += WORDS[""].get(part, []) + WORDS.get(lang, {}).get(part, [])
+        else:
+            words.append(part)
     return alternatives + _either(words, first)
 
 # %% ../../nbs/30_mine.prune.ipynb #30a832ce
@@ -267,22 +553,39 @@ def rule_patterns(rule: str, lang: str) -> list[list[Test]]:
 
 # %% ../../nbs/30_mine.prune.ipynb #5f710cf3
 def _patterns(lang: str) -> list[dict[str, Any]]:
-    rules = [(label, r) for group in ("", lang) for label, rs in RULES.get(group, {}).items() for r in rs]
-    return [{"label": label.upper(), "pattern": p} for label, rule in rules for r in (rule,
-        rule + " LP KIND RP") for p in rule_patterns(r, lang)]
+    rules = [
+        (label, r)
+        for group in ("", lang)
+        for label, rs in RULES.get(group, {}).items()
+        for r in rs
+    ]
+    return [
+        {"label": label.upper(), "pattern": p}
+        for label, rule in rules
+        for r in (rule, rule + " LP KIND RP")
+        for p in rule_patterns(r, lang)
+    ]
+
 
 def _tokenizer(nlp: Language) -> Any:
     from spacy.tokens import Doc
+
     def tokenize(text: str) -> Doc:
         found = list(_TOKEN.finditer(text))
-        spaces = [m.end() < n.start() for m, n in zip(found, found[1:])] + [False] * bool(found)
+        spaces = [m.end() < n.start() for m, n in zip(found, found[1:])] + [False] * bool(
+            found
+        )
         return Doc(nlp.vocab, words=[m[0] for m in found], spaces=spaces)
+
     return tokenize
 
 # %% ../../nbs/30_mine.prune.ipynb #e0f8ef93
 def functional_ruler(lang: str) -> Language:
-    "A blank spaCy pipeline whose EntityRuler marks dates, times, numbers, quantities and standards; neutral rules only outside the six languages."
+    """A blank spaCy pipeline whose EntityRuler marks dates, times, numbers, quantities
+    and standards; neutral rules only outside the six languages.
+    """
     import spacy
+
     nlp = spacy.blank("xx")
     nlp.tokenizer = _tokenizer(nlp)
     nlp.add_pipe("entity_ruler").add_patterns(_patterns(lang))
@@ -292,14 +595,24 @@ def functional_ruler(lang: str) -> Language:
 def _whole(doc: Doc, labels: frozenset[str] | None = None) -> str | None:
     words = [t for t in doc if not t.is_space]
     for e in doc.ents:
-        if words and e.start <= words[0].i and e.end > words[-1].i and (labels is None or e.label_ in labels): return e.label_.lower()
+        if (
+            words
+            and e.start <= words[0].i
+            and e.end > words[-1].i
+            and (labels is None or e.label_ in labels)
+        ):
+            return e.label_.lower()
     return None
 
-def _by_model(titles: Sequence[str], nlp: Language, labels: frozenset[str] | None = None) -> list[str | None]:
+
+def _by_model(
+    titles: Sequence[str], nlp: Language, labels: frozenset[str] | None = None
+) -> list[str | None]:
     return [_whole(doc, labels) for doc in nlp.pipe(titles, batch_size=1000)]
 
 # %% ../../nbs/30_mine.prune.ipynb #dc2dd2b6
 _Gate = tuple[frozenset[str], "re.Pattern[str]", int]
+
 
 @lru_cache(maxsize=None)
 def _ruler(lang: str) -> tuple[Language, _Gate]:
@@ -320,29 +633,52 @@ NER_LABELS = frozenset("DATE TIME CARDINAL ORDINAL QUANTITY PERCENT MONEY".split
 
 # %% ../../nbs/30_mine.prune.ipynb #29511a0b
 def prune_reasons(
-    titles: Sequence[str],          # clean titles of one language
-    lang: str,                      # its code
+    titles: Sequence[str],  # clean titles of one language
+    lang: str,  # its code
     model: Language | None = None,  # a trained spaCy pipeline, used besides the rules
-) -> list[str | None]:              # None: kept; else why not, in lower case
-    "Why each title is dropped, or None: only if a functional entity is all it consists of."
+) -> list[str | None]:  # None: kept; else why not, in lower case
+    """Why each title is dropped, or None: only if a functional entity is all it consists
+    of.
+    """
     nlp, gate = _ruler(lang)
     plain = [_plain(t) for t in titles]
-    reasons: list[str | None] = ["empty" if not t else "list" if list_title(t) else None for t in plain]
+    reasons: list[str | None] = [
+        "empty" if not t else "list" if list_title(t) else None for t in plain
+    ]
+
     def ask(asked: list[int], nlp: Language, labels: frozenset[str] | None) -> None:
-        for i, reason in zip(asked, _by_model([plain[i] for i in asked], nlp, labels)): reasons[i] = reason
-    ask([i for i, t in enumerate(plain) if not reasons[i] and _may_match(t, gate)], nlp, None)
-    if model is not None: ask([i for i, r in enumerate(reasons) if r is None], model, NER_LABELS)
+        for i, reason in zip(asked, _by_model([plain[i] for i in asked], nlp, labels)):
+            reasons[i] = reason
+
+    ask(
+        [i for i, t in enumerate(plain) if not reasons[i] and _may_match(t, gate)],
+        nlp,
+        None,
+    )
+    if model is not None:
+        ask([i for i, r in enumerate(reasons) if r is None], model, NER_LABELS)
     return reasons
 
 # %% ../../nbs/30_mine.prune.ipynb #3aa9dd09
 def load_ner(name: str) -> Language:
-    "A spaCy pipeline by package name or path. Raises `OSError`, with the way out, where there is none or it finds no entities."
+    """A spaCy pipeline by package name or path.
+
+    Raises `OSError`, with the way out, where there is none or it finds no entities.
+    """
     import spacy
-    try: nlp = spacy.load(name)
+
+    try:
+        nlp = spacy.load(name)
     except (OSError, ImportError, ValueError) as e:
-        raise OSError(f"No spaCy model {name!r} here: install it with `python -m spacy download {name}`, or leave --ner out "
-                         f"(the rules need no model). spaCy said: {str(e).splitlines()[0]}") from e
+        raise OSError(
+            f"No spaCy model {name!r} here: install it with `python -m spacy download"
+            f" {name}`, or leave --ner out (the rules need no model). spaCy said:"
+            f" {str(e).splitlines()[0]}"
+        ) from e
     if not {"ner", "entity_ruler", "span_ruler"} & set(nlp.pipe_names):
-        raise OSError(f"The spaCy model {name!r} marks no entities (its parts: {', '.join(nlp.pipe_names) or 'none'}). "
-                         f"Choose one with `ner`, or leave --ner out.")
+        raise OSError(
+            f"The spaCy model {name!r} marks no entities (its parts:"
+            f" {', '.join(nlp.pipe_names) or 'none'}). Choose one with `ner`, or leave"
+            " --ner out."
+        )
     return nlp

@@ -4,71 +4,87 @@
 
 # %% ../../nbs/32_mine.refine.ipynb #c489a371
 from __future__ import annotations
+
 import numpy as np
 import pandas as pd
-from .vectors import take_rows
 from sklearn.neighbors import NearestNeighbors
+
+from .vectors import take_rows
 
 # %% auto #0
 __all__ = ['default_n_domains', 'dispersion', 'domain_quantile', 'is_dense', 'entropy', 'is_coherent']
 
 # %% ../../nbs/32_mine.refine.ipynb #2e0aa340
 def default_n_domains(
-    n: int,     # entries of the language
+    n: int,  # entries of the language
 ) -> int:
-    "One domain for 100 entries, at most 100 (the authors' constant for a million); beyond a million one for 10,000, since δ takes quadratic time in a domain."
+    """One domain for 100 entries, at most 100 (the authors' constant for a million);
+    beyond a million one for 10,000, since δ takes quadratic time in a domain.
+    """
     return max(min(n // 100, 100), n // 10_000, 1)
 
 # %% ../../nbs/32_mine.refine.ipynb #c27865ac
 def domain_rows(domain: np.ndarray) -> list[np.ndarray]:
     "The row numbers of each domain, in order."
     order = np.argsort(domain, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(domain[order])) + 1) if len(order) else []
+    return (
+        np.split(order, np.flatnonzero(np.diff(domain[order])) + 1) if len(order) else []
+    )
 
 # %% ../../nbs/32_mine.refine.ipynb #8831d9b0
 def dispersion(
-    vectors: np.ndarray,    # float16 or float32 [n, d], may be a memory map
-    domain: np.ndarray,     # domain of each row, int [n]
-    k: int = 5,             # neighbours
-) -> np.ndarray:            # float32 [n]; NaN for an entry alone in its domain
-    "Local dispersion, Eq. 1: mean Euclidean distance to the k nearest other entries of the same domain."
+    vectors: np.ndarray,  # float16 or float32 [n, d], may be a memory map
+    domain: np.ndarray,  # domain of each row, int [n]
+    k: int = 5,  # neighbours
+) -> np.ndarray:  # float32 [n]; NaN for an entry alone in its domain
+    """Local dispersion, Eq.
+
+    1: mean Euclidean distance to the k nearest other entries of the same domain.
+    """
     delta = np.full(len(vectors), np.nan, np.float32)
     for rows in domain_rows(domain):
-        if len(rows) < 2: continue
+        if len(rows) < 2:
+            continue
         nearest = NearestNeighbors(n_neighbors=min(k, len(rows) - 1), algorithm="brute")
         delta[rows] = nearest.fit(take_rows(vectors, rows)).kneighbors()[0].mean(1)
     return delta
 
 # %% ../../nbs/32_mine.refine.ipynb #6481718d
 def domain_quantile(
-    values: np.ndarray,     # float [n]; NaN does not count
-    domain: np.ndarray,     # int [n]
-    q: float,               # quantile, 0 to 1
-) -> np.ndarray:            # float64 [n], the quantile of the row's own domain
+    values: np.ndarray,  # float [n]; NaN does not count
+    domain: np.ndarray,  # int [n]
+    q: float,  # quantile, 0 to 1
+) -> np.ndarray:  # float64 [n], the quantile of the row's own domain
     "Each row's threshold: the quantile of the values in its domain."
     groups = pd.Series(np.asarray(values, np.float64)).groupby(np.asarray(domain))
     return groups.transform(lambda s: s.quantile(q)).to_numpy()
 
 # %% ../../nbs/32_mine.refine.ipynb #526adbf7
 def is_dense(
-    delta: np.ndarray,      # dispersion, float [n]
-    domain: np.ndarray,     # int [n]
+    delta: np.ndarray,  # dispersion, float [n]
+    domain: np.ndarray,  # int [n]
     quantile: float = 0.5,  # 0.5 is the paper's median
-) -> np.ndarray:            # bool [n]
+) -> np.ndarray:  # bool [n]
     "Which entries have a dispersion strictly below their domain's quantile."
     return np.asarray(delta, np.float64) < domain_quantile(delta, domain, quantile)
 
 # %% ../../nbs/32_mine.refine.ipynb #4c1cd2e8
 def entropy(
-    paragraphs: np.ndarray,     # unit vectors of one entry's paragraphs, float [n, d]
-    kind: str = "normalized",   # "paper" is Eq. 3; "normalized" divides it by ln n
+    paragraphs: np.ndarray,  # unit vectors of one entry's paragraphs, float [n, d]
+    kind: str = "normalized",  # "paper" is Eq. 3; "normalized" divides it by ln n
 ) -> float:
-    "Mean row entropy of the paragraph similarities, Eq. 2-3, in nats (paper) or as a share of its maximum (normalized)."
+    """Mean row entropy of the paragraph similarities, Eq.
+
+    2-3, in nats (paper) or as a share of its maximum (normalized).
+    """
     if kind not in ("paper", "normalized"):
         raise ValueError(f'entropy is "paper" or "normalized", not {kind!r}')
     n = len(paragraphs)
-    if n < 2: return 0.0
-    similarity = np.maximum(paragraphs.astype(np.float64) @ paragraphs.T.astype(np.float64), 0)
+    if n < 2:
+        return 0.0
+    similarity = np.maximum(
+        paragraphs.astype(np.float64) @ paragraphs.T.astype(np.float64), 0
+    )
     np.fill_diagonal(similarity, 1)
     p = similarity / similarity.sum(1, keepdims=True)
     h = -np.sum(p * np.log(np.where(p > 0, p, 1))) / n
@@ -76,9 +92,9 @@ def entropy(
 
 # %% ../../nbs/32_mine.refine.ipynb #6c70da7d
 def is_coherent(
-    h: np.ndarray,          # entropy of the entries that survived density, float [n]
-    domain: np.ndarray,     # int [n]
-    keep: float = 0.2,      # share kept, the ones with the highest entropy
-) -> np.ndarray:            # bool [n]
+    h: np.ndarray,  # entropy of the entries that survived density, float [n]
+    domain: np.ndarray,  # int [n]
+    keep: float = 0.2,  # share kept, the ones with the highest entropy
+) -> np.ndarray:  # bool [n]
     "Which entries have an entropy at or above their domain's (1 - keep) quantile."
     return np.asarray(h, np.float64) >= domain_quantile(h, domain, 1 - keep)

@@ -4,13 +4,16 @@
 
 # %% ../../nbs/35_mine.select.ipynb #0f4466e2
 from __future__ import annotations
-import numpy as np
-import pandas as pd
-from ..core.runs import Params, REASONS, STAGES
-from .discover import centrality, describe_groups, rank_in_group
-from .vectors import cell_centers, nearest_cells, nearest_center, take_rows
+
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.runs import REASONS, STAGES, Params
+from .discover import centrality, describe_groups, rank_in_group
+from .vectors import cell_centers, nearest_cells, nearest_center, take_rows
 
 # %% auto #0
 __all__ = ['MAJORITY', 'is_large', 'is_dominated', 'stage_of', 'has_counterpart', 'join_nearest_island', 'jaccard', 'is_selected',
@@ -21,144 +24,217 @@ def is_large(groups: pd.DataFrame, tau: int = 5) -> np.ndarray:
     "Which groups satisfy |G| >= tau, bool [groups]."
     return groups["size"].to_numpy() >= tau
 
+
 def is_dominated(groups: pd.DataFrame, theta: float = 0.8) -> np.ndarray:
-    "Which groups satisfy dominance > theta, bool [groups]; a pure group passes at every theta."
+    """Which groups satisfy dominance > theta, bool [groups]; a pure group passes at every
+    theta.
+    """
     gamma = groups["dominance"].to_numpy()
     return (gamma > theta) | (gamma == 1)
 
 # %% ../../nbs/35_mine.select.ipynb #e4f8907f
 def stage_of(
-    group: np.ndarray,      # group of each candidate, int [n]; -1 for none
-    lang: np.ndarray,       # language code of each candidate, str [n]
-    groups: pd.DataFrame,   # from describe_groups
+    group: np.ndarray,  # group of each candidate, int [n]; -1 for none
+    lang: np.ndarray,  # language code of each candidate, str [n]
+    groups: pd.DataFrame,  # from describe_groups
     tau: int = 5,
     theta: float = 0.8,
-    max_q: float | None = None,     # largest q-value of a group
-) -> np.ndarray:            # "small", "mixed" or "culture_point", str [n]
+    max_q: float | None = None,  # largest q-value of a group
+) -> np.ndarray:  # "small", "mixed" or "culture_point", str [n]
     "Where each candidate stops: the selection of Algorithm 1, lines 20-28."
-    # Purity that could not be otherwise says nothing: a corpus of one language has no islands.
-    island = is_dominated(groups, theta) & (groups["p_value"].to_numpy() < 1) & (True if max_q is None else groups["q_value"].to_numpy() <= max_q)
-    verdict = np.where(~is_large(groups, tau), "small", np.where(island, "culture_point", "mixed"))
-    which = pd.Index(groups["group"]).get_indexer(group)    # -1, the last, where there is no group
-    stage, home = np.array([*verdict, "small"], object)[which], np.array([*groups["lang"], None], object)[which]
+    # Purity that could not be otherwise says nothing: a corpus of one language has no
+    # islands.
+    island = (
+        is_dominated(groups, theta)
+        & (groups["p_value"].to_numpy() < 1)
+        & (True if max_q is None else groups["q_value"].to_numpy() <= max_q)
+    )
+    verdict = np.where(
+        ~is_large(groups, tau), "small", np.where(island, "culture_point", "mixed")
+    )
+    # -1, the last, where there is no group
+    which = pd.Index(groups["group"]).get_indexer(group)
+    stage = np.array([*verdict, "small"], object)[which]
+    home = np.array([*groups["lang"], None], object)[which]
     stage[(stage == "culture_point") & (home != np.asarray(lang))] = "mixed"
     return stage
 
 # %% ../../nbs/35_mine.select.ipynb #4186943d
 def has_counterpart(
-    asked: np.ndarray,      # rows of the entries asked about, int [a]
-    vectors: np.ndarray,    # of all kept entries, unit length, float16 or float32 [n, d], may be a memory map
-    lang: np.ndarray,       # their languages, str or int [n]
-    centers: np.ndarray | None = None,  # of the cells, float32 [c, d]; one cell is exact; cell_centers when left out
-    cell: np.ndarray | None = None,     # the nearest centre of each vector, int [n], where it is known already
-    probes: int = 8,        # cells in which an entry looks
-    block: int = 2048,      # entries on either side of the products in memory
-) -> np.ndarray:            # bool [a]
+    asked: np.ndarray,  # rows of the entries asked about, int [a]
+    # of all kept entries, unit length, float16 or float32 [n, d], may be a memory map
+    vectors: np.ndarray,
+    lang: np.ndarray,  # their languages, str or int [n]
+    # of the cells, float32 [c, d]; one cell is exact; cell_centers when left out
+    centers: np.ndarray | None = None,
+    # the nearest centre of each vector, int [n], where it is known already
+    cell: np.ndarray | None = None,
+    probes: int = 8,  # cells in which an entry looks
+    block: int = 2048,  # entries on either side of the products in memory
+) -> np.ndarray:  # bool [a]
     "Whose nearest neighbour of all is in another language? A tie goes to the own one."
     centers = cell_centers(vectors) if centers is None else centers
     cell = nearest_center(vectors, centers) if cell is None else cell
-    (code, langs), probes = pd.factorize(np.asarray(lang)), min(probes, len(centers))
-    order = np.lexsort((code, cell))    # cell by cell, and language by language in a cell
+    code, langs = pd.factorize(np.asarray(lang))
+    probes = min(probes, len(centers))
+    order = np.lexsort((code, cell))  # cell by cell, and language by language in a cell
     place = np.argsort(order)
     ends = np.searchsorted(cell[order], np.arange(len(centers) + 1))
     looks = nearest_cells(vectors, asked, centers, probes).ravel()
-    visits = np.split(np.argsort(looks, kind="stable") // probes, np.cumsum(np.bincount(looks, minlength=len(centers)))[:-1])
-    best = np.full((len(asked), len(langs)), -np.inf, np.float32)   # the nearest neighbour in each language
+    visits = np.split(
+        np.argsort(looks, kind="stable") // probes,
+        np.cumsum(np.bincount(looks, minlength=len(centers)))[:-1],
+    )
+    # the nearest neighbour in each language
+    best = np.full((len(asked), len(langs)), -np.inf, np.float32)
     for start, end, who in zip(ends, ends[1:], visits):
-        for q in (who[i:i + block] for i in range(0, len(who), block)):
+        for q in (who[i : i + block] for i in range(0, len(who), block)):
             x = take_rows(vectors, asked[q])
             for a in range(start, end, block):
-                m = order[a:min(a + block, end)]
+                m = order[a : min(a + block, end)]
                 cosine = x @ take_rows(vectors, m).T
                 own = place[asked[q]] - a
                 here = np.flatnonzero((own >= 0) & (own < len(m)))
-                cosine[here, own[here]] = -np.inf       # not itself
+                cosine[here, own[here]] = -np.inf  # not itself
                 first = np.flatnonzero(np.diff(code[m], prepend=-1))
                 near = np.ix_(q, code[m[first]])
-                best[near] = np.maximum(best[near], np.maximum.reduceat(cosine, first, axis=1))
-    rows, own = np.arange(len(asked)), code[asked]
+                best[near] = np.maximum(
+                    best[near], np.maximum.reduceat(cosine, first, axis=1)
+                )
+    rows = np.arange(len(asked))
+    own = code[asked]
     home = best[rows, own]
     best[rows, own] = -np.inf
     return best.max(1) > home
 
 # %% ../../nbs/35_mine.select.ipynb #c5149032
-MAJORITY = 0.5      # share of the repeats that makes a culture point
+MAJORITY = 0.5  # share of the repeats that makes a culture point
 
 # %% ../../nbs/35_mine.select.ipynb #16e7c832
 def join_nearest_island(
-    vectors: np.ndarray,    # of the candidates, float16 or float32 [n, d]
-    group: np.ndarray,      # of one repeat, int [n]
-    lang: np.ndarray,       # str [n]
+    vectors: np.ndarray,  # of the candidates, float16 or float32 [n, d]
+    group: np.ndarray,  # of one repeat, int [n]
+    lang: np.ndarray,  # str [n]
     on_island: np.ndarray,  # what this repeat selects, bool [n]
-    chosen: np.ndarray,     # what the majority selects, bool [n]
-) -> np.ndarray:            # int [n]
-    "The groups after each chosen entry that is on no island has joined the nearest one of its language."
-    group, moving = group.copy(), chosen & ~on_island
+    chosen: np.ndarray,  # what the majority selects, bool [n]
+) -> np.ndarray:  # int [n]
+    """The groups after each chosen entry that is on no island has joined the nearest one
+    of its language.
+    """
+    group = group.copy()
+    moving = chosen & ~on_island
     for l in np.unique(lang[moving]):
-        islands, rows = np.unique(group[on_island & (lang == l)]), np.flatnonzero(moving & (lang == l))
-        if not len(islands): continue
+        islands = np.unique(group[on_island & (lang == l)])
+        rows = np.flatnonzero(moving & (lang == l))
+        if not len(islands):
+            continue
         centers = np.stack([take_rows(vectors, group == i).mean(0) for i in islands])
         group[rows] = islands[nearest_center(take_rows(vectors, rows), centers)]
     return group
 
 # %% ../../nbs/35_mine.select.ipynb #38b2ba75
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    "Overlap of two selections, bool [n] each: size of the intersection over size of the union; 1 when both are empty."
+    """Overlap of two selections, bool [n] each: size of the intersection over size of the
+    union; 1 when both are empty.
+    """
     union = (a | b).sum()
     return float((a & b).sum() / union) if union else 1.0
 
 # %% ../../nbs/35_mine.select.ipynb #791687c8
 def is_selected(
     group: np.ndarray,  # of one repeat, int [n]
-    lang: np.ndarray,   # str [n]
-    balanced: bool = False,         # see describe_groups
+    lang: np.ndarray,  # str [n]
+    balanced: bool = False,  # see describe_groups
     tau: int = 5,
     theta: float = 0.8,
-    max_q: float | None = None,     # see stage_of
-) -> np.ndarray:        # bool [n]
+    max_q: float | None = None,  # see stage_of
+) -> np.ndarray:  # bool [n]
     "Which candidates a grouping makes culture points."
-    return stage_of(group, lang, describe_groups(group, lang, balanced), tau, theta, max_q) == "culture_point"
+    return (
+        stage_of(group, lang, describe_groups(group, lang, balanced), tau, theta, max_q)
+        == "culture_point"
+    )
+
 
 def majority_groups(
-    vectors: np.ndarray,        # of the candidates, float16 or float32 [n, d]
+    vectors: np.ndarray,  # of the candidates, float16 or float32 [n, d]
     repeats: list[np.ndarray],  # group of each candidate in each repeat, int [n]
-    selected: list[np.ndarray], # what each repeat selects, bool [n]
-    lang: np.ndarray,           # str [n]
-    chosen: np.ndarray,         # what the majority selects and nothing bars, bool [n]
-    **rule: Any,                # as selects takes it
-) -> np.ndarray:                # int [n]
+    selected: list[np.ndarray],  # what each repeat selects, bool [n]
+    lang: np.ndarray,  # str [n]
+    chosen: np.ndarray,  # what the majority selects and nothing bars, bool [n]
+    **rule: Any,  # as selects takes it
+) -> np.ndarray:  # int [n]
     "One grouping for what the majority of the repeats selects."
-    joined = [join_nearest_island(vectors, group, lang, own, chosen) for group, own in zip(repeats, selected)]
-    fit = [((is_selected(group, lang, **rule) & chosen).sum(), jaccard(own, chosen)) for group, own in zip(joined, selected)]
+    joined = [
+        join_nearest_island(vectors, group, lang, own, chosen)
+        for group, own in zip(repeats, selected)
+    ]
+    fit = [
+        ((is_selected(group, lang, **rule) & chosen).sum(), jaccard(own, chosen))
+        for group, own in zip(joined, selected)
+    ]
     return joined[max(range(len(fit)), key=fit.__getitem__)]
 
 # %% ../../nbs/35_mine.select.ipynb #860f6980
 def select_points(
-    entries: pd.DataFrame,          # all languages, from stage_one
-    vectors: np.ndarray,            # of the candidates, in their order, float16 [candidates, d]
-    repeats: list[np.ndarray],      # group of each candidate, int32 [candidates], in each repeat
+    entries: pd.DataFrame,  # all languages, from stage_one
+    vectors: np.ndarray,  # of the candidates, in their order, float16 [candidates, d]
+    # group of each candidate, int32 [candidates], in each repeat
+    repeats: list[np.ndarray],
     params: Params,
-    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,  # from counterpart_test; asked of what the majority selects
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:   # entries with stage, group and reason; groups; culture points by row
-    "Select the culture points: what the majority of the repeats selects and has no counterpart."
+    # from counterpart_test; asked of what the majority selects
+    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,
+    # entries with stage, group and reason; groups; culture points by row
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Select the culture points: what the majority of the repeats selects and has no
+    counterpart.
+    """
     candidates = np.flatnonzero(entries["stage"] == "candidate")
     lang = entries["lang"].iloc[candidates].to_numpy(object)
-    rule = dict(tau=params.tau, theta=params.theta, max_q=params.max_q, balanced=params.balanced)
+    rule = dict(
+        tau=params.tau, theta=params.theta, max_q=params.max_q, balanced=params.balanced
+    )
     selected = [is_selected(group, lang, **rule) for group in repeats]
-    share, barred = np.mean(selected, 0, dtype=np.float32), np.zeros(len(candidates), bool)
+    share = np.mean(selected, 0, dtype=np.float32)
+    barred = np.zeros(len(candidates), bool)
     chosen = share >= MAJORITY
-    if counterpart and params.counterparts == "drop" and chosen.any(): barred[chosen] = counterpart(candidates[chosen])
+    if counterpart and params.counterparts == "drop" and chosen.any():
+        barred[chosen] = counterpart(candidates[chosen])
     group = majority_groups(vectors, repeats, selected, lang, chosen & ~barred, **rule)
     groups = describe_groups(group, lang, params.balanced)
     stage = stage_of(group, lang, groups, params.tau, params.theta, params.max_q)
-    reason = np.where(stage != "culture_point", None, np.where(share < MAJORITY, REASONS[0], np.where(barred, REASONS[1], None)))
-    stage[reason != None] = "mixed"     # noqa: E711, by element
+    reason = np.where(
+        stage != "culture_point",
+        None,
+        np.where(share < MAJORITY, REASONS[0], np.where(barred, REASONS[1], None)),
+    )
+    stage[reason != None] = "mixed"  # noqa: E711, by element
     cosine = centrality(vectors, group)
-    points = entries.iloc[candidates].assign(row=candidates, group=group, centrality=cosine, rank=rank_in_group(cosine, group, candidates), stability=share)
-    points = points[stage == "culture_point"].merge(groups.rename(columns={"size": "group_size"}).drop(columns="lang"), on="group")
+    points = entries.iloc[candidates].assign(
+        row=candidates,
+        group=group,
+        centrality=cosine,
+        rank=rank_in_group(cosine, group, candidates),
+        stability=share,
+    )
+    points = points[stage == "culture_point"].merge(
+        groups.rename(columns={"size": "group_size"}).drop(columns="lang"), on="group"
+    )
 
     stages = entries["stage"].astype(pd.CategoricalDtype((*STAGES, "candidate")))
-    final, in_group, why = stages.cat.codes.to_numpy().copy(), np.full(len(entries), -2, np.int32), np.full(len(entries), -1, np.int8)
-    final[candidates], in_group[candidates], why[candidates] = pd.Categorical(stage, STAGES).codes, group, pd.Categorical(reason, REASONS).codes
-    entries = entries.assign(stage=pd.Categorical.from_codes(final, STAGES), group=in_group, reason=pd.Categorical.from_codes(why, REASONS))
-    return entries, groups, points.sort_values(["lang", "group", "rank"], ignore_index=True)
+    final = stages.cat.codes.to_numpy().copy()
+    in_group = np.full(len(entries), -2, np.int32)
+    why = np.full(len(entries), -1, np.int8)
+    final[candidates] = pd.Categorical(stage, STAGES).codes
+    in_group[candidates] = group
+    why[candidates] = pd.Categorical(reason, REASONS).codes
+    entries = entries.assign(
+        stage=pd.Categorical.from_codes(final, STAGES),
+        group=in_group,
+        reason=pd.Categorical.from_codes(why, REASONS),
+    )
+    return (
+        entries,
+        groups,
+        points.sort_values(["lang", "group", "rank"], ignore_index=True),
+    )

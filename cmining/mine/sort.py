@@ -4,21 +4,24 @@
 
 # %% ../../nbs/37_mine.sort.ipynb #8a8c3b65
 from __future__ import annotations
+
 import json
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import tempfile
-from ..core.basics import hash64
-from ..core.engine import fetch_local
-from ..ingest.corpus import read_entries
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from upath import UPath
+
+from ..core.basics import hash64
+from ..core.engine import fetch_local
+from ..ingest.corpus import read_entries
 
 # %% auto #0
 __all__ = ['RUN_SIZE', 'SHARD_ENTRIES', 'ENTRY_SCHEMA', 'RUN_SCHEMA', 'SORT_KEYS', 'PARQUET_OPTIONS', 'BLOCK_ROWS',
@@ -26,31 +29,51 @@ __all__ = ['RUN_SIZE', 'SHARD_ENTRIES', 'ENTRY_SCHEMA', 'RUN_SCHEMA', 'SORT_KEYS
            'merge_runs', 'limit_runs', 'merge_language']
 
 # %% ../../nbs/37_mine.sort.ipynb #26efd284
-RUN_SIZE = 8_000_000     # text in one sorted run; Python needs a few times as many bytes to hold it
-SHARD_ENTRIES = 2048            # small enough to be redone, large enough to be worth a task
+# text in one sorted run; Python needs a few times as many bytes to hold it
+RUN_SIZE = 8_000_000
+SHARD_ENTRIES = 2048  # small enough to be redone, large enough to be worth a task
 
-ENTRY_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("paragraphs", pa.list_(pa.string()))])
+ENTRY_SCHEMA = pa.schema(
+    [("id", pa.string()), ("title", pa.string()), ("paragraphs", pa.list_(pa.string()))]
+)
 RUN_SCHEMA = pa.schema([*ENTRY_SCHEMA, ("size", pa.int32()), ("hash", pa.uint64())])
-SORT_KEYS = [("id", "ascending"), ("size", "descending"), ("hash", "ascending")]      # what entries are sorted by
+# what entries are sorted by
+SORT_KEYS = [("id", "ascending"), ("size", "descending"), ("hash", "ascending")]
+
 
 def sort_entries(entries: list[dict[str, Any]]) -> pa.Table:
     "Entries as a table with their keys, in the order of the keys."
-    sizes, hashes = [sum(map(len, e["paragraphs"])) for e in entries], [hash64(e["title"], *e["paragraphs"]) for e in entries]
-    table = pa.table([*([e[name] for e in entries] for name in ENTRY_SCHEMA.names), sizes, hashes], RUN_SCHEMA)
+    sizes = [sum(map(len, e["paragraphs"])) for e in entries]
+    hashes = [hash64(e["title"], *e["paragraphs"]) for e in entries]
+    table = pa.table(
+        [*([e[name] for e in entries] for name in ENTRY_SCHEMA.names), sizes, hashes],
+        RUN_SCHEMA,
+    )
     return table.take(pc.sort_indices(table, SORT_KEYS))
 
 # %% ../../nbs/37_mine.sort.ipynb #23b8e9f9
-def cut_runs(entries: Iterable[dict[str, Any]], limit: int) -> Iterator[list[dict[str, Any]]]:
+def cut_runs(
+    entries: Iterable[dict[str, Any]], limit: int
+) -> Iterator[list[dict[str, Any]]]:
     "Cut a stream of entries where their text passes the limit in characters."
-    run, size = [], 0
+    run = []
+    size = 0
     for entry in entries:
-        run.append(entry); size += sum(map(len, entry["paragraphs"])) + 100     # an entry costs something even when empty
-        if size > limit: yield run; run, size = [], 0
-    if run: yield run
+        # an entry costs something even when empty
+        run.append(entry)
+        size += sum(map(len, entry["paragraphs"])) + 100
+        if size > limit:
+            yield run
+            run = []
+            size = 0
+    if run:
+        yield run
 
 # %% ../../nbs/37_mine.sort.ipynb #e607d402
-PARQUET_OPTIONS = {"compression": "zstd", "use_dictionary": False}       # no two texts are the same
-BLOCK_ROWS = 128         # entries of a run that are read at a time
+# no two texts are the same
+PARQUET_OPTIONS = {"compression": "zstd", "use_dictionary": False}
+BLOCK_ROWS = 128  # entries of a run that are read at a time
+
 
 def sort_file(
     target: Path,
@@ -60,74 +83,130 @@ def sort_file(
     "One corpus file as sorted runs, with the counts of what was no entry."
     target.mkdir()
     counts: Counter[str] = Counter()
-    for i, run in enumerate(cut_runs(read_entries(fetch_local(path), lang, counts), RUN_SIZE)):
-        pq.write_table(sort_entries(run), target/f"{i:05}.parquet", BLOCK_ROWS, **PARQUET_OPTIONS)
-    (target/"counts.json").write_text(json.dumps(counts))
+    for i, run in enumerate(
+        cut_runs(read_entries(fetch_local(path), lang, counts), RUN_SIZE)
+    ):
+        pq.write_table(
+            sort_entries(run), target / f"{i:05}.parquet", BLOCK_ROWS, **PARQUET_OPTIONS
+        )
+    (target / "counts.json").write_text(json.dumps(counts))
 
 # %% ../../nbs/37_mine.sort.ipynb #93d0ea41
 def run_reader(path: Path) -> Callable[[int], pa.Table]:
     "A function that reads the next n entries of a run, and no more than a block ahead."
-    batches, left = pq.ParquetFile(path, pre_buffer=False).iter_batches(BLOCK_ROWS), RUN_SCHEMA.empty_table()
+    batches = pq.ParquetFile(path, pre_buffer=False).iter_batches(BLOCK_ROWS)
+    left = RUN_SCHEMA.empty_table()
+
     def read(n: int) -> pa.Table:
         nonlocal left
         parts = [left]
-        while sum(map(len, parts)) < n: parts.append(pa.Table.from_batches([next(batches)]))
+        while sum(map(len, parts)) < n:
+            parts.append(pa.Table.from_batches([next(batches)]))
         found = pa.concat_tables(parts)
         left = found.slice(n)
         return found.slice(0, n)
+
     return read
 
 # %% ../../nbs/37_mine.sort.ipynb #fa7abcd7
-def cumcount(ids: pa.Array) -> np.ndarray:     # int [n], 1 for the first
+def cumcount(ids: pa.Array) -> np.ndarray:  # int [n], 1 for the first
     "Of sorted ids, which number each has among its equals."
     place = np.arange(len(ids))
-    same = np.concatenate([np.zeros(min(len(ids), 1), bool), pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)])
+    same = np.concatenate(
+        [
+            np.zeros(min(len(ids), 1), bool),
+            pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False),
+        ]
+    )
     return place - np.maximum.accumulate(np.where(same, 0, place)) + 1
 
+
 def mark_duplicates(entries: pa.Table, nth: np.ndarray) -> pa.Table:
-    "Entries with a reason for not being used, or none; the second of an id and those after it are numbered."
+    """Entries with a reason for not being used, or none; the second of an id and those
+    after it are numbered.
+    """
     ids = [f"{id}-{n}" if n > 1 else id for id, n in zip(entries["id"].to_pylist(), nth)]
     no_text = pc.equal(pc.list_value_length(entries["paragraphs"]), 0)
-    blank = pc.case_when(pc.make_struct(pc.equal(entries["title"], ""), no_text), "no title", "no text", pa.scalar(None, pa.string()))
+    blank = pc.case_when(
+        pc.make_struct(pc.equal(entries["title"], ""), no_text),
+        "no title",
+        "no text",
+        pa.scalar(None, pa.string()),
+    )
     reason = pc.if_else(pa.array(nth > 1), "duplicate", blank)
-    return entries.select(ENTRY_SCHEMA.names).set_column(0, "id", [ids]).append_column("reason", reason)
+    return (
+        entries.select(ENTRY_SCHEMA.names)
+        .set_column(0, "id", [ids])
+        .append_column("reason", reason)
+    )
 
 # %% ../../nbs/37_mine.sort.ipynb #75d8ddd7
 def merge_runs(runs: list[Path]) -> Iterator[pa.Table]:
-    "The entries of sorted runs and their keys, in the order of the keys, SHARD_ENTRIES at a time."
-    keys, read = [pq.read_table(run, columns=[name for name, _ in SORT_KEYS]) for run in runs], [run_reader(run) for run in runs]
-    order, ends = pc.sort_indices(pa.concat_tables(keys), SORT_KEYS).to_numpy(), np.cumsum([len(k) for k in keys])
+    """The entries of sorted runs and their keys, in the order of the keys, SHARD_ENTRIES
+    at a time.
+    """
+    keys = [pq.read_table(run, columns=[name for name, _ in SORT_KEYS]) for run in runs]
+    read = [run_reader(run) for run in runs]
+    order = pc.sort_indices(pa.concat_tables(keys), SORT_KEYS).to_numpy()
+    ends = np.cumsum([len(k) for k in keys])
     for rows in np.split(order, range(SHARD_ENTRIES, len(order), SHARD_ENTRIES)):
         wanted = np.bincount(np.searchsorted(ends, rows, "right"), minlength=len(runs))
-        entries = pa.concat_tables([read[run](wanted[run]) for run in np.flatnonzero(wanted)])
-        yield entries.take(np.argsort(np.argsort(rows)))    # from the order of runs to that of keys
+        entries = pa.concat_tables(
+            [read[run](wanted[run]) for run in np.flatnonzero(wanted)]
+        )
+        # from the order of runs to that of keys
+        yield entries.take(np.argsort(np.argsort(rows)))
 
 # %% ../../nbs/37_mine.sort.ipynb #4cd1aa35
 MAX_OPEN_RUNS = 200
 
+
 def limit_runs(runs: list[Path], folder: Path, most: int) -> list[Path]:
-    "No more than so many runs; those that are merged from others are written to the folder."
+    """No more than so many runs; those that are merged from others are written to the
+    folder.
+    """
     for n in count():
-        if len(runs) <= most: return runs
+        if len(runs) <= most:
+            return runs
         some = min(most, len(runs) - most + 1)
-        with pq.ParquetWriter(folder/f"{n}.parquet", RUN_SCHEMA, **PARQUET_OPTIONS) as file:
-            for entries in merge_runs(runs[:some]): file.write_table(entries, BLOCK_ROWS)
-        runs = [*runs[some:], folder/f"{n}.parquet"]
+        with pq.ParquetWriter(
+            folder / f"{n}.parquet", RUN_SCHEMA, **PARQUET_OPTIONS
+        ) as file:
+            for entries in merge_runs(runs[:some]):
+                file.write_table(entries, BLOCK_ROWS)
+        runs = [*runs[some:], folder / f"{n}.parquet"]
 
 # %% ../../nbs/37_mine.sort.ipynb #96f79618
 def merge_language(
     target: Path,
-    files: list[Path | UPath],      # what read_file wrote for each file of this language
+    files: list[Path | UPath],  # what read_file wrote for each file of this language
 ) -> None:
-    "Merge the sorted runs of a language into shards of SHARD_ENTRIES entries; add up the counts of what was no entry."
+    """Merge the sorted runs of a language into shards of SHARD_ENTRIES entries; add up
+    the counts of what was no entry.
+    """
     target.mkdir()
     files = [fetch_local(f) for f in files]
-    runs, before, had = [run for file in files for run in sorted(file.glob("*.parquet"))], "", 0
+    runs = [run for file in files for run in sorted(file.glob("*.parquet"))]
+    before = ""
+    had = 0
     with tempfile.TemporaryDirectory(dir=target) as d:
-        for i, entries in enumerate(merge_runs(limit_runs(runs, Path(d), MAX_OPEN_RUNS)) if runs else ()):
+        for i, entries in enumerate(
+            merge_runs(limit_runs(runs, Path(d), MAX_OPEN_RUNS)) if runs else ()
+        ):
             ids = entries["id"].combine_chunks()
-            nth = cumcount(ids) + had * pc.equal(ids, before).to_numpy(zero_copy_only=False)    # a shard may end between equals
-            before, had = ids[-1].as_py(), nth[-1]
-            pq.write_table(mark_duplicates(entries, nth), target/f"{i:05}.parquet", **PARQUET_OPTIONS)
-    counts = sum((Counter(json.loads((file/"counts.json").read_text())) for file in files), Counter())
-    (target/"counts.json").write_text(json.dumps(counts, sort_keys=True))
+            # a shard may end between equals
+            nth = cumcount(ids) + had * pc.equal(ids, before).to_numpy(
+                zero_copy_only=False
+            )
+            before = ids[-1].as_py()
+            had = nth[-1]
+            pq.write_table(
+                mark_duplicates(entries, nth),
+                target / f"{i:05}.parquet",
+                **PARQUET_OPTIONS,
+            )
+    counts = sum(
+        (Counter(json.loads((file / "counts.json").read_text())) for file in files),
+        Counter(),
+    )
+    (target / "counts.json").write_text(json.dumps(counts, sort_keys=True))

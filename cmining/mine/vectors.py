@@ -4,7 +4,9 @@
 
 # %% ../../nbs/31_mine.vectors.ipynb #d93bbd80
 from __future__ import annotations
+
 import mmap
+
 import numpy as np
 from sklearn.cluster import KMeans, kmeans_plusplus
 
@@ -14,89 +16,137 @@ __all__ = ['MAPPED_ROWS', 'FIT_ROWS', 'START_ROWS', 'sample_rows', 'take_rows', 
 
 # %% ../../nbs/31_mine.vectors.ipynb #f2c192e9
 def sample_rows(
-    n: int,         # rows there are
+    n: int,  # rows there are
     n_sample: int,  # rows wanted
     seed: int,
-) -> np.ndarray:    # sorted row numbers, int64 [min(n, n_sample)]
+) -> np.ndarray:  # sorted row numbers, int64 [min(n, n_sample)]
     "A random sample of row numbers without replacement."
-    if n <= n_sample: return np.arange(n)
+    if n <= n_sample:
+        return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, n_sample, replace=False))
 
 # %% ../../nbs/31_mine.vectors.ipynb #1e7600a1
-MAPPED_ROWS = 65_536    # rows of a memory map that are mapped at a time
+MAPPED_ROWS = 65_536  # rows of a memory map that are mapped at a time
+
 
 def take_rows(
-    vectors: np.ndarray,        # float16 or float32 [n, d], may be a memory map
-    rows: np.ndarray | slice,   # row numbers in any order, int [m]; or bool [n]; or a slice
-) -> np.ndarray:                # float32 [m, d]
-    "Some rows, in memory; the pages of a memory map are given back, and read again when they are needed."
-    if not (isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")): return np.asarray(vectors[rows], np.float32)
-    if isinstance(rows, slice): rows = np.arange(*rows.indices(len(vectors)))
-    elif rows.dtype == bool: rows = np.flatnonzero(rows)
-    x, order = np.empty((len(rows), vectors.shape[1]), np.float32), np.argsort(rows, kind="stable")
-    for stretch in np.split(order, np.searchsorted(rows[order], np.arange(MAPPED_ROWS, len(vectors), MAPPED_ROWS))):
-        if not len(stretch): continue
+    vectors: np.ndarray,  # float16 or float32 [n, d], may be a memory map
+    # row numbers in any order, int [m]; or bool [n]; or a slice
+    rows: np.ndarray | slice,
+) -> np.ndarray:  # float32 [m, d]
+    """Some rows, in memory; the pages of a memory map are given back, and read again when
+    they are needed.
+    """
+    if not (isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")):
+        return np.asarray(vectors[rows], np.float32)
+    if isinstance(rows, slice):
+        rows = np.arange(*rows.indices(len(vectors)))
+    elif rows.dtype == bool:
+        rows = np.flatnonzero(rows)
+    x = np.empty((len(rows), vectors.shape[1]), np.float32)
+    order = np.argsort(rows, kind="stable")
+    for stretch in np.split(
+        order,
+        np.searchsorted(rows[order], np.arange(MAPPED_ROWS, len(vectors), MAPPED_ROWS)),
+    ):
+        if not len(stretch):
+            continue
         x[stretch] = vectors[rows[stretch]]
         vectors.base.madvise(mmap.MADV_DONTNEED)
     return x
 
 # %% ../../nbs/31_mine.vectors.ipynb #4d6fc473
 def nearest_center(
-    vectors: np.ndarray,    # float16 or float32 [n, d], may be a memory map
-    centers: np.ndarray,    # float32 [k, d]
-    block: int = 8192,      # rows that are float32 at a time
-) -> np.ndarray:            # int32 [n]
+    vectors: np.ndarray,  # float16 or float32 [n, d], may be a memory map
+    centers: np.ndarray,  # float32 [k, d]
+    block: int = 8192,  # rows that are float32 at a time
+) -> np.ndarray:  # int32 [n]
     "The number of the nearest centre of each vector."
     half_norms = 0.5 * (centers**2).sum(1)
     labels = np.empty(len(vectors), np.int32)
     for i in range(0, len(vectors), block):
         x = take_rows(vectors, slice(i, i + block))
-        labels[i:i + block] = (x @ centers.T - half_norms).argmax(1)
+        labels[i : i + block] = (x @ centers.T - half_norms).argmax(1)
     return labels
 
 # %% ../../nbs/31_mine.vectors.ipynb #c53ecb90
-FIT_ROWS = 65_536       # points that centres are fitted on, and 256 for each of them, at most
-START_ROWS = 10_000     # points that k-means++ chooses the first centres from, and 10 for each of them, at least
+FIT_ROWS = 65_536  # points that centres are fitted on, and 256 for each of them, at most
+# points that k-means++ chooses the first centres from, and 10 for each of them, at least
+START_ROWS = 10_000
+
 
 def fit_centers(
-    vectors: np.ndarray,        # float16 or float32 [n, d], n at least 1; may be a memory map
-    k: int,                     # centres; never more than there are vectors
+    vectors: np.ndarray,  # float16 or float32 [n, d], n at least 1; may be a memory map
+    k: int,  # centres; never more than there are vectors
     seed: int = 0,
     rows: int = FIT_ROWS,
-) -> np.ndarray:                # float32 [k, d]
-    "The centres of K-Means on a sample. The same bytes on one thread for the same input and seed."
+) -> np.ndarray:  # float32 [k, d]
+    """The centres of K-Means on a sample.
+
+    The same bytes on one thread for the same input and seed.
+    """
     k = min(k, len(vectors))
     x = take_rows(vectors, sample_rows(len(vectors), min(256 * k, max(rows, k)), seed))
     start = x[sample_rows(len(x), max(START_ROWS, 10 * k), seed)]
-    # float64 is faster here: of float32 points scikit-learn makes a copy in float64 for every centre.
-    init = "k-means++" if len(start) == len(x) else kmeans_plusplus(start.astype(np.float64), k, random_state=seed)[0].astype(np.float32)
+    # float64 is faster here: of float32 points scikit-learn makes a copy in float64 for
+    # every centre.
+    init = (
+        "k-means++"
+        if len(start) == len(x)
+        else kmeans_plusplus(start.astype(np.float64), k, random_state=seed)[0].astype(
+            np.float32
+        )
+    )
     # After 25 rounds the inertia is within a thousandth of where it ends.
-    return KMeans(k, init=init, n_init=1, max_iter=25, random_state=seed).fit(x).cluster_centers_
+    return (
+        KMeans(k, init=init, n_init=1, max_iter=25, random_state=seed)
+        .fit(x)
+        .cluster_centers_
+    )
+
 
 def kmeans(
-    vectors: np.ndarray,        # float16 or float32 [n, d], may be a memory map
-    k: int,                     # clusters; never more than there are vectors
+    vectors: np.ndarray,  # float16 or float32 [n, d], may be a memory map
+    k: int,  # clusters; never more than there are vectors
     seed: int = 0,
-    rows: int = FIT_ROWS,       # points to fit on
-) -> np.ndarray:                # cluster of each vector, int32 [n], numbered 0 to k-1
-    "K-Means fitted on a sample, applied to all. The same bytes on one thread for the same input and seed."
-    return nearest_center(vectors, fit_centers(vectors, k, seed, rows)) if len(vectors) else np.empty(0, np.int32)
+    rows: int = FIT_ROWS,  # points to fit on
+) -> np.ndarray:  # cluster of each vector, int32 [n], numbered 0 to k-1
+    """K-Means fitted on a sample, applied to all.
+
+    The same bytes on one thread for the same input and seed.
+    """
+    return (
+        nearest_center(vectors, fit_centers(vectors, k, seed, rows))
+        if len(vectors)
+        else np.empty(0, np.int32)
+    )
 
 # %% ../../nbs/31_mine.vectors.ipynb #7c0de411
 def cell_centers(
-    vectors: np.ndarray,        # unit length, float16 or float32 [n, d], may be a memory map
-    n_cells: int | None = None, # one up to 50,000 vectors, then one for 1,000, at most 4,096, when left out
-) -> np.ndarray:                # float32 [n_cells, d]
+    vectors: np.ndarray,  # unit length, float16 or float32 [n, d], may be a memory map
+    # one up to 50,000 vectors, then one for 1,000, at most 4,096, when left out
+    n_cells: int | None = None,
+) -> np.ndarray:  # float32 [n_cells, d]
     "The centres of the cells of an inverted file."
-    n_cells = n_cells or (1 if len(vectors) <= 50_000 else min(len(vectors) // 1000, 4096))
-    return fit_centers(vectors, n_cells) if n_cells > 1 else np.zeros((1, vectors.shape[1]), np.float32)
+    n_cells = n_cells or (
+        1 if len(vectors) <= 50_000 else min(len(vectors) // 1000, 4096)
+    )
+    return (
+        fit_centers(vectors, n_cells)
+        if n_cells > 1
+        else np.zeros((1, vectors.shape[1]), np.float32)
+    )
 
 # %% ../../nbs/31_mine.vectors.ipynb #c0ffee01
-def nearest_cells(vectors: np.ndarray, asked: np.ndarray, centers: np.ndarray, k: int, block: int = 8192) -> np.ndarray:
+def nearest_cells(
+    vectors: np.ndarray, asked: np.ndarray, centers: np.ndarray, k: int, block: int = 8192
+) -> np.ndarray:
     "The k nearest centres of some rows, int [a, k]."
-    if k == len(centers): return np.tile(np.arange(k), (len(asked), 1))
-    half_norms, found = 0.5 * (centers**2).sum(1), np.empty((len(asked), k), np.int32)
+    if k == len(centers):
+        return np.tile(np.arange(k), (len(asked), 1))
+    half_norms = 0.5 * (centers**2).sum(1)
+    found = np.empty((len(asked), k), np.int32)
     for i in range(0, len(asked), block):
-        near = half_norms - take_rows(vectors, asked[i:i + block]) @ centers.T
-        found[i:i + block] = np.argpartition(near, k - 1, axis=1)[:, :k]
+        near = half_norms - take_rows(vectors, asked[i : i + block]) @ centers.T
+        found[i : i + block] = np.argpartition(near, k - 1, axis=1)[:, :k]
     return found

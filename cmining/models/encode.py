@@ -4,11 +4,9 @@
 
 # %% ../../nbs/10_models.encode.ipynb #946c364f
 from __future__ import annotations
+
 import hashlib
-import numpy as np
 import os
-import pyarrow as pa
-import pyarrow.compute as pc
 import re
 import tempfile
 import weakref
@@ -19,10 +17,14 @@ from importlib.resources import files
 from itertools import chain
 from multiprocessing import current_process
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from safetensors.numpy import load_file
 from scipy import sparse
 from tokenizers import Tokenizer
-from typing import Any, Protocol
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'BUNDLED', 'cached_encoder', 'entry_text', 'normalize_rows', 'sum_rows', 'quantize', 'dequantize',
@@ -35,29 +37,42 @@ def entry_text(
     paragraphs: Sequence[str],  # its paragraphs, the lead first
     n: int = 1,  # how many of them; 1 is the lead
 ) -> str:  # what stands for the entry in an encoder: a line each
-    "The encoder's input for an entry: title + lead (§3.2). An entry without paragraphs is its title."
+    """The encoder's input for an entry: title + lead (§3.2).
+
+    An entry without paragraphs is its title.
+    """
     return "\n".join([title.strip(), *(p.strip() for p in paragraphs[:n])])
 
 # %% ../../nbs/10_models.encode.ipynb #4fe93515
 def normalize_rows(x: np.ndarray) -> np.ndarray:
-    "Rows of `x` [n, d] divided by their Euclidean length, as float32; a zero row stays zero."
+    """Rows of `x` [n, d] divided by their Euclidean length, as float32; a zero row stays
+    zero.
+    """
     x = np.asarray(x, dtype=np.float32)
     norms = np.sqrt(np.square(x).sum(axis=1, keepdims=True))
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
 
 # %% ../../nbs/10_models.encode.ipynb #e156e74a
 def sum_rows(
-    rows: np.ndarray,   # int [m], row numbers of all sums, one after the other
-    ends: np.ndarray,   # int [n + 1], sum i has rows[ends[i]:ends[i + 1]]
+    rows: np.ndarray,  # int [m], row numbers of all sums, one after the other
+    ends: np.ndarray,  # int [n + 1], sum i has rows[ends[i]:ends[i + 1]]
     table: np.ndarray,  # float32 [v, d]
-) -> np.ndarray:        # float32 [n, d]
+) -> np.ndarray:  # float32 [n, d]
     "Sums of rows of the table: of the vectors of a text's tokens."
-    return sparse.csr_matrix((np.ones(len(rows), np.float32), rows, ends), shape=(len(ends) - 1, len(table))) @ table
+    return (
+        sparse.csr_matrix(
+            (np.ones(len(rows), np.float32), rows, ends),
+            shape=(len(ends) - 1, len(table)),
+        )
+        @ table
+    )
 
 # %% ../../nbs/10_models.encode.ipynb #9a287f69
 def quantize(
     table: np.ndarray,  # float32 [vocabulary, d]
-) -> tuple[np.ndarray, np.ndarray]:  # int8 [vocabulary, d] and float32 scales [vocabulary]
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # int8 [vocabulary, d] and float32 scales [vocabulary]
     "Round each row to 8 bits: the row is about its integers × its scale."
     scales = (np.abs(table).max(axis=1) / 127).astype(np.float32)
     safe = np.where(scales > 0, scales, 1)[:, None]
@@ -70,14 +85,19 @@ def dequantize(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/10_models.encode.ipynb #e042f058
 class Encoder(Protocol):
-    """What turns texts into vectors. `fingerprint` names the parameters: the same fingerprint, the same vectors."""
+    """What turns texts into vectors.
+
+    `fingerprint` names the parameters: the same fingerprint, the same vectors.
+    """
 
     name: str
     dim: int
     fingerprint: str
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        "float32 [n, dim], one unit row a text; a zero row for a text that has nothing to encode."
+        """float32 [n, dim], one unit row a text; a zero row for a text that has nothing
+        to encode.
+        """
         ...
 
 # %% ../../nbs/10_models.encode.ipynb #4f86d3c8
@@ -88,115 +108,185 @@ def _one_thread() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None: del os.environ["TOKENIZERS_PARALLELISM"]
-        else: os.environ["TOKENIZERS_PARALLELISM"] = before
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 # %% ../../nbs/10_models.encode.ipynb #5504828a
 def _batches_by_size(sizes: Iterable[int], n_chars: int = 2_000_000) -> Iterator[slice]:
-    "Consecutive runs of texts with these lengths, of about `n_chars` characters and at least one text each."
+    """Consecutive runs of texts with these lengths, of about `n_chars` characters and at
+    least one text each.
+    """
     first = size = stop = 0
     for stop, n in enumerate(sizes, 1):
         size += n + 20  # a short text costs as well
         if size >= n_chars:
             yield slice(first, stop)
-            first, size = stop, 0
-    if size: yield slice(first, stop)
+            first = stop
+            size = 0
+    if size:
+        yield slice(first, stop)
 
 # %% ../../nbs/10_models.encode.ipynb #52a5516b
-SEPARATORS = " \t\n\v\f\r\u00a0\u3000" + """"#$%&'()*+,-./:;@[\\]^_{|}~«»“”„’‘–—・、。「」『』（），：；《》〈〉"""
-_ONE_BYTE = bytes(ord(" ") if chr(i) in SEPARATORS and i < 128 else i for i in range(256)).lower()     # separators to spaces, A to a
-_BETWEEN = "[" + "".join(rf"\x{{{ord(c):x}}}" for c in SEPARATORS if not c.isascii()) + "]+"
-_SCRIPTS = "([一-鿿々〆]+|[ァ-ヺ][ァ-ヺー]*)"      # hiragana is what lies between; ー goes with what it follows
+SEPARATORS = (
+    " \t\n\v\f\r\u00a0\u3000"
+    + """"#$%&'()*+,-./:;@[\\]^_{|}~«»“”„’‘–—・、。「」『』（），：；《》〈〉"""
+)
+# separators to spaces, A to a
+_ONE_BYTE = bytes(
+    ord(" ") if chr(i) in SEPARATORS and i < 128 else i for i in range(256)
+).lower()
+_BETWEEN = (
+    "[" + "".join(rf"\x{{{ord(c):x}}}" for c in SEPARATORS if not c.isascii()) + "]+"
+)
+# hiragana is what lies between; ー goes with what it follows
+_SCRIPTS = "([一-鿿々〆]+|[ァ-ヺ][ァ-ヺー]*)"
 _RARE = r"[^\x{0}-\x{2E7F}、-〠ぁ-ゖァ-ー㐀-䶿一-鿿々〆！-～]"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def pretokenize(texts: list[str]) -> pa.ListArray:  # of strings, some of them empty
-    "The pieces of each text that can be tokenised apart: together they have the tokens of the text."
-    try: found = pa.array(texts, pa.string())
-    except UnicodeEncodeError: found = pa.array([_SURROGATES.sub(" ", t) for t in texts], pa.string())
+    """The pieces of each text that can be tokenised apart: together they have the tokens
+    of the text.
+    """
+    try:
+        found = pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        found = pa.array([_SURROGATES.sub(" ", t) for t in texts], pa.string())
     _, ends, letters = found.buffers()
-    found = pa.StringArray.from_buffers(len(found), ends, pa.py_buffer(letters.to_pybytes().translate(_ONE_BYTE)))
+    found = pa.StringArray.from_buffers(
+        len(found), ends, pa.py_buffer(letters.to_pybytes().translate(_ONE_BYTE))
+    )
     found = pc.replace_substring_regex(found, _BETWEEN, " ")
     scripts = pc.match_substring_regex(found, "[ァ-鿿]")
     if pc.any(scripts).as_py():
         scripts = pc.and_not(scripts, pc.match_substring_regex(found, _RARE))
-        found = pc.if_else(scripts, pc.replace_substring_regex(found, _SCRIPTS, r" \1 "), found)
+        found = pc.if_else(
+            scripts, pc.replace_substring_regex(found, _SCRIPTS, r" \1 "), found
+        )
     return pc.ascii_split_whitespace(found)
 
 # %% ../../nbs/10_models.encode.ipynb #715ad99d
 def pretokenizes_like(tokenizer: Tokenizer) -> bool:
-    "Whether a tokenizer drops the SEPARATORS, and joins nothing over them or over borders between scripts."
-    def ids(text: str) -> list[int]: return tokenizer.encode(text, add_special_tokens=False).ids
+    """Whether a tokenizer drops the SEPARATORS, and joins nothing over them or over
+    borders between scripts.
+    """
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
     sides = ["カé", "が", "漢", "1a"]
     apart = sum(map(ids, sides), [])
-    return ids("".join(sides)) == apart and all(ids(c.join(sides)) == apart for c in SEPARATORS)
+    return ids("".join(sides)) == apart and all(
+        ids(c.join(sides)) == apart for c in SEPARATORS
+    )
 
 # %% ../../nbs/10_models.encode.ipynb #aaf6c664
 def piece_ids(tokenizer: Tokenizer, pieces: list[str], batch: int = 128) -> list[bytes]:
     "The token ids of each piece, int32, as bytes."
-    lines = [pieces[i:i + batch] for i in range(0, len(pieces), batch)]
-    with _one_thread(): found = tokenizer.encode_batch([" ".join(line) for line in lines], add_special_tokens=False)
+    lines = [pieces[i : i + batch] for i in range(0, len(pieces), batch)]
+    with _one_thread():
+        found = tokenizer.encode_batch(
+            [" ".join(line) for line in lines], add_special_tokens=False
+        )
     ids = []
     for line, tokens in zip(lines, found):
-        begins, written = [begin for begin, _ in tokens.offsets], np.array(tokens.ids, np.int32).tobytes()
-        stops = np.searchsorted(begins, np.cumsum([len(piece) + 1 for piece in line])) * 4     # bytes up to the end of each piece
+        begins = [begin for begin, _ in tokens.offsets]
+        written = np.array(tokens.ids, np.int32).tobytes()
+        # bytes up to the end of each piece
+        stops = np.searchsorted(begins, np.cumsum([len(piece) + 1 for piece in line])) * 4
         ids += [written[a:b] for a, b in zip([0, *stops], stops)]
     return ids
 
 # %% ../../nbs/10_models.encode.ipynb #ec470c73
 def gather_ids(
-    places: np.ndarray,     # int [m], which piece stands at each place of the texts, one text after the other
-    ids: list[bytes],       # the token ids of each piece, from piece_ids
-    ends: np.ndarray,       # int [n + 1], text i has places[ends[i]:ends[i + 1]]
-) -> tuple[np.ndarray, np.ndarray]:     # int32 ids and int64 [n + 1] where the texts end, as add_up takes them
+    # int [m], which piece stands at each place of the texts, one text after the other
+    places: np.ndarray,
+    ids: list[bytes],  # the token ids of each piece, from piece_ids
+    ends: np.ndarray,  # int [n + 1], text i has places[ends[i]:ends[i + 1]]
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # int32 ids and int64 [n + 1] where the texts end, as add_up takes them
     "The token ids of texts from those of their pieces."
-    sizes, flat = np.fromiter(map(len, ids), np.int64, len(ids)) // 4, np.frombuffer(b"".join(ids), np.int32)
-    begins, here = np.cumsum(sizes) - sizes, sizes[places]
+    sizes = np.fromiter(map(len, ids), np.int64, len(ids)) // 4
+    flat = np.frombuffer(b"".join(ids), np.int32)
+    begins = np.cumsum(sizes) - sizes
+    here = sizes[places]
     stops = np.concatenate([[0], np.cumsum(here)])
-    return flat[np.repeat(begins[places] - stops[:-1], here) + np.arange(stops[-1])], stops[ends]
+    return (
+        flat[np.repeat(begins[places] - stops[:-1], here) + np.arange(stops[-1])],
+        stops[ends],
+    )
 
 # %% ../../nbs/10_models.encode.ipynb #81a1e8dc
 class StaticEncoder:
-    """A static encoder read from its folder (`tokenizer.json` and `model.safetensors` with int8 `embeddings` and float32 `weights`).
+    """A static encoder read from its folder (`tokenizer.json` and `model.safetensors`
+    with int8 `embeddings` and float32 `weights`).
 
-    `encode` is a pure function of each text: the same bytes whatever the batch, the process or the number of threads. What is remembered
-    between calls, the tokens of pieces, saves time and changes nothing."""
+    `encode` is a pure function of each text: the same bytes whatever the batch, the
+    process or the number of threads. What is remembered between calls, the tokens of
+    pieces, saves time and changes nothing.
+    """
 
-    n_known, longest = 1 << 18, 20      # pieces that are remembered, about 50 MB; what is longer is hardly ever seen twice
+    # pieces that are remembered, about 50 MB; what is longer is hardly ever seen twice
+    n_known = 1 << 18
+    longest = 20
 
     def __init__(self, folder: Path | str, name: str | None = None) -> None:
         files = [Path(folder) / f for f in ("tokenizer.json", "model.safetensors")]
         for f in files:
-            if not f.is_file(): raise FileNotFoundError(f"no static encoder in {folder}: {f.name} is missing")
+            if not f.is_file():
+                raise FileNotFoundError(
+                    f"no static encoder in {folder}: {f.name} is missing"
+                )
         arrays = load_file(files[1])
         self.table = dequantize(arrays["embeddings"], arrays["weights"])
         self.tokenizer = Tokenizer.from_file(str(files[0]))
         if not pretokenizes_like(self.tokenizer):
-            raise ValueError(f"the tokenizer in {folder} does not cut text at spaces, punctuation and borders between scripts, as that of nbs/encoder/train.ipynb does; "
-                             "load the folder with load_hub")
-        self.name, self.dim = name or str(folder), self.table.shape[1]
-        self.fingerprint = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+            raise ValueError(
+                f"the tokenizer in {folder} does not cut text at spaces, punctuation and"
+                " borders between scripts, as that of nbs/encoder/train.ipynb does; load"
+                " the folder with load_hub"
+            )
+        self.name = name or str(folder)
+        self.dim = self.table.shape[1]
+        self.fingerprint = hashlib.sha256(
+            b"".join(f.read_bytes() for f in files)
+        ).hexdigest()[:16]
         self._known: dict[str, bytes] = {}
 
     def tokens(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        "Token ids, int32, and where the texts end, int64 [n + 1], as `add_up` takes them."
+        """Token ids, int32, and where the texts end, int64 [n + 1], as `add_up` takes
+        them.
+        """
         pieces = pretokenize(texts)
         words = pieces.values.dictionary_encode()
         names = words.dictionary.to_pylist()
         ids = list(map(self._known.get, names))
         new = [i for i, known in enumerate(ids) if known is None]
-        for i, found in zip(new, piece_ids(self.tokenizer, [names[i] for i in new])): ids[i] = found
-        if len(self._known) + len(new) > self.n_known: self._known.clear()
-        self._known.update((names[i], ids[i]) for i in new if len(names[i]) <= self.longest)
+        for i, found in zip(new, piece_ids(self.tokenizer, [names[i] for i in new])):
+            ids[i] = found
+        if len(self._known) + len(new) > self.n_known:
+            self._known.clear()
+        self._known.update(
+            (names[i], ids[i]) for i in new if len(names[i]) <= self.longest
+        )
         return gather_ids(words.indices.to_numpy(), ids, pieces.offsets.to_numpy())
 
     def sums(self, texts: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-        "Of texts cut into lines: the sum of each line's token vectors, float32 [lines, dim], and where the texts end among the lines, int [n + 1]."
-        return sum_rows(*self.tokens(list(chain.from_iterable(texts))), self.table), np.cumsum([0, *map(len, texts)])
+        """Of texts cut into lines: the sum of each line's token vectors, float32 [lines,
+        dim], and where the texts end among the lines, int [n + 1].
+        """
+        return sum_rows(
+            *self.tokens(list(chain.from_iterable(texts))), self.table
+        ), np.cumsum([0, *map(len, texts)])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        "float32 [n, dim], unit rows; a zero row for a text without a known token. Beyond the result, memory is bounded."
+        """float32 [n, dim], unit rows; a zero row for a text without a known token.
+
+        Beyond the result, memory is bounded.
+        """
         out = np.zeros((len(texts), self.dim), np.float32)
         for run in _batches_by_size(map(len, texts)):
             lines, ends = self.sums([t.split("\n") for t in texts[run]])
@@ -206,70 +296,100 @@ class StaticEncoder:
     def encode_articles(
         self,
         titles: list[str],
-        paragraphs: list[list[str]],    # of each title, no line breaks in them
-        n: int,                         # how many of them go into the article's vector
+        paragraphs: list[list[str]],  # of each title, no line breaks in them
+        n: int,  # how many of them go into the article's vector
     ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-        """Run by run of articles: their vectors, float32 [articles, dim], as `encode` makes them of `entry_text`; and of each the vectors
-        of all its paragraphs, float32 [paragraphs, dim]. Every text is tokenised once for both."""
+        """Run by run of articles: their vectors, float32 [articles, dim], as `encode`
+        makes them of `entry_text`; and of each the vectors of all its paragraphs,
+        float32 [paragraphs, dim]. Every text is tokenised once for both.
+        """
         articles = [[t, *ps] for t, ps in zip(titles, paragraphs)]
         for run in _batches_by_size(sum(map(len, a)) for a in articles):
             lines, ends = self.sums(articles[run])
-            own = [np.arange(a, min(a + n + 1, b)) for a, b in zip(ends, ends[1:])]     # the lines of each that count
-            of_articles = sum_rows(np.concatenate(own), np.cumsum([0, *map(len, own)]), lines)
+            # the lines of each that count
+            own = [np.arange(a, min(a + n + 1, b)) for a, b in zip(ends, ends[1:])]
+            of_articles = sum_rows(
+                np.concatenate(own), np.cumsum([0, *map(len, own)]), lines
+            )
             of_lines = normalize_rows(lines)
-            yield normalize_rows(of_articles), [of_lines[a + 1:b] for a, b in zip(ends, ends[1:])]
+            yield (
+                normalize_rows(of_articles),
+                [of_lines[a + 1 : b] for a, b in zip(ends, ends[1:])],
+            )
 
 # %% ../../nbs/10_models.encode.ipynb #89b5653c
 def load_static(folder: Path | str, name: str | None = None) -> StaticEncoder:
-    "The static encoder in `folder`; raises FileNotFoundError that names the missing file."
+    """The static encoder in `folder`; raises FileNotFoundError that names the missing
+    file.
+    """
     return StaticEncoder(folder, name)
 
 # %% ../../nbs/10_models.encode.ipynb #19720822
 def _tokenizer_parts(tokenizer: Any) -> Iterator[bytes]:
-    if isinstance(tokenizer, Tokenizer):  # saved, it would lose the strings that share an id
-        yield repr((sorted(tokenizer.get_vocab().items()), tokenizer.normalizer, tokenizer.pre_tokenizer)).encode()
+    # saved, it would lose the strings that share an id
+    if isinstance(tokenizer, Tokenizer):
+        yield repr(
+            (
+                sorted(tokenizer.get_vocab().items()),
+                tokenizer.normalizer,
+                tokenizer.pre_tokenizer,
+            )
+        ).encode()
         return
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()): yield file.name.encode() + file.read_bytes()
+        for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+            yield file.name.encode() + file.read_bytes()
 
 # %% ../../nbs/10_models.encode.ipynb #3063228f
 def _model_fingerprint(model: Any) -> str:
     "Hash over the modules with their settings, the parameters, and the tokenizer."
     digest = hashlib.sha256(repr(model).encode())
     for name, values in sorted(model.state_dict().items()):
-        digest.update(name.encode() + values.detach().cpu().contiguous().float().numpy().tobytes())
-    for part in _tokenizer_parts(model.tokenizer): digest.update(part)
+        digest.update(
+            name.encode() + values.detach().cpu().contiguous().float().numpy().tobytes()
+        )
+    for part in _tokenizer_parts(model.tokenizer):
+        digest.update(part)
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/10_models.encode.ipynb #54c253f7
 def gpus_of_process(
-    n: int,         # GPUs of the machine
-    process: str,   # name of this process; that of a worker ends with its number, from 1
-) -> list[str]:     # torch devices; empty without a GPU
+    n: int,  # GPUs of the machine
+    process: str,  # name of this process; that of a worker ends with its number, from 1
+) -> list[str]:  # torch devices; empty without a GPU
     "The GPUs that this process encodes on: all of them, or a worker's own."
     worker = re.search(r"-(\d+)$", process)
-    return [f"cuda:{i}" for i in (range(n) if worker is None else [(int(worker[1]) - 1) % n] if n else [])]
+    return [
+        f"cuda:{i}"
+        for i in (range(n) if worker is None else [(int(worker[1]) - 1) % n] if n else [])
+    ]
 
 # %% ../../nbs/10_models.encode.ipynb #b7b7f095
 class HubEncoder:
     """A sentence-transformers model as an `Encoder`; made by `load_hub`.
 
-    With several devices it starts a process on each when it first encodes: a script of yours then needs its `if __name__ == "__main__":`."""
+    With several devices it starts a process on each when it first encodes: a script of
+    yours then needs its `if __name__ == "__main__":`.
+    """
 
-    chunk_size = 2048   # texts that are sorted and batched together, on one device
+    chunk_size = 2048  # texts that are sorted and batched together, on one device
 
     def __init__(
         self,
-        model: Any,                         # SentenceTransformer
+        model: Any,  # SentenceTransformer
         name: str,
-        devices: Sequence[str] = (),        # torch devices; where the model is when left out
-        half: bool | None = None,           # float16 parameters; on anything but a CPU when left out
+        devices: Sequence[str] = (),  # torch devices; where the model is when left out
+        # float16 parameters; on anything but a CPU when left out
+        half: bool | None = None,
     ) -> None:
-        self.model, self.name, self.dim = model, name, model.encode(["a"]).shape[1]
+        self.model = model
+        self.name = name
+        self.dim = model.encode(["a"]).shape[1]
         self.devices = list(devices) or [str(model.device)]
         on_cpu = self.devices[0].startswith("cpu")
-        self.fingerprint, self.batch_size = _model_fingerprint(model), 32 if on_cpu else 256
+        self.fingerprint = _model_fingerprint(model)
+        self.batch_size = 32 if on_cpu else 256
         if half or (half is None and not on_cpu):
             self.fingerprint += "-half"
             model.half()
@@ -278,61 +398,114 @@ class HubEncoder:
     def _encode(self, texts: list[str]) -> np.ndarray:
         options = dict(batch_size=self.batch_size, show_progress_bar=False)
         if len(self.devices) == 1:
-            chunks = (texts[i:i + self.chunk_size] for i in range(0, len(texts), self.chunk_size))
-            return np.concatenate([self.model.encode(c, device=self.devices[0], **options) for c in chunks])
+            chunks = (
+                texts[i : i + self.chunk_size]
+                for i in range(0, len(texts), self.chunk_size)
+            )
+            return np.concatenate(
+                [self.model.encode(c, device=self.devices[0], **options) for c in chunks]
+            )
         if self._pool is None:
             self._pool = self.model.start_multi_process_pool(self.devices)
             weakref.finalize(self, self.model.stop_multi_process_pool, self._pool)
-        return self.model.encode(texts, pool=self._pool, chunk_size=self.chunk_size, **options)
+        return self.model.encode(
+            texts, pool=self._pool, chunk_size=self.chunk_size, **options
+        )
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         "float32 [n, dim], unit rows; a zero row for a blank text."
         texts = [_SURROGATES.sub(" ", t) for t in texts]
-        if not texts: return np.zeros((0, self.dim), np.float32)
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
         out = normalize_rows(self._encode(texts))
         out[[not t.strip() for t in texts]] = 0
         return out
 
 # %% ../../nbs/10_models.encode.ipynb #fec64e14
-_WAY_OUT = "Leave the encoder's name out to use the bundled one, which needs no network; or give the path of a model on disk."
+_WAY_OUT = (
+    "Leave the encoder's name out to use the bundled one, which needs no network; or give"
+    " the path of a model on disk."
+)
 
 
 def _reach_hub(name: str) -> None:
-    "Raise OSError if the hub does not answer at all; a hub that answers 'not found' is left to the loader."
+    """Raise OSError if the hub does not answer at all; a hub that answers 'not found' is
+    left to the loader.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
-    try: HfApi().model_info(name if "/" in name else f"sentence-transformers/{name}", timeout=10)
-    except HfHubHTTPError: pass
-    except Exception as e: raise OSError(f"cannot load the encoder {name!r}: the model hub cannot be reached ({type(e).__name__}). {_WAY_OUT}") from e
+
+    try:
+        HfApi().model_info(
+            name if "/" in name else f"sentence-transformers/{name}", timeout=10
+        )
+    except HfHubHTTPError:
+        pass
+    except Exception as e:
+        raise OSError(
+            f"cannot load the encoder {name!r}: the model hub cannot be reached"
+            f" ({type(e).__name__}). {_WAY_OUT}"
+        ) from e
 
 # %% ../../nbs/10_models.encode.ipynb #131452bf
 def load_hub(name: str) -> HubEncoder:
     """A sentence-transformers model by its name on the hub or by its path.
 
-    Raises ImportError without sentence-transformers, OSError when the model is neither on disk nor to be had from the hub."""
+    Raises ImportError without sentence-transformers, OSError when the model is neither on
+    disk nor to be had from the hub.
+    """
     try:
         import torch
         from sentence_transformers import SentenceTransformer
-    except ImportError as e: raise ImportError(f"the encoder {name!r} needs sentence-transformers: pip install 'cmining[hub]'") from e
+    except ImportError as e:
+        raise ImportError(
+            f"the encoder {name!r} needs sentence-transformers: pip install"
+            " 'cmining[hub]'"
+        ) from e
     gpus = gpus_of_process(torch.cuda.device_count(), current_process().name)
-    def load(**options: Any) -> HubEncoder: return HubEncoder(SentenceTransformer(name, device=gpus[0] if gpus else None, **options), name, gpus)
-    if Path(name).is_dir(): return load()
-    if name.startswith((".", "/", "~")) or name.count("/") > 1: raise OSError(f"cannot load the encoder {name!r}: there is no such folder. {_WAY_OUT}")
-    try: return load(local_files_only=True)
-    except (OSError, ValueError): _reach_hub(name)  # not in the cache
-    try: return load()
+
+    def load(**options: Any) -> HubEncoder:
+        return HubEncoder(
+            SentenceTransformer(name, device=gpus[0] if gpus else None, **options),
+            name,
+            gpus,
+        )
+
+    if Path(name).is_dir():
+        return load()
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise OSError(
+            f"cannot load the encoder {name!r}: there is no such folder. {_WAY_OUT}"
+        )
+    try:
+        return load(local_files_only=True)
+    except (OSError, ValueError):
+        _reach_hub(name)  # not in the cache
+    try:
+        return load()
     except (OSError, ValueError) as e:
-        raise OSError(f"cannot load the encoder {name!r}: {(str(e).splitlines() or ['no reason given'])[0]} {_WAY_OUT}") from e
+        raise OSError(
+            f"cannot load the encoder {name!r}:"
+            f" {(str(e).splitlines() or ['no reason given'])[0]} {_WAY_OUT}"
+        ) from e
 
 # %% ../../nbs/10_models.encode.ipynb #ddcbe9fe
 BUNDLED = Path(str(files("cmining"))) / "encoder"
 
 
 def load_encoder(
-    name: str | None = None,  # none or bundled: the bundled static encoder; else a sentence-transformers model, by name or path
+    # none or bundled: the bundled static encoder; else a sentence-transformers model, by
+    # name or path
+    name: str | None = None,
 ) -> Encoder:  # ready to encode
-    "The bundled encoder, or any sentence-transformers model. Raises what `load_static` and `load_hub` raise."
-    return load_static(BUNDLED, "bundled") if name in (None, "bundled") else load_hub(name)
+    """The bundled encoder, or any sentence-transformers model.
+
+    Raises what `load_static` and `load_hub` raise.
+    """
+    return (
+        load_static(BUNDLED, "bundled") if name in (None, "bundled") else load_hub(name)
+    )
 
 
-cached_encoder = lru_cache(maxsize=2)(load_encoder)      # the run's own, and the bundled one, which counts tokens
+# the run's own, and the bundled one, which counts tokens
+cached_encoder = lru_cache(maxsize=2)(load_encoder)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/11_models.llm.ipynb #aea2cb62
 from __future__ import annotations
+
 import asyncio
 import hashlib
 import json
@@ -13,8 +14,6 @@ import queue
 import random
 import threading
 import time
-from ..core.basics import RunError, hash64
-from ..core.engine import atomic_write
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -23,6 +22,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from ..core.basics import RunError, hash64
+from ..core.engine import atomic_write
 
 # %% auto #0
 __all__ = ['FIRST_WAIT', 'LONGEST_WAIT', 'PATIENCE', 'JSON_TYPES', 'SCHEMA_PROMPT', 'PARAM_FALLBACKS', 'BUDGET_SPENT',
@@ -40,67 +42,105 @@ __all__ = ['FIRST_WAIT', 'LONGEST_WAIT', 'PATIENCE', 'JSON_TYPES', 'SCHEMA_PROMP
 @dataclass(frozen=True)
 class Prompt:
     "One request. Its key is what the journal knows it by: unique and stable."
+
     key: str
-    messages: tuple[dict[str, str], ...]    # role and content
-    schema: dict[str, Any] | None = None    # JSON schema that the reply should satisfy
+    messages: tuple[dict[str, str], ...]  # role and content
+    schema: dict[str, Any] | None = None  # JSON schema that the reply should satisfy
     max_tokens: int = 1024
     temperature: float = 0.7
     seed: int | None = None
 
+
 @dataclass(frozen=True)
 class Endpoint:
-    "Where the model is and how hard it may be pressed. The key comes from OPENAI_API_KEY and from nowhere else."
+    """Where the model is and how hard it may be pressed.
+
+    The key comes from OPENAI_API_KEY and from nowhere else.
+    """
+
     model: str
-    base_url: str | None = None     # OpenAI's own when left out
-    concurrency: int = 16           # requests in flight
-    rpm: int | None = None          # requests a minute
-    tpm: int | None = None          # tokens a minute
-    timeout: float = 120.0          # seconds for a whole answer
-    max_attempts: int = 6           # of one prompt in one call
+    base_url: str | None = None  # OpenAI's own when left out
+    concurrency: int = 16  # requests in flight
+    rpm: int | None = None  # requests a minute
+    tpm: int | None = None  # tokens a minute
+    timeout: float = 120.0  # seconds for a whole answer
+    max_attempts: int = 6  # of one prompt in one call
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "rpm", "tpm", "timeout", "max_attempts"):
-            if (value := getattr(self, name)) is not None and value <= 0: raise RunError(f"{name} is above 0, not {value}")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise RunError(f"{name} is above 0, not {value}")
+
 
 @dataclass
 class Reply:
     "What became of a prompt: exactly one of text and error."
+
     key: str
-    text: str | None            # with a schema: its JSON object, taken out of fences or prose
+    text: str | None  # with a schema: its JSON object, taken out of fences or prose
     error: str | None
-    model: str                  # as the server names it
+    model: str  # as the server names it
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
     attempts: int = 0
-    mode: str = "text"          # json_schema | json_object | text
-    finish: str = ""            # the server's finish_reason: stop, length, content_filter
-    usd_unsure: float = 0.0     # at most so much more, for attempts that broke off and that a provider may bill
+    mode: str = "text"  # json_schema | json_object | text
+    finish: str = ""  # the server's finish_reason: stop, length, content_filter
+    # at most so much more, for attempts that broke off and that a provider may bill
+    usd_unsure: float = 0.0
 
 # %% ../../nbs/11_models.llm.ipynb #d1e99516
 def load_prices(
-    path: str | Path,   # a JSON file; source and date are for its reader
-) -> dict[str, dict[str, float]]:   # model -> in, out, batch
+    path: str | Path,  # a JSON file; source and date are for its reader
+) -> dict[str, dict[str, float]]:  # model -> in, out, batch
     "Read a price table. A RunError says what is wrong with it."
-    try: models = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
-    except (ValueError, KeyError, TypeError) as e: raise RunError(f'{path} is no price table like {{"models": {{"some-model": {{"in": 0.15, "out": 0.6}}}}}}: {e!r}') from e
+    try:
+        models = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise RunError(
+            f'{path} is no price table like {{"models": {{"some-model": {{"in": 0.15,'
+            f' "out": 0.6}}}}}}: {e!r}'
+        ) from e
     return {model: check_price(model, price) for model, price in models.items()}
+
 
 def check_price(model: str, price: Mapping[str, float]) -> dict[str, float]:
     "The price with its batch factor. A RunError when it is no price."
-    try: price = {"in": float(price["in"]), "out": float(price["out"]), "batch": float(price.get("batch", 1))}
-    except (KeyError, TypeError, ValueError, AttributeError) as e: raise RunError(f"the price of {model!r} needs 'in' and 'out' in USD per million tokens, not {price!r}") from e
-    if not all(0 <= v < math.inf for v in price.values()): raise RunError(f"the price of {model!r} is below 0 or no number: {price}")
+    try:
+        price = {
+            "in": float(price["in"]),
+            "out": float(price["out"]),
+            "batch": float(price.get("batch", 1)),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise RunError(
+            f"the price of {model!r} needs 'in' and 'out' in USD per million tokens, not"
+            f" {price!r}"
+        ) from e
+    if not all(0 <= v < math.inf for v in price.values()):
+        raise RunError(f"the price of {model!r} is below 0 or no number: {price}")
     return price
 
-def token_cost(price: Mapping[str, float] | None, prompt_tokens: int, completion_tokens: int) -> float:
+
+def token_cost(
+    price: Mapping[str, float] | None, prompt_tokens: int, completion_tokens: int
+) -> float:
     "USD for so many tokens; 0 without a price."
-    return (prompt_tokens * price["in"] + completion_tokens * price["out"]) / 1e6 if price else 0.0
+    return (
+        (prompt_tokens * price["in"] + completion_tokens * price["out"]) / 1e6
+        if price
+        else 0.0
+    )
 
 # %% ../../nbs/11_models.llm.ipynb #8cd8270c
 def prompt_bytes(prompt: Prompt) -> int:
     "UTF-8 bytes of all that a prompt sends."
-    return len(json.dumps([prompt.messages, prompt.schema], ensure_ascii=False).encode("utf-8", "replace"))
+    return len(
+        json.dumps([prompt.messages, prompt.schema], ensure_ascii=False).encode(
+            "utf-8", "replace"
+        )
+    )
+
 
 def max_tokens_of(prompt: Prompt) -> int:
     "No tokenizer of a chat model makes more prompt tokens than this."
@@ -110,151 +150,279 @@ def max_tokens_of(prompt: Prompt) -> int:
 def estimate(
     prompts: Iterable[Prompt],
     endpoint: Endpoint,
-    prices: Mapping[str, Mapping[str, float]] | None = None,    # from load_prices
-    batch: bool = False,            # at the price of batch files
-) -> dict[str, Any]:                # requests, prompt_tokens, completion_tokens (at most), usd (low, high) or None, minutes (at least), note
+    prices: Mapping[str, Mapping[str, float]] | None = None,  # from load_prices
+    batch: bool = False,  # at the price of batch files
+    # requests, prompt_tokens, completion_tokens (at most), usd (low, high) or None,
+    # minutes
+    # (at least), note
+) -> dict[str, Any]:
     """What asking would take, before anything is asked.
 
-    low: prompts of five bytes a token and no answers. high: three bytes a token and every answer as long as allowed."""
+    low: prompts of five bytes a token and no answers. high: three bytes a token and every
+    answer as long as allowed.
+    """
     price = (prices or {}).get(endpoint.model)
     n = size = completion = 0
-    for p in prompts: n, size, completion = n + 1, size + prompt_bytes(p), completion + p.max_tokens
-    minutes = max(n / endpoint.rpm if endpoint.rpm else 0, (size / 4 + completion) / endpoint.tpm if endpoint.tpm else 0)
-    told = {"requests": n, "prompt_tokens": size // 4, "completion_tokens": completion, "minutes": minutes, "usd": None,
-            "note": f"no price for model {endpoint.model!r}: give a price table to see USD"}
-    if price is None: return told
+    for p in prompts:
+        n = n + 1
+        size = size + prompt_bytes(p)
+        completion = completion + p.max_tokens
+    minutes = max(
+        n / endpoint.rpm if endpoint.rpm else 0,
+        (size / 4 + completion) / endpoint.tpm if endpoint.tpm else 0,
+    )
+    told = {
+        "requests": n,
+        "prompt_tokens": size // 4,
+        "completion_tokens": completion,
+        "minutes": minutes,
+        "usd": None,
+        "note": f"no price for model {endpoint.model!r}: give a price table to see USD",
+    }
+    if price is None:
+        return told
     price = check_price(endpoint.model, price)
     factor = price["batch"] if batch else 1
-    return told | {"usd": {"low": factor * token_cost(price, size // 5, 0), "high": factor * token_cost(price, size // 3, completion)}, "note": ""}
+    return told | {
+        "usd": {
+            "low": factor * token_cost(price, size // 5, 0),
+            "high": factor * token_cost(price, size // 3, completion),
+        },
+        "note": "",
+    }
 
 # %% ../../nbs/11_models.llm.ipynb #e191ee9f
 def run_in_thread(work: Coroutine[Any, Any, Any]) -> Any:
-    "Run a coroutine to its end in a thread of its own: a notebook's thread has an event loop already."
-    with ThreadPoolExecutor(1) as aside: return aside.submit(asyncio.run, work).result()
+    """Run a coroutine to its end in a thread of its own: a notebook's thread has an event
+    loop already.
+    """
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(asyncio.run, work).result()
+
 
 class Budget:
     "Money set aside and spent, in USD; never more than the budget."
+
     def __init__(self, budget: float | None, spent: float = 0.0) -> None:
-        self.budget, self.spent, self.reserved, self.flying, self.closed = budget, spent, 0.0, 0, False
+        self.budget = budget
+        self.spent = spent
+        self.reserved = 0.0
+        self.flying = 0
+        self.closed = False
         self.changed = asyncio.Event()
 
     async def take(self, most: float) -> bool:
         "Set money aside; False when there is not enough left."
-        while not self.closed and self.budget is not None and self.spent + self.reserved + most > self.budget:
-            if not self.flying: self.closed = True
+        while (
+            not self.closed
+            and self.budget is not None
+            and self.spent + self.reserved + most > self.budget
+        ):
+            if not self.flying:
+                self.closed = True
             else:
                 self.changed.clear()
                 await self.changed.wait()
-        if self.closed: return False
-        self.reserved, self.flying = self.reserved + most, self.flying + 1
+        if self.closed:
+            return False
+        self.reserved = self.reserved + most
+        self.flying = self.flying + 1
         return True
 
     def settle(self, most: float, spent: float) -> None:
         "Give back what was set aside, less what was spent."
-        self.flying, self.spent = self.flying - 1, self.spent + spent
-        self.reserved = self.reserved - most if self.flying else 0.0     # no rounding is left behind
+        self.flying = self.flying - 1
+        self.spent = self.spent + spent
+        # no rounding is left behind
+        self.reserved = self.reserved - most if self.flying else 0.0
         self.changed.set()
 
 # %% ../../nbs/11_models.llm.ipynb #dfb56ce2
 class RateLimiter:
-    "When requests may leave, by requests and tokens a minute and by what the server asked for."
+    """When requests may leave, by requests and tokens a minute and by what the server
+    asked for.
+    """
+
     def __init__(self, rpm: int | None = None, tpm: int | None = None) -> None:
-        self.rpm, self.tpm, self.free, self.paused = rpm, tpm, 0.0, 0.0
+        self.rpm = rpm
+        self.tpm = tpm
+        self.free = 0.0
+        self.paused = 0.0
 
     def due(self, tokens: int, now: float) -> float:
-        "The time at which a request with so many tokens may leave; takes its place in the line."
+        """The time at which a request with so many tokens may leave; takes its place in
+        the line.
+        """
         start = max(now, self.free)
-        self.free = start + max(60 / self.rpm if self.rpm else 0.0, 60 * tokens / self.tpm if self.tpm else 0.0)
+        self.free = start + max(
+            60 / self.rpm if self.rpm else 0.0,
+            60 * tokens / self.tpm if self.tpm else 0.0,
+        )
         return start
 
 # %% ../../nbs/11_models.llm.ipynb #f807f134
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0    # seconds
-PATIENCE = 600.0                        # a server that asks for more than this is left alone, with an error
+# seconds
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 60.0
+PATIENCE = 600.0  # a server that asks for more than this is left alone, with an error
+
 
 def backoff(attempt: int) -> float:
     "Seconds to wait after the attempt with this number, from 1."
     return min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1)
 
+
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     "Seconds that the server asks to wait; None when it does not say, or says nonsense."
     try:
-        if "retry-after-ms" in headers: seconds = float(headers["retry-after-ms"]) / 1000
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
         else:
             value = headers["retry-after"]
-            seconds = float(value) if value.strip()[:1].isdigit() else parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
-    except (KeyError, ValueError, TypeError): return None
+            seconds = (
+                float(value)
+                if value.strip()[:1].isdigit()
+                else parsedate_to_datetime(value).timestamp()
+                - (time.time() if now is None else now)
+            )
+    except (KeyError, ValueError, TypeError):
+        return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 # %% ../../nbs/11_models.llm.ipynb #800ded28
-JSON_TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)}
+JSON_TYPES = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+    "null": type(None),
+}
+
 
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
-    "Whether a value has the shape of a JSON schema: type, enum, const, required, properties, items. No full validator."
+    """Whether a value has the shape of a JSON schema: type, enum, const, required,
+    properties, items. No full validator.
+    """
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    if kinds and not any(isinstance(value, JSON_TYPES.get(k, object)) and (not isinstance(value, bool) or k == "boolean") for k in kinds): return False
-    if "enum" in schema and value not in schema["enum"] or "const" in schema and value != schema["const"]: return False
+    if kinds and not any(
+        isinstance(value, JSON_TYPES.get(k, object))
+        and (not isinstance(value, bool) or k == "boolean")
+        for k in kinds
+    ):
+        return False
+    if (
+        "enum" in schema
+        and value not in schema["enum"]
+        or "const" in schema
+        and value != schema["const"]
+    ):
+        return False
     if isinstance(value, dict):
-        return set(schema.get("required", ())) <= set(value) and all(matches_schema(value[k], s) for k, s in schema.get("properties", {}).items() if k in value)
-    return not isinstance(value, list) or all(matches_schema(v, schema.get("items", {})) for v in value)
+        return set(schema.get("required", ())) <= set(value) and all(
+            matches_schema(value[k], s)
+            for k, s in schema.get("properties", {}).items()
+            if k in value
+        )
+    return not isinstance(value, list) or all(
+        matches_schema(v, schema.get("items", {})) for v in value
+    )
 
-def _no_number(name: str) -> None: raise ValueError(f"{name} is not JSON")
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
 
 def find_json(
     text: str,
-    schema: Mapping[str, Any] = {},     # which object to prefer
-    tries: int = 100,                   # opening braces that are looked at: hostile text has many
+    schema: Mapping[str, Any] = {},  # which object to prefer
+    tries: int = 100,  # opening braces that are looked at: hostile text has many
 ) -> dict[str, Any] | None:
-    "The JSON object in a reply: bare, fenced, or between words; what comes after a train of thought first."
+    """The JSON object in a reply: bare, fenced, or between words; what comes after a
+    train of thought first.
+    """
     text = text.rpartition("</think>")[2] or text
-    decoder, first, at = json.JSONDecoder(strict=False, parse_constant=_no_number), None, text.find("{")
+    decoder = json.JSONDecoder(strict=False, parse_constant=_no_number)
+    first = None
+    at = text.find("{")
     while at >= 0 and (tries := tries - 1) >= 0:
-        try: value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError): value, end = None, at + 1
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            value = None
+            end = at + 1
         if isinstance(value, dict):
-            if matches_schema(value, schema): return value
+            if matches_schema(value, schema):
+                return value
             first = value if first is None else first
         at = text.find("{", end)
     return first
 
+
 def extract_reply(text: str, schema: Mapping[str, Any] | None) -> str:
-    "The object of a reply as JSON; the reply as it is when it is that already, holds none, or none was wanted."
+    """The object of a reply as JSON; the reply as it is when it is that already, holds
+    none, or none was wanted.
+    """
     found = None if schema is None or _is_object(text) else find_json(text, schema)
     return text if found is None else json.dumps(found, ensure_ascii=False)
 
+
 def _is_object(text: str) -> bool:
-    try: return isinstance(json.loads(text, parse_constant=_no_number), dict)
-    except (ValueError, RecursionError): return False
+    try:
+        return isinstance(json.loads(text, parse_constant=_no_number), dict)
+    except (ValueError, RecursionError):
+        return False
 
 # %% ../../nbs/11_models.llm.ipynb #5e43dd20
 def prompt_digest(prompt: Prompt) -> str:
-    "What is asked, in 16 hex digits: messages and schema. Settings like the temperature may change between calls."
-    return hashlib.blake2b(json.dumps([prompt.messages, prompt.schema], sort_keys=True).encode(), digest_size=8).hexdigest()
+    """What is asked, in 16 hex digits: messages and schema.
+
+    Settings like the temperature may change between calls.
+    """
+    return hashlib.blake2b(
+        json.dumps([prompt.messages, prompt.schema], sort_keys=True).encode(),
+        digest_size=8,
+    ).hexdigest()
+
 
 def lock_file(file: Any, path: Path) -> None:
-    "Lock an open file until it is closed, or its process ends. A RunError when another has it."
+    """Lock an open file until it is closed, or its process ends.
+
+    A RunError when another has it.
+    """
     try:
         if os.name == "nt":
             import msvcrt
-            file.seek(1 << 40)      # far behind the end: Windows refuses to read what is locked
+
+            # far behind the end: Windows refuses to read what is locked
+            file.seek(1 << 40)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-        raise RunError(f"{path} is in use by another process, which would pay for the same answers: wait for it, or stop it") from e
+        raise RunError(
+            f"{path} is in use by another process, which would pay for the same answers:"
+            " wait for it, or stop it"
+        ) from e
 
 # %% ../../nbs/11_models.llm.ipynb #69702422
 def reply_of_record(record: Mapping[str, Any]) -> Reply:
     "The reply in a line of the journal."
     return Reply(**{f.name: record[f.name] for f in fields(Reply)})
 
+
 class Journal:
     "Every answer, on disk before the next step. Use it in a with statement."
+
     def __init__(
         self,
         path: str | Path,
-        price: Mapping[str, float] | None = None,   # counts what earlier lines cost that were written without a price
+        # counts what earlier lines cost that were written without a price
+        price: Mapping[str, float] | None = None,
     ) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,11 +433,13 @@ class Journal:
         except BaseException:
             self.file.close()
             raise
-        self.places: dict[int, int] = {}        # hash of a key -> where its answer begins
-        self.totals: Counter[str] = Counter()   # answers, failures, prompt_tokens, completion_tokens, usd, usd_unsure, torn
+        self.places: dict[int, int] = {}  # hash of a key -> where its answer begins
+        # answers, failures, prompt_tokens, completion_tokens, usd, usd_unsure, torn
+        self.totals: Counter[str] = Counter()
         self.size = self.durable = 0
         self.flushing = asyncio.Lock()
-        for line in self.reader: self._count(line, price)
+        for line in self.reader:
+            self._count(line, price)
         if self.size and not line.endswith(b"\n"):
             self._write(b"\n")
             self.size += 1
@@ -278,281 +448,559 @@ class Journal:
         "Take note of a line that is in the file."
         try:
             r = json.loads(line)
-            final, place = r["final"], hash64(r["key"])
-            spent = r["usd"] or token_cost(price, r["prompt_tokens"], r["completion_tokens"])
-            self.totals.update({"answers" if final else "failures": 1, "prompt_tokens": r["prompt_tokens"], "completion_tokens": r["completion_tokens"], "usd": spent, "usd_unsure": r["usd_unsure"]})
-            if final: self.places[place] = self.size
-        except (ValueError, KeyError, TypeError, AttributeError): self.totals["torn"] += 1
+            final = r["final"]
+            place = hash64(r["key"])
+            spent = r["usd"] or token_cost(
+                price, r["prompt_tokens"], r["completion_tokens"]
+            )
+            self.totals.update(
+                {
+                    "answers" if final else "failures": 1,
+                    "prompt_tokens": r["prompt_tokens"],
+                    "completion_tokens": r["completion_tokens"],
+                    "usd": spent,
+                    "usd_unsure": r["usd_unsure"],
+                }
+            )
+            if final:
+                self.places[place] = self.size
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.totals["torn"] += 1
         self.size += len(line)
 
     def _write(self, line: bytes) -> None:
-        if (n := self.file.write(line)) != len(line): raise OSError(f"{self.path}: only {n} of {len(line)} bytes could be written; is the disk full?")
+        if (n := self.file.write(line)) != len(line):
+            raise OSError(
+                f"{self.path}: only {n} of {len(line)} bytes could be written; is the"
+                " disk full?"
+            )
 
     def add(self, reply: Reply, asked: str, final: bool, raw: str | None = None) -> int:
         "Write a reply. Returns the size that must be on disk for it to be safe."
-        record = asdict(reply) | {"asked": asked, "final": final} | ({} if raw in (None, reply.text) else {"raw": raw})
-        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        record = (
+            asdict(reply)
+            | {"asked": asked, "final": final}
+            | ({} if raw in (None, reply.text) else {"raw": raw})
+        )
+        line = (
+            json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            + b"\n"
+        )
         self._write(line)
         self._count(line)
         return self.size
 
     async def safe(self, size: int) -> None:
-        "Wait until so many bytes are on disk. All that are written while a flush goes on share the next one."
+        """Wait until so many bytes are on disk.
+
+        All that are written while a flush goes on share the next one.
+        """
         while self.durable < size:
             async with self.flushing:
-                if self.durable >= size: return
+                if self.durable >= size:
+                    return
                 upto = self.size
                 await asyncio.to_thread(os.fsync, self.file.fileno())
                 self.durable = upto
 
     def find(self, prompt: Prompt) -> Reply | None:
         "The answer to a prompt. A RunError when its key was used for another question."
-        if (record := self.read(prompt.key)) is None: return None
+        if (record := self.read(prompt.key)) is None:
+            return None
         if record["asked"] != prompt_digest(prompt):
-            raise RunError(f"{self.path} has an answer to another question under the key {prompt.key!r}: give the changed prompt a new key, or use a new journal")
+            raise RunError(
+                f"{self.path} has an answer to another question under the key"
+                f" {prompt.key!r}: give the changed prompt a new key, or use a new"
+                " journal"
+            )
         return reply_of_record(record)
 
     def read(self, key: str) -> dict[str, Any] | None:
         "The line with the answer to the prompt of this key."
-        if (place := self.places.get(hash64(key))) is None: return None
+        if (place := self.places.get(hash64(key))) is None:
+            return None
         self.reader.seek(place)
         return json.loads(self.reader.readline())
 
-    def __enter__(self) -> Journal: return self
+    def __enter__(self) -> Journal:
+        return self
 
     def __exit__(self, *exc: Any) -> None:
         self.reader.close()
         self.file.close()
 
 # %% ../../nbs/11_models.llm.ipynb #d1340412
-SCHEMA_PROMPT = "\n\nReply with one JSON object and nothing else. It satisfies this JSON schema:\n"
+SCHEMA_PROMPT = (
+    "\n\nReply with one JSON object and nothing else. It satisfies this JSON schema:\n"
+)
+
 
 def request_body(
     prompt: Prompt,
     model: str,
     mode: str = "text",
-    params: Mapping[str, str | None] = {},  # parameters that this server calls otherwise (name) or does not know (None)
+    # parameters that this server calls otherwise (name) or does not know (None)
+    params: Mapping[str, str | None] = {},
 ) -> dict[str, Any]:
     "The body of a chat completion request."
     # Text from the web may hold half a surrogate pair, which no request can carry.
-    body: dict[str, Any] = {"model": model, "messages": [{k: v.encode("utf-8", "replace").decode() for k, v in m.items()} for m in prompt.messages]}
-    settings = {"max_tokens": prompt.max_tokens, "temperature": prompt.temperature, "seed": prompt.seed}
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [
+            {k: v.encode("utf-8", "replace").decode() for k, v in m.items()}
+            for m in prompt.messages
+        ],
+    }
+    settings = {
+        "max_tokens": prompt.max_tokens,
+        "temperature": prompt.temperature,
+        "seed": prompt.seed,
+    }
     for name, value in settings.items():
-        if value is not None and (said := params.get(name, name)): body[said] = value
-    if prompt.schema is None: return body
-    if mode == "json_schema": body["response_format"] = {"type": mode, "json_schema": {"name": "reply", "strict": True, "schema": prompt.schema}}
+        if value is not None and (said := params.get(name, name)):
+            body[said] = value
+    if prompt.schema is None:
+        return body
+    if mode == "json_schema":
+        body["response_format"] = {
+            "type": mode,
+            "json_schema": {"name": "reply", "strict": True, "schema": prompt.schema},
+        }
     elif prompt.messages:
-        body["messages"][-1]["content"] += SCHEMA_PROMPT + json.dumps(prompt.schema, ensure_ascii=False)
-        if mode == "json_object": body["response_format"] = {"type": mode}
+        body["messages"][-1]["content"] += SCHEMA_PROMPT + json.dumps(
+            prompt.schema, ensure_ascii=False
+        )
+        if mode == "json_object":
+            body["response_format"] = {"type": mode}
     return body
 
 # %% ../../nbs/11_models.llm.ipynb #a4d965aa
 class RequestFailed(Exception):
     "An attempt that brought no answer."
-    def __init__(self, what: str, *, again: bool = True, wait: float | None = None, unsure: bool = False, status: int = 0, param: str | None = None) -> None:
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        again: bool = True,
+        wait: float | None = None,
+        unsure: bool = False,
+        status: int = 0,
+        param: str | None = None,
+    ) -> None:
         super().__init__(what)
-        self.again, self.wait, self.unsure, self.status, self.param = again, wait, unsure, status, param
+        self.again = again
+        self.wait = wait
+        self.unsure = unsure
+        self.status = status
+        self.param = param
+
 
 class Cancelled(Exception):
     "The call is being given up; nothing more is sent."
+
 
 def redact(text: str) -> str:
     "The text without the key, should a server echo it."
     key = os.environ.get("OPENAI_API_KEY", "")
     return text.replace(key, "[key]") if len(key) >= 8 else text
 
+
 def error_line(text: Any, limit: int = 300) -> str:
     "The beginning of a message, on one line."
     return redact(" ".join(str(text).split()))[:limit]
 
+
 def status_failure(e: Any) -> RequestFailed:
-    "What an HTTP status other than 2xx means (e: openai.APIStatusError). A RunError when no request can succeed."
+    """What an HTTP status other than 2xx means (e: openai.APIStatusError).
+
+    A RunError when no request can succeed.
+    """
     body = e.body if isinstance(e.body, dict) else {}
-    status, code = e.status_code, body.get("code")
+    status = e.status_code
+    code = body.get("code")
     what = f"HTTP {status}: {error_line(body.get('message') or e.message)}"
-    if status == 401: raise RunError(f"the endpoint refuses the key in OPENAI_API_KEY ({what})")
-    if status == 402 or code == "insufficient_quota": raise RunError(f"the account has no money left ({what}); the same call goes on once it has")
+    if status == 401:
+        raise RunError(f"the endpoint refuses the key in OPENAI_API_KEY ({what})")
+    if status == 402 or code == "insufficient_quota":
+        raise RunError(
+            f"the account has no money left ({what}); the same call goes on once it has"
+        )
     again = status in (408, 409, 425, 429) or status >= 500
-    return RequestFailed(what, again=again, wait=retry_after(e.response.headers), status=status, param=body.get("param"))
+    return RequestFailed(
+        what,
+        again=again,
+        wait=retry_after(e.response.headers),
+        status=status,
+        param=body.get("param"),
+    )
 
 # %% ../../nbs/11_models.llm.ipynb #5cfe7889
 @dataclass
 class Session:
     "What all requests of one call share."
-    client: Any                 # openai.AsyncOpenAI
+
+    client: Any  # openai.AsyncOpenAI
     endpoint: Endpoint
     book: Journal
     price: Mapping[str, float] | None
     purse: Budget
     pace: RateLimiter
-    modes: dict[str, dict[str, Any]]        # schemas: digest -> mode; params: name -> what it is called here
+    # schemas: digest -> mode; params: name -> what it is called here
+    modes: dict[str, dict[str, Any]]
     modes_path: Path
     stop: threading.Event = field(default_factory=threading.Event)
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     fatal: BaseException | None = None
-    requests: int = 0           # sent by this call
-    lost: int = 0               # prompts given up in a row, without an answer in between
+    requests: int = 0  # sent by this call
+    lost: int = 0  # prompts given up in a row, without an answer in between
 
     async def nap(self, until: float) -> None:
         "Sleep until a time of time.monotonic. Raises Stopped when the call is given up."
         while True:
-            if self.stop.is_set(): raise Cancelled
-            if (left := until - time.monotonic()) <= 0: return
+            if self.stop.is_set():
+                raise Cancelled
+            if (left := until - time.monotonic()) <= 0:
+                return
             await asyncio.sleep(min(left, 0.1))
 
 # %% ../../nbs/11_models.llm.ipynb #c633e4bc
 async def send_request(talk: Session, body: dict[str, Any]) -> dict[str, Any]:
-    "Send one request. Returns the server's JSON, which has an answer in it; anything else is a Failure."
+    """Send one request.
+
+    Returns the server's JSON, which has an answer in it; anything else is a Failure.
+    """
     import openai
+
     talk.requests += 1
     try:
         async with asyncio.timeout(talk.endpoint.timeout):
             got = await talk.client.post("/chat/completions", cast_to=object, body=body)
-    except openai.APIStatusError as e: raise status_failure(e) from e
-    except (TimeoutError, openai.APITimeoutError) as e: raise RequestFailed(f"no whole answer within {talk.endpoint.timeout:g} s", unsure=True) from e
+    except openai.APIStatusError as e:
+        raise status_failure(e) from e
+    except (TimeoutError, openai.APITimeoutError) as e:
+        raise RequestFailed(
+            f"no whole answer within {talk.endpoint.timeout:g} s", unsure=True
+        ) from e
     except openai.APIConnectionError as e:
         cause = e.__cause__ or e
-        raise RequestFailed(f"the connection failed: {error_line(f'{type(cause).__name__} {cause}')}", unsure="Connect" not in type(cause).__name__) from e
-    except (ValueError, openai.APIError) as e: raise RequestFailed(f"HTTP 200, but no JSON: {error_line(e)}", unsure=True) from e
+        raise RequestFailed(
+            f"the connection failed: {error_line(f'{type(cause).__name__} {cause}')}",
+            unsure="Connect" not in type(cause).__name__,
+        ) from e
+    except (ValueError, openai.APIError) as e:
+        raise RequestFailed(f"HTTP 200, but no JSON: {error_line(e)}", unsure=True) from e
     choices = got.get("choices") if isinstance(got, dict) else None
-    if not (isinstance(choices, list) and choices and isinstance(choices[0], dict) and isinstance(choices[0].get("message"), dict)):
+    if not (
+        isinstance(choices, list)
+        and choices
+        and isinstance(choices[0], dict)
+        and isinstance(choices[0].get("message"), dict)
+    ):
         raise RequestFailed(f"HTTP 200, but no answer: {error_line(got)}", unsure=True)
     talk.lost = 0
     return got
 
 # %% ../../nbs/11_models.llm.ipynb #9d6a71ce
 def parse_completion(
-    got: dict[str, Any],    # what the server sent
+    got: dict[str, Any],  # what the server sent
     prompt: Prompt,
     mode: str,
     price: Mapping[str, float] | None,
 ) -> tuple[Reply, str | None]:  # the reply, and its text as it came
-    "A reply from the server's JSON. A refusal or an empty answer is an error, but paid for."
+    """A reply from the server's JSON.
+
+    A refusal or an empty answer is an error, but paid for.
+    """
     choice = got["choices"][0]
-    raw, refusal, finish = choice["message"].get("content"), choice["message"].get("refusal"), str(choice.get("finish_reason") or "")
+    raw = choice["message"].get("content")
+    refusal = choice["message"].get("refusal")
+    finish = str(choice.get("finish_reason") or "")
     raw = redact(raw) if isinstance(raw, str) and raw.strip() else None
     usage = got["usage"] if isinstance(got.get("usage"), dict) else {}
     # A server that reports no usage is charged for at most what it can have used.
-    n_in, n_out = (v if isinstance(v := usage.get(k), int) and v >= 0 else most for k, most in (("prompt_tokens", max_tokens_of(prompt)), ("completion_tokens", prompt.max_tokens)))
-    error = f"refusal: {error_line(refusal)}" if refusal else f"empty answer (finish_reason {finish or 'none'})" if raw is None else None
+    n_in, n_out = (
+        v if isinstance(v := usage.get(k), int) and v >= 0 else most
+        for k, most in (
+            ("prompt_tokens", max_tokens_of(prompt)),
+            ("completion_tokens", prompt.max_tokens),
+        )
+    )
+    error = (
+        f"refusal: {error_line(refusal)}"
+        if refusal
+        else f"empty answer (finish_reason {finish or 'none'})"
+        if raw is None
+        else None
+    )
     text = None if error else extract_reply(raw, prompt.schema)
-    return Reply(prompt.key, text, error, str(got.get("model") or ""), n_in, n_out, token_cost(price, n_in, n_out), mode=mode, finish=finish), raw
+    return (
+        Reply(
+            prompt.key,
+            text,
+            error,
+            str(got.get("model") or ""),
+            n_in,
+            n_out,
+            token_cost(price, n_in, n_out),
+            mode=mode,
+            finish=finish,
+        ),
+        raw,
+    )
 
 # %% ../../nbs/11_models.llm.ipynb #0fb550fd
-PARAM_FALLBACKS = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+PARAM_FALLBACKS = {
+    "max_tokens": "max_completion_tokens",
+    "temperature": None,
+    "seed": None,
+}
 BUDGET_SPENT = "budget: one more request could pass it"
+
 
 async def complete_with_retries(
     talk: Session,
     prompt: Prompt,
     mode: str,
-    probing: bool = False,      # a 5xx may be about the schema: leave it to the probe
-) -> tuple[Reply, str | None, RequestFailed | None]:  # the reply, its text as it came, and the last failure if there is no answer
-    "Ask one prompt until it is answered. Raises Stopped, and RunError when no request can succeed."
-    tokens, attempts, params, unsure, failure = max_tokens_of(prompt), talk.endpoint.max_attempts, talk.modes["params"], 0.0, None
+    probing: bool = False,  # a 5xx may be about the schema: leave it to the probe
+    # the reply, its text as it came, and the last failure if there is no answer
+) -> tuple[Reply, str | None, RequestFailed | None]:
+    """Ask one prompt until it is answered.
+
+    Raises Stopped, and RunError when no request can succeed.
+    """
+    tokens = max_tokens_of(prompt)
+    attempts = talk.endpoint.max_attempts
+    params = talk.modes["params"]
+    unsure = 0.0
+    failure = None
     most = token_cost(talk.price, tokens, prompt.max_tokens)
     for n in range(1, attempts + 1):
-        if not await talk.purse.take(most): return Reply(prompt.key, None, BUDGET_SPENT, talk.endpoint.model, attempts=n - 1, mode=mode, usd_unsure=unsure), None, None
+        if not await talk.purse.take(most):
+            return (
+                Reply(
+                    prompt.key,
+                    None,
+                    BUDGET_SPENT,
+                    talk.endpoint.model,
+                    attempts=n - 1,
+                    mode=mode,
+                    usd_unsure=unsure,
+                ),
+                None,
+                None,
+            )
         spent = 0.0
         try:
-            await talk.nap(talk.pace.due(tokens // 4 + prompt.max_tokens, time.monotonic()))
-            while talk.pace.paused > time.monotonic(): await talk.nap(talk.pace.paused)
+            await talk.nap(
+                talk.pace.due(tokens // 4 + prompt.max_tokens, time.monotonic())
+            )
+            while talk.pace.paused > time.monotonic():
+                await talk.nap(talk.pace.paused)
             body = request_body(prompt, talk.endpoint.model, mode, params)
-            reply, raw = parse_completion(await send_request(talk, body), prompt, mode, talk.price)
-            spent, reply.attempts, reply.usd_unsure = reply.usd, n, unsure
+            reply, raw = parse_completion(
+                await send_request(talk, body), prompt, mode, talk.price
+            )
+            spent = reply.usd
+            reply.attempts = n
+            reply.usd_unsure = unsure
             return reply, raw, None
         except RequestFailed as f:
             failure = f
-            if f.unsure: spent, unsure = most, unsure + most
-            if f.status == 400 and f.param in PARAM_FALLBACKS and f.param in body:    # said otherwise from now on; this one too
+            if f.unsure:
+                spent = most
+                unsure = unsure + most
+            # said otherwise from now on; this one too
+            if f.status == 400 and f.param in PARAM_FALLBACKS and f.param in body:
                 params[f.param] = PARAM_FALLBACKS[f.param]
                 save_modes(talk)
                 continue
-        finally: talk.purse.settle(most, spent)
-        if (failure.wait or 0) > PATIENCE: raise RunError(f"the endpoint asks to wait for {failure.wait:.0f} s ({failure}); the same call goes on after that")
-        if not failure.again or n == attempts or probing and failure.status >= 500: break
-        if failure.wait is not None: talk.pace.paused = max(talk.pace.paused, time.monotonic() + failure.wait)
-        await talk.nap(time.monotonic() + (backoff(n) if failure.wait is None else failure.wait * random.uniform(1, 1.1)))
-    return Reply(prompt.key, None, str(failure), talk.endpoint.model, attempts=n, mode=mode, usd_unsure=unsure), None, failure
+        finally:
+            talk.purse.settle(most, spent)
+        if (failure.wait or 0) > PATIENCE:
+            raise RunError(
+                f"the endpoint asks to wait for {failure.wait:.0f} s ({failure}); the"
+                " same call goes on after that"
+            )
+        if not failure.again or n == attempts or probing and failure.status >= 500:
+            break
+        if failure.wait is not None:
+            talk.pace.paused = max(talk.pace.paused, time.monotonic() + failure.wait)
+        await talk.nap(
+            time.monotonic()
+            + (
+                backoff(n)
+                if failure.wait is None
+                else failure.wait * random.uniform(1, 1.1)
+            )
+        )
+    return (
+        Reply(
+            prompt.key,
+            None,
+            str(failure),
+            talk.endpoint.model,
+            attempts=n,
+            mode=mode,
+            usd_unsure=unsure,
+        ),
+        None,
+        failure,
+    )
 
 # %% ../../nbs/11_models.llm.ipynb #0617769d
-PROBE_PROMPT = "Reply with one JSON object of the shape asked for, filled with any short example values. Nothing else."
+PROBE_PROMPT = (
+    "Reply with one JSON object of the shape asked for, filled with any short example"
+    " values. Nothing else."
+)
+
 
 def schema_digest(schema: Mapping[str, Any]) -> str:
     "A JSON schema in 16 hex digits."
-    return hashlib.blake2b(json.dumps(schema, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(schema, sort_keys=True).encode(), digest_size=8
+    ).hexdigest()
+
 
 def endpoint_id(endpoint: Endpoint) -> str:
     "The model and where it is, without what else a URL may hold."
-    url = urlsplit(endpoint.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
-    return f"{endpoint.model} at {url.hostname or ''}{f':{url.port}' if url.port else ''}{url.path}"
+    url = urlsplit(
+        endpoint.base_url
+        or os.environ.get("OPENAI_BASE_URL")
+        or "https://api.openai.com/v1"
+    )
+    return (
+        f"{endpoint.model} at"
+        f" {url.hostname or ''}{f':{url.port}' if url.port else ''}{url.path}"
+    )
+
 
 def load_modes(path: Path, endpoint: Endpoint) -> dict[str, dict[str, Any]]:
     "What earlier probes found out about this endpoint."
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return known.get(endpoint_id(endpoint), {"schemas": {}, "params": {}})
 
+
 def save_modes(talk: Session) -> None:
     "Remember the modes beside those of other endpoints."
-    known = json.loads(talk.modes_path.read_text(encoding="utf-8")) if talk.modes_path.exists() else {}
-    with atomic_write(talk.modes_path) as file: file.write_text(json.dumps(known | {endpoint_id(talk.endpoint): talk.modes}, indent=1), encoding="utf-8")
+    known = (
+        json.loads(talk.modes_path.read_text(encoding="utf-8"))
+        if talk.modes_path.exists()
+        else {}
+    )
+    with atomic_write(talk.modes_path) as file:
+        file.write_text(
+            json.dumps(known | {endpoint_id(talk.endpoint): talk.modes}, indent=1),
+            encoding="utf-8",
+        )
 
 # %% ../../nbs/11_models.llm.ipynb #39812030
 async def probe_schema(talk: Session, prompt: Prompt, tries: int = 3) -> str | None:
-    "The strongest mode in which this server follows the prompt's schema; None when the budget does not allow to find out."
+    """The strongest mode in which this server follows the prompt's schema; None when the
+    budget does not allow to find out.
+    """
     for mode in ("json_schema", "json_object", "text"):
         for n in range(1, tries + 1):
-            asked = replace(prompt, key=f"probe {schema_digest(prompt.schema)} {mode} {n}", messages=({"role": "user", "content": PROBE_PROMPT},), seed=None)
-            reply, raw, failure = await complete_with_retries(talk, asked, mode, probing=mode != "text")
-            if reply.error == BUDGET_SPENT: return None
+            asked = replace(
+                prompt,
+                key=f"probe {schema_digest(prompt.schema)} {mode} {n}",
+                messages=({"role": "user", "content": PROBE_PROMPT},),
+                seed=None,
+            )
+            reply, raw, failure = await complete_with_retries(
+                talk, asked, mode, probing=mode != "text"
+            )
+            if reply.error == BUDGET_SPENT:
+                return None
             if failure is None:
-                talk.book.add(reply, prompt_digest(asked), True, raw)     # paid for as well
-                if mode == "text" or reply.text and matches_schema(find_json(reply.text, prompt.schema), prompt.schema): return mode
-            elif not failure.again: break                                   # refused: no use to try this mode again
-            elif failure.status < 500: raise RunError(f"the endpoint gives no answer: {failure}")
-            else: await talk.nap(time.monotonic() + backoff(n))
+                talk.book.add(reply, prompt_digest(asked), True, raw)  # paid for as well
+                if (
+                    mode == "text"
+                    or reply.text
+                    and matches_schema(
+                        find_json(reply.text, prompt.schema), prompt.schema
+                    )
+                ):
+                    return mode
+            elif not failure.again:
+                break  # refused: no use to try this mode again
+            elif failure.status < 500:
+                raise RunError(f"the endpoint gives no answer: {failure}")
+            else:
+                await talk.nap(time.monotonic() + backoff(n))
     raise RunError(f"the endpoint gives no answer in any mode: {failure}")
 
+
 async def schema_mode(talk: Session, prompt: Prompt) -> str | None:
-    "The mode for a prompt's schema, from memory or by a probe; one probe at a time, all others wait for it."
-    if prompt.schema is None: return "text"
-    schemas, digest = talk.modes["schemas"], schema_digest(prompt.schema)
-    if digest in schemas: return schemas[digest]
+    """The mode for a prompt's schema, from memory or by a probe; one probe at a time, all
+    others wait for it.
+    """
+    if prompt.schema is None:
+        return "text"
+    schemas = talk.modes["schemas"]
+    digest = schema_digest(prompt.schema)
+    if digest in schemas:
+        return schemas[digest]
     async with talk.probing:
-        if digest not in schemas and (mode := await probe_schema(talk, prompt)) is not None:
+        if (
+            digest not in schemas
+            and (mode := await probe_schema(talk, prompt)) is not None
+        ):
             schemas[digest] = mode
             save_modes(talk)
     return schemas.get(digest)
 
 # %% ../../nbs/11_models.llm.ipynb #fe891a5a
-WINDOW = 10_000     # replies that may wait for the one before them, or for whoever takes them
+# replies that may wait for the one before them, or for whoever takes them
+WINDOW = 10_000
+
 
 def give_up_after(talk: Session, e: BaseException) -> None:
     "Stop the whole call with this error."
-    if talk.fatal is None: talk.fatal = e
+    if talk.fatal is None:
+        talk.fatal = e
     talk.stop.set()
+
 
 async def answer_prompt(talk: Session, prompt: Prompt) -> Reply:
     "The reply to one prompt, in the journal and on disk."
     mode = await schema_mode(talk, prompt)
-    if mode is None: return Reply(prompt.key, None, BUDGET_SPENT, talk.endpoint.model)
+    if mode is None:
+        return Reply(prompt.key, None, BUDGET_SPENT, talk.endpoint.model)
     reply, raw, failure = await complete_with_retries(talk, prompt, mode)
-    if reply.error == BUDGET_SPENT and not reply.attempts: return reply
+    if reply.error == BUDGET_SPENT and not reply.attempts:
+        return reply
     # No await between an answer and its line: this is what a kill can lose.
-    size = talk.book.add(reply, prompt_digest(prompt), failure is None and reply.error != BUDGET_SPENT, raw)
+    size = talk.book.add(
+        reply, prompt_digest(prompt), failure is None and reply.error != BUDGET_SPENT, raw
+    )
     await talk.book.safe(size)
-    if failure is not None and (failure.again or failure.status in (403, 404)):     # what is wrong with one prompt alone does not count
+    # what is wrong with one prompt alone does not count
+    if failure is not None and (failure.again or failure.status in (403, 404)):
         talk.lost += 1
-        if talk.lost >= max(talk.endpoint.concurrency, 8): raise RunError(f"the endpoint gave no answer to {talk.lost} prompts in a row, the last time: {failure}; the same call goes on")
+        if talk.lost >= max(talk.endpoint.concurrency, 8):
+            raise RunError(
+                f"the endpoint gave no answer to {talk.lost} prompts in a row, the last"
+                f" time: {failure}; the same call goes on"
+            )
     return reply
 
-async def ask_all(talk: Session, prompts: Iterable[Prompt], order: queue.SimpleQueue[Future | None]) -> None:
-    "Ask a stream of prompts; a future of each one's reply goes into the queue, in their order, and None at the end."
-    slots, running, tasks = asyncio.Semaphore(talk.endpoint.concurrency), {}, set()
+
+async def ask_all(
+    talk: Session, prompts: Iterable[Prompt], order: queue.SimpleQueue[Future | None]
+) -> None:
+    """Ask a stream of prompts; a future of each one's reply goes into the queue, in their
+    order, and None at the end.
+    """
+    slots = asyncio.Semaphore(talk.endpoint.concurrency)
+    running = {}
+    tasks = set()
 
     async def one(prompt: Prompt, future: Future) -> None:
-        try: future.set_result(await answer_prompt(talk, prompt))
-        except Cancelled as e: future.set_exception(talk.fatal or e)
+        try:
+            future.set_result(await answer_prompt(talk, prompt))
+        except Cancelled as e:
+            future.set_exception(talk.fatal or e)
         except BaseException as e:
             give_up_after(talk, e)
             future.set_exception(e)
@@ -562,23 +1010,31 @@ async def ask_all(talk: Session, prompts: Iterable[Prompt], order: queue.SimpleQ
 
     try:
         for prompt in prompts:
-            while order.qsize() >= WINDOW: await talk.nap(time.monotonic() + 0.02)
+            while order.qsize() >= WINDOW:
+                await talk.nap(time.monotonic() + 0.02)
             future: Future = Future()
             if prompt.key in running:
                 other, future = running[prompt.key]
-                if other != prompt_digest(prompt): raise RunError(f"two prompts ask different things under the key {prompt.key!r}")
+                if other != prompt_digest(prompt):
+                    raise RunError(
+                        f"two prompts ask different things under the key {prompt.key!r}"
+                    )
             elif (known := talk.book.find(prompt)) is not None:
                 future.set_result(known)
-                await asyncio.sleep(0)      # a long stretch of known ones must not hold up those in flight
+                # a long stretch of known ones must not hold up those in flight
+                await asyncio.sleep(0)
             else:
                 await slots.acquire()
-                if talk.stop.is_set(): break
+                if talk.stop.is_set():
+                    break
                 running[prompt.key] = prompt_digest(prompt), future
                 tasks.add(task := asyncio.create_task(one(prompt, future)))
                 task.add_done_callback(tasks.discard)
             order.put(future)
-    except Cancelled: pass
-    except BaseException as e: talk.fatal = talk.fatal or e     # of the prompts: those before it are still asked
+    except Cancelled:
+        pass
+    except BaseException as e:
+        talk.fatal = talk.fatal or e  # of the prompts: those before it are still asked
     finally:
         await asyncio.gather(*tasks)
         if talk.fatal is not None:
@@ -589,56 +1045,124 @@ async def ask_all(talk: Session, prompts: Iterable[Prompt], order: queue.SimpleQ
 
 # %% ../../nbs/11_models.llm.ipynb #9344c87d
 def make_client(endpoint: Endpoint, kind: str) -> Any:
-    "A client of the openai package, AsyncOpenAI or OpenAI, that repeats nothing by itself."
-    try: import openai
-    except ImportError as e: raise ImportError("asking a model needs the openai package: pip install openai") from e
+    """A client of the openai package, AsyncOpenAI or OpenAI, that repeats nothing by
+    itself.
+    """
+    try:
+        import openai
+    except ImportError as e:
+        raise ImportError(
+            "asking a model needs the openai package: pip install openai"
+        ) from e
     key = os.environ.get("OPENAI_API_KEY")
     if not key and not (endpoint.base_url or os.environ.get("OPENAI_BASE_URL")):
-        raise RunError("no key: set OPENAI_API_KEY in the environment, or give the base URL of a server that needs none")
-    return getattr(openai, kind)(api_key=key or "none", base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout)
+        raise RunError(
+            "no key: set OPENAI_API_KEY in the environment, or give the base URL of a"
+            " server that needs none"
+        )
+    return getattr(openai, kind)(
+        api_key=key or "none",
+        base_url=endpoint.base_url,
+        max_retries=0,
+        timeout=endpoint.timeout,
+    )
 
-def open_session(endpoint: Endpoint, book: Journal, price: Mapping[str, float] | None, budget: float | None) -> Session:
+
+def open_session(
+    endpoint: Endpoint,
+    book: Journal,
+    price: Mapping[str, float] | None,
+    budget: float | None,
+) -> Session:
     "All that the requests of a call share, from what the journal knows."
     path = book.path.with_suffix(".modes.json")
     purse = Budget(budget, book.totals["usd"] + book.totals["usd_unsure"])
-    return Session(make_client(endpoint, "AsyncOpenAI"), endpoint, book, price, purse, RateLimiter(endpoint.rpm, endpoint.tpm), load_modes(path, endpoint), path)
+    return Session(
+        make_client(endpoint, "AsyncOpenAI"),
+        endpoint,
+        book,
+        price,
+        purse,
+        RateLimiter(endpoint.rpm, endpoint.tpm),
+        load_modes(path, endpoint),
+        path,
+    )
 
-def price_for(prices: Mapping[str, Mapping[str, float]] | None, model: str, budget: float | None) -> dict[str, float] | None:
+
+def price_for(
+    prices: Mapping[str, Mapping[str, float]] | None, model: str, budget: float | None
+) -> dict[str, float] | None:
     "The model's price. A RunError when there is a budget but no price."
     if budget is not None and model not in (prices or {}):
-        raise RunError(f"a budget needs the price of {model!r}: give a price table with \"{model}\": {{\"in\": …, \"out\": …}}, in USD per million tokens")
+        raise RunError(
+            f'a budget needs the price of {model!r}: give a price table with "{model}":'
+            ' {"in": …, "out": …}, in USD per million tokens'
+        )
     return check_price(model, prices[model]) if model in (prices or {}) else None
 
+
 def progress_state(book: Journal, counts: Mapping[str, int]) -> dict[str, Any]:
-    "What progress is told: done, errors and requests of this call; the rest of all that is in the journal."
-    return {**counts, **{k: book.totals[k] for k in ("answers", "failures", "prompt_tokens", "completion_tokens", "usd", "usd_unsure", "torn")}}
+    """What progress is told: done, errors and requests of this call; the rest of all that
+    is in the journal.
+    """
+    return {
+        **counts,
+        **{
+            k: book.totals[k]
+            for k in (
+                "answers",
+                "failures",
+                "prompt_tokens",
+                "completion_tokens",
+                "usd",
+                "usd_unsure",
+                "torn",
+            )
+        },
+    }
+
 
 def ask(
-    prompts: Iterable[Prompt],          # drawn as they are asked, in another thread
+    prompts: Iterable[Prompt],  # drawn as they are asked, in another thread
     endpoint: Endpoint,
-    journal: str | Path,                # a .jsonl file; the same one to go on
+    journal: str | Path,  # a .jsonl file; the same one to go on
     *,
-    prices: Mapping[str, Mapping[str, float]] | None = None,     # from load_prices
-    budget: float | None = None,        # USD, for all that is in the journal
-    progress: Callable[[dict[str, Any]], object] | None = None,  # called with the state after each reply, and each second
+    prices: Mapping[str, Mapping[str, float]] | None = None,  # from load_prices
+    budget: float | None = None,  # USD, for all that is in the journal
+    # called with the state after each reply, and each second
+    progress: Callable[[dict[str, Any]], object] | None = None,
 ) -> Iterator[Reply]:
-    "Ask every prompt that the journal has no answer to. Yields the reply to each prompt, in their order."
+    """Ask every prompt that the journal has no answer to.
+
+    Yields the reply to each prompt, in their order.
+    """
     price = price_for(prices, endpoint.model, budget)
     order: queue.SimpleQueue[Future | None] = queue.SimpleQueue()
     with Journal(journal, price) as book:
         talk = open_session(endpoint, book, price, budget)
         counts = Counter(done=0, errors=0)
+
         def tell() -> None:
-            if progress: progress(progress_state(book, {**counts, "requests": talk.requests}))
+            if progress:
+                progress(progress_state(book, {**counts, "requests": talk.requests}))
+
         def next_one() -> Future | None:
             while True:
-                try: return order.get(timeout=1.0)
-                except queue.Empty: tell()
-        thread = threading.Thread(target=lambda: asyncio.run(ask_all(talk, prompts, order)), name="ask", daemon=True)
+                try:
+                    return order.get(timeout=1.0)
+                except queue.Empty:
+                    tell()
+
+        thread = threading.Thread(
+            target=lambda: asyncio.run(ask_all(talk, prompts, order)),
+            name="ask",
+            daemon=True,
+        )
         thread.start()
         try:
             while (future := next_one()) is not None:
-                while not wait([future], timeout=1.0).done: tell()
+                while not wait([future], timeout=1.0).done:
+                    tell()
                 reply = future.result()
                 counts.update(done=1, errors=reply.error is not None)
                 tell()
@@ -649,71 +1173,134 @@ def ask(
 
 # %% ../../nbs/11_models.llm.ipynb #b6f426fb
 def estimate_rest(
-    state: Mapping[str, Any],   # as progress gets it
-    total: int,                 # prompts in all
-) -> dict[str, float]:          # requests, prompt_tokens, completion_tokens, usd
-    "What is still to come, if the rest is like the answers so far; nothing but requests before the first one."
-    left, n = max(total - state["done"], 0), state["answers"]
-    return {"requests": left} | ({k: left * state[k] / n for k in ("prompt_tokens", "completion_tokens", "usd")} if n else {})
+    state: Mapping[str, Any],  # as progress gets it
+    total: int,  # prompts in all
+) -> dict[str, float]:  # requests, prompt_tokens, completion_tokens, usd
+    """What is still to come, if the rest is like the answers so far; nothing but requests
+    before the first one.
+    """
+    left = max(total - state["done"], 0)
+    n = state["answers"]
+    return {"requests": left} | (
+        {k: left * state[k] / n for k in ("prompt_tokens", "completion_tokens", "usd")}
+        if n
+        else {}
+    )
 
 # %% ../../nbs/11_models.llm.ipynb #420ef97e
-BATCH_REQUESTS, BATCH_BYTES = 50_000, 200_000_000
+BATCH_REQUESTS = 50_000
+BATCH_BYTES = 200_000_000
 BATCH_ENDED = ("completed", "failed", "expired", "cancelled")
 
+
 def write_batch_files(
-    lines: Iterable[tuple[bytes, bytes]],   # a request, and what to know about it, as lines
+    # a request, and what to know about it, as lines
+    lines: Iterable[tuple[bytes, bytes]],
     folder: Path,
     max_requests: int,
     max_bytes: int,
-) -> Iterator[Path]:                        # each file when it is whole
-    "Write requests into as many files as the limits ask for, with a .keys file beside each."
-    lines, number = iter(lines), sum(1 for _ in folder.glob("*.jsonl"))
+) -> Iterator[Path]:  # each file when it is whole
+    """Write requests into as many files as the limits ask for, with a .keys file beside
+    each.
+    """
+    lines = iter(lines)
+    number = sum(1 for _ in folder.glob("*.jsonl"))
     line = next(lines, None)
     while line is not None:
-        file = folder/f"{number:05}-{os.urandom(8).hex()}.jsonl"
+        file = folder / f"{number:05}-{os.urandom(8).hex()}.jsonl"
         n = size = 0
-        with atomic_write(file) as unfinished, atomic_write(file.with_suffix(".keys")) as keys, open(unfinished, "wb") as f, open(keys, "wb") as k:
-            while line is not None and n < max_requests and (n == 0 or size + len(line[0]) <= max_bytes):
+        with (
+            atomic_write(file) as unfinished,
+            atomic_write(file.with_suffix(".keys")) as keys,
+            open(unfinished, "wb") as f,
+            open(keys, "wb") as k,
+        ):
+            while (
+                line is not None
+                and n < max_requests
+                and (n == 0 or size + len(line[0]) <= max_bytes)
+            ):
                 f.write(line[0])
                 k.write(line[1])
-                n, size, line = n + 1, size + len(line[0]), next(lines, None)
+                n = n + 1
+                size = size + len(line[0])
+                line = next(lines, None)
         number += 1
         yield file
 
 # %% ../../nbs/11_models.llm.ipynb #b4985dc2
 def submit_batch(client: Any, file: Path, new: bool) -> str:
-    "Submit a file of requests, unless an earlier process did. Returns the id of its batch."
+    """Submit a file of requests, unless an earlier process did.
+
+    Returns the id of its batch.
+    """
     patient = client.with_options(max_retries=5)
     for batch in () if new else patient.batches.list(limit=100):
-        if (batch.metadata or {}).get("cmining") == file.stem: return batch.id
-    with open(file, "rb") as f: uploaded = patient.files.create(file=(file.name, f), purpose="batch")
-    # This is what is paid for: not by the patient client, which would do it again if only the answer was lost.
-    return client.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"cmining": file.stem}).id
+        if (batch.metadata or {}).get("cmining") == file.stem:
+            return batch.id
+    with open(file, "rb") as f:
+        uploaded = patient.files.create(file=(file.name, f), purpose="batch")
+    # This is what is paid for: not by the patient client, which would do it again if only
+    # the answer was lost.
+    return client.batches.create(
+        input_file_id=uploaded.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={"cmining": file.stem},
+    ).id
+
 
 def collect_batch(
     client: Any,
-    batch: Any,         # one that has ended
-    file: Path,         # its requests
+    batch: Any,  # one that has ended
+    file: Path,  # its requests
     book: Journal,
     price: Mapping[str, float] | None,
-) -> dict[str, str]:    # why there is no answer, by key
+) -> dict[str, str]:  # why there is no answer, by key
     "Bring the answers of a batch into the journal."
-    keys = {k["id"]: k for k in map(json.loads, file.with_suffix(".keys").read_bytes().splitlines())}
-    reasons = [e.message for e in (batch.errors.data or [])] if batch.errors else []
-    failures = {k["key"]: f"the batch {batch.status} without an answer {error_line('; '.join(map(str, reasons)))}".strip() for k in keys.values()}
+    keys = {
+        k["id"]: k
+        for k in map(json.loads, file.with_suffix(".keys").read_bytes().splitlines())
+    }
+    reasons = [e.message for e in batch.errors.data or []] if batch.errors else []
+    failures = {
+        k["key"]: (
+            f"the batch {batch.status} without an answer"
+            f" {error_line('; '.join(map(str, reasons)))}".strip()
+        )
+        for k in keys.values()
+    }
     for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
         with client.files.with_streaming_response.content(file_id) as lines:
             for line in filter(str.strip, lines.iter_lines()):
                 got = json.loads(line)
-                if (known := keys.get(got.get("custom_id"))) is None: continue
+                if (known := keys.get(got.get("custom_id"))) is None:
+                    continue
                 response = got.get("response") or {}
                 body = response.get("body") or {}
-                if response.get("status_code") != 200 or not body.get("choices"): failures[known["key"]] = error_line(f"HTTP {response.get('status_code')}: {body.get('error') or got.get('error')}")
-                elif hash64(known["key"]) not in book.places:     # else a kill came between collecting and noting it
-                    reply, raw = parse_completion(body, Prompt(known["key"], (), {} if known["json"] else None, known["max_tokens"]), known["mode"], price)
+                if response.get("status_code") != 200 or not body.get("choices"):
+                    failures[known["key"]] = error_line(
+                        f"HTTP {response.get('status_code')}:"
+                        f" {body.get('error') or got.get('error')}"
+                    )
+                elif (
+                    hash64(known["key"]) not in book.places
+                ):  # else a kill came between collecting and noting it
+                    reply, raw = parse_completion(
+                        body,
+                        Prompt(
+                            known["key"],
+                            (),
+                            {} if known["json"] else None,
+                            known["max_tokens"],
+                        ),
+                        known["mode"],
+                        price,
+                    )
                     book.add(replace(reply, attempts=1), known["asked"], True, raw)
     os.fsync(book.file.fileno())
     return {key: why for key, why in failures.items() if hash64(key) not in book.places}
+
 
 def finish_batches(
     client: Any,
@@ -722,64 +1309,124 @@ def finish_batches(
     price: Mapping[str, float] | None,
     tell: Callable[[], None],
     poll: float,
-) -> dict[str, str]:    # why there is no answer, by key
-    "Submit the files that are not yet, wait until every batch has ended, and collect what they brought."
+) -> dict[str, str]:  # why there is no answer, by key
+    """Submit the files that are not yet, wait until every batch has ended, and collect
+    what they brought.
+    """
     failures: dict[str, str] = {}
     patient = client.with_options(max_retries=5)
     while True:
-        notes = {file: file.with_suffix(".batch") for file in sorted(folder.glob("*.jsonl"))}
+        notes = {
+            file: file.with_suffix(".batch") for file in sorted(folder.glob("*.jsonl"))
+        }
         for file, note in notes.items():
-            known = json.loads(note.read_text()) if note.exists() else record_batch(note, submit_batch(client, file, new=False))
-            if known["collected"] or (batch := patient.batches.retrieve(known["batch"])).status not in BATCH_ENDED: continue
+            known = (
+                json.loads(note.read_text())
+                if note.exists()
+                else record_batch(note, submit_batch(client, file, new=False))
+            )
+            if (
+                known["collected"]
+                or (batch := patient.batches.retrieve(known["batch"])).status
+                not in BATCH_ENDED
+            ):
+                continue
             failures |= collect_batch(patient, batch, file, book, price)
             record_batch(note, batch.id, collected=True)
         tell()
-        if all(json.loads(note.read_text())["collected"] for note in notes.values()): return failures
+        if all(json.loads(note.read_text())["collected"] for note in notes.values()):
+            return failures
         time.sleep(poll)
+
 
 def record_batch(note: Path, batch: str, collected: bool = False) -> dict[str, Any]:
     "Remember the batch of a file."
     known = {"batch": batch, "collected": collected}
-    with atomic_write(note) as file: file.write_text(json.dumps(known))
+    with atomic_write(note) as file:
+        file.write_text(json.dumps(known))
     return known
 
 # %% ../../nbs/11_models.llm.ipynb #1626cb77
-def schema_mode_sync(endpoint: Endpoint, book: Journal, price: Mapping[str, float] | None, budget: float | None, prompt: Prompt) -> tuple[str | None, dict[str, Any]]:
-    "The mode for a prompt's schema, by a probe if need be, and the server's names for parameters; outside of any event loop."
+def schema_mode_sync(
+    endpoint: Endpoint,
+    book: Journal,
+    price: Mapping[str, float] | None,
+    budget: float | None,
+    prompt: Prompt,
+) -> tuple[str | None, dict[str, Any]]:
+    """The mode for a prompt's schema, by a probe if need be, and the server's names for
+    parameters; outside of any event loop.
+    """
+
     async def find() -> tuple[str | None, dict[str, Any]]:
         talk = open_session(endpoint, book, price, budget)
-        async with talk.client: return await schema_mode(talk, prompt), talk.modes["params"]
+        async with talk.client:
+            return await schema_mode(talk, prompt), talk.modes["params"]
+
     return run_in_thread(find())
+
 
 def batch_requests(
     prompts: Iterable[Prompt],
     endpoint: Endpoint,
     book: Journal,
-    price: Mapping[str, float] | None,      # of the batch
+    price: Mapping[str, float] | None,  # of the batch
     budget: float | None,
-    order: list[str],                       # gets every key, in the order of prompts
-    failures: dict[str, str],               # gets the prompts that the budget does not allow
+    order: list[str],  # gets every key, in the order of prompts
+    failures: dict[str, str],  # gets the prompts that the budget does not allow
 ) -> Iterator[tuple[bytes, bytes]]:
-    "The requests of all prompts that the journal has no answer to, each with what collect must know about it."
+    """The requests of all prompts that the journal has no answer to, each with what
+    collect must know about it.
+    """
     modes: dict[str, tuple[str | None, dict[str, Any]]] = {}
     asked: dict[int, str] = {}
-    reserved, closed = 0.0, False
+    reserved = 0.0
+    closed = False
     for p in prompts:
         order.append(p.key)
-        id, question = hash64(p.key), prompt_digest(p)
-        if asked.setdefault(id, question) != question: raise RunError(f"two prompts ask different things under the key {p.key!r}")
-        if p.key in failures or book.find(p) is not None: continue
-        if (schema := schema_digest(p.schema or {})) not in modes: modes[schema] = schema_mode_sync(endpoint, book, price, budget, p)
+        id = hash64(p.key)
+        question = prompt_digest(p)
+        if asked.setdefault(id, question) != question:
+            raise RunError(f"two prompts ask different things under the key {p.key!r}")
+        if p.key in failures or book.find(p) is not None:
+            continue
+        if (schema := schema_digest(p.schema or {})) not in modes:
+            modes[schema] = schema_mode_sync(endpoint, book, price, budget, p)
         mode, params = modes[schema]
-        most = price["batch"] * token_cost(price, max_tokens_of(p), p.max_tokens) if price else 0.0
+        most = (
+            price["batch"] * token_cost(price, max_tokens_of(p), p.max_tokens)
+            if price
+            else 0.0
+        )
         spent = book.totals["usd"] + book.totals["usd_unsure"]
-        closed = closed or mode is None or budget is not None and spent + reserved + most > budget
+        closed = (
+            closed
+            or mode is None
+            or budget is not None
+            and spent + reserved + most > budget
+        )
         failures[p.key] = BUDGET_SPENT if closed else "submitted"
-        if closed: continue
+        if closed:
+            continue
         reserved += most
-        request = {"custom_id": f"{id:016x}", "method": "POST", "url": "/v1/chat/completions", "body": request_body(p, endpoint.model, mode, params)}
-        known = {"id": f"{id:016x}", "key": p.key, "asked": question, "mode": mode, "json": p.schema is not None, "max_tokens": p.max_tokens}
-        yield tuple(json.dumps(x, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n" for x in (request, known))
+        request = {
+            "custom_id": f"{id:016x}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": request_body(p, endpoint.model, mode, params),
+        }
+        known = {
+            "id": f"{id:016x}",
+            "key": p.key,
+            "asked": question,
+            "mode": mode,
+            "json": p.schema is not None,
+            "max_tokens": p.max_tokens,
+        }
+        yield tuple(
+            json.dumps(x, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+            for x in (request, known)
+        )
 
 # %% ../../nbs/11_models.llm.ipynb #ec2a4fab
 def ask_batch(
@@ -789,32 +1436,60 @@ def ask_batch(
     *,
     prices: Mapping[str, Mapping[str, float]] | None = None,
     budget: float | None = None,
-    progress: Callable[[dict[str, Any]], object] | None = None,     # called at each look, and after each reply
-    poll: float = 60.0,                     # seconds between two looks
-    max_requests: int = BATCH_REQUESTS,      # of one file
+    # called at each look, and after each reply
+    progress: Callable[[dict[str, Any]], object] | None = None,
+    poll: float = 60.0,  # seconds between two looks
+    max_requests: int = BATCH_REQUESTS,  # of one file
     max_bytes: int = BATCH_BYTES,
 ) -> Iterator[Reply]:
-    "As ask, by batch files: submits all that the journal has no answer to, waits, then yields every reply in the order of prompts."
+    """As ask, by batch files: submits all that the journal has no answer to, waits, then
+    yields every reply in the order of prompts.
+    """
     price = price_for(prices, endpoint.model, budget)
-    cheaper = {"in": price["in"] * price["batch"], "out": price["out"] * price["batch"]} if price else None
+    cheaper = (
+        {"in": price["in"] * price["batch"], "out": price["out"] * price["batch"]}
+        if price
+        else None
+    )
     with Journal(journal, price) as book, make_client(endpoint, "OpenAI") as client:
         import openai
+
         folder = book.path.with_suffix(".batches")
         folder.mkdir(exist_ok=True)
-        order, failures, counts = [], {}, Counter(done=0, errors=0, requests=0)
+        order = []
+        failures = {}
+        counts = Counter(done=0, errors=0, requests=0)
+
         def tell() -> None:
-            if progress: progress(progress_state(book, counts))
+            if progress:
+                progress(progress_state(book, counts))
+
         try:
-            finish_batches(client, folder, book, cheaper, tell, poll)       # what an earlier call submitted, or wrote
-            for file in write_batch_files(batch_requests(prompts, endpoint, book, price, budget, order, failures), folder, max_requests, max_bytes):
-                record_batch(file.with_suffix(".batch"), submit_batch(client, file, new=True))
+            # what an earlier call submitted, or wrote
+            finish_batches(client, folder, book, cheaper, tell, poll)
+            for file in write_batch_files(
+                batch_requests(prompts, endpoint, book, price, budget, order, failures),
+                folder,
+                max_requests,
+                max_bytes,
+            ):
+                record_batch(
+                    file.with_suffix(".batch"), submit_batch(client, file, new=True)
+                )
                 counts["requests"] = sum(why != BUDGET_SPENT for why in failures.values())
             failures |= finish_batches(client, folder, book, cheaper, tell, poll)
         except openai.OpenAIError as e:
-            raise RunError(f"the batch service failed: {error_line(e)}; the same call goes on, and submits nothing twice") from e
+            raise RunError(
+                f"the batch service failed: {error_line(e)}; the same call goes on, and"
+                " submits nothing twice"
+            ) from e
         for key in order:
             record = book.read(key)
-            reply = reply_of_record(record) if record else Reply(key, None, failures[key], endpoint.model)
+            reply = (
+                reply_of_record(record)
+                if record
+                else Reply(key, None, failures[key], endpoint.model)
+            )
             counts.update(done=1, errors=reply.error is not None)
             tell()
             yield reply

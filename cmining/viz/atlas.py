@@ -4,21 +4,31 @@
 
 # %% ../../nbs/91_viz.atlas.ipynb #0d7d59df
 from __future__ import annotations
+
 import html
 import json
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
 import numpy as np
 import pandas as pd
-from ..core.basics import RunError
-from ..core.engine import as_path, scratch_folder, atomic_write
-from ..core.runs import Params, read_by_row, read_record, read_run, vector_shards, work_shards
-from ..evidence.explain import thresholds
-from pathlib import Path
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
-from typing import Any
 from upath import UPath
-from zlib import crc32
+
+from ..core.basics import RunError
+from ..core.engine import as_path, atomic_write, scratch_folder
+from cmining.core.runs import (
+    Params,
+    read_by_row,
+    read_record,
+    read_run,
+    vector_shards,
+    work_shards,
+)
+from ..evidence.explain import thresholds
 
 # %% auto #0
 __all__ = ['ANCHORS', 'LEAD_CHARACTERS', 'NAME_CHARACTERS', 'LANG_STYLES', 'OTHER_STYLES', 'SHAPES', 'VERDICTS', 'FONT', 'HOVER',
@@ -30,10 +40,12 @@ __all__ = ['ANCHORS', 'LEAD_CHARACTERS', 'NAME_CHARACTERS', 'LANG_STYLES', 'OTHE
 # %% ../../nbs/91_viz.atlas.ipynb #5e819b76
 def choose_entries(
     entries: pd.DataFrame,  # entries.parquet of a run
-    limit: int,             # rows at most
+    limit: int,  # rows at most
     seed: int = 0,
-) -> np.ndarray:            # row numbers, ascending, int [n]
-    "The entries that the map shows: culture points before others, at random among equals."
+) -> np.ndarray:  # row numbers, ascending, int [n]
+    """The entries that the map shows: culture points before others, at random among
+    equals.
+    """
     shown = np.flatnonzero(entries["stage"] != "pruned")
     shown = np.random.default_rng(seed).permutation(shown)
     other = (entries["stage"] != "culture_point").to_numpy()[shown]
@@ -43,175 +55,395 @@ def choose_entries(
 def read_vectors(
     run: str | Path | UPath,
     entries: pd.DataFrame,  # entries.parquet of the run
-    rows: np.ndarray,       # row numbers of entries that were not pruned, ascending, int [n]
-) -> np.ndarray:            # float32 [n, d], unit norm
+    rows: np.ndarray,  # row numbers of entries that were not pruned, ascending, int [n]
+) -> np.ndarray:  # float32 [n, d], unit norm
     "The vectors of some entries. A RunError when the run's work was cleaned."
     shards = [s for same in work_shards(run, "vectors").values() for s in same]
-    if not shards: raise RunError(f"the vectors of {run} are gone, and a map needs them: mine the corpus again without --clean")
-    wanted, first, found = (np.cumsum(entries["stage"] != "pruned") - 1).to_numpy()[rows], 0, []
+    if not shards:
+        raise RunError(
+            f"the vectors of {run} are gone, and a map needs them: mine the corpus again"
+            " without --clean"
+        )
+    wanted = (np.cumsum(entries["stage"] != "pruned") - 1).to_numpy()[rows]
+    first = 0
+    found = []
     with scratch_folder():
         for x in vector_shards(shards):
-            here = wanted[np.searchsorted(wanted, first):np.searchsorted(wanted, first + len(x))] - first
-            if len(here): found.append(np.asarray(x[here], np.float32))
+            here = (
+                wanted[
+                    np.searchsorted(wanted, first) : np.searchsorted(
+                        wanted, first + len(x)
+                    )
+                ]
+                - first
+            )
+            if len(here):
+                found.append(np.asarray(x[here], np.float32))
             first += len(x)
     return np.concatenate([np.empty((0, 1), np.float32)] if not found else found)
 
 # %% ../../nbs/91_viz.atlas.ipynb #b07f383c
-ANCHORS = 4_000     # about 15 seconds of t-SNE on one core
+ANCHORS = 4_000  # about 15 seconds of t-SNE on one core
+
 
 def lay_out(
-    vectors: np.ndarray,        # float32 [n, d], unit norm
-    is_culture: np.ndarray,     # which of them are culture points, bool [n]
+    vectors: np.ndarray,  # float32 [n, d], unit norm
+    is_culture: np.ndarray,  # which of them are culture points, bool [n]
     anchors: int = ANCHORS,
     seed: int = 0,
-) -> np.ndarray:                # float32 [n, 2]
-    "A map of the vectors: t-SNE of some, and the others at the median of their five nearest on it."
-    n, rng = len(vectors), np.random.default_rng(seed)
-    if n < 5: return np.arange(2 * n, dtype=np.float32).reshape(n, 2)       # too few to have neighbourhoods
-    culture, other = (rng.permutation(np.flatnonzero(m)) for m in (is_culture, ~is_culture))
-    first = np.concatenate([culture[:anchors // 2], other, culture[anchors // 2:]])[:anchors]
+) -> np.ndarray:  # float32 [n, 2]
+    """A map of the vectors: t-SNE of some, and the others at the median of their five
+    nearest on it.
+    """
+    n = len(vectors)
+    rng = np.random.default_rng(seed)
+    # too few to have neighbourhoods
+    if n < 5:
+        return np.arange(2 * n, dtype=np.float32).reshape(n, 2)
+    culture, other = (
+        rng.permutation(np.flatnonzero(m)) for m in (is_culture, ~is_culture)
+    )
+    first = np.concatenate([culture[: anchors // 2], other, culture[anchors // 2 :]])[
+        :anchors
+    ]
     rest = np.setdiff1d(np.arange(n), first)
     xy = np.empty((n, 2), np.float32)
-    with threadpool_limits(1):      # sums in a fixed order: the same bytes
-        xy[first] = TSNE(metric="cosine", init="pca", perplexity=min(30, (len(first) - 1) / 3), random_state=seed).fit_transform(vectors[first])
+    with threadpool_limits(1):  # sums in a fixed order: the same bytes
+        xy[first] = TSNE(
+            metric="cosine",
+            init="pca",
+            perplexity=min(30, (len(first) - 1) / 3),
+            random_state=seed,
+        ).fit_transform(vectors[first])
         if len(rest):
-            near = NearestNeighbors(n_neighbors=5).fit(vectors[first]).kneighbors(vectors[rest], return_distance=False)    # of unit length: by cosine
-            step = np.median(NearestNeighbors(n_neighbors=1).fit(xy[first]).kneighbors()[0])
-            xy[rest] = np.median(xy[first][near], axis=1) + rng.normal(0, step, (len(rest), 2))
+            # of unit length: by cosine
+            near = (
+                NearestNeighbors(n_neighbors=5)
+                .fit(vectors[first])
+                .kneighbors(vectors[rest], return_distance=False)
+            )
+            step = np.median(
+                NearestNeighbors(n_neighbors=1).fit(xy[first]).kneighbors()[0]
+            )
+            xy[rest] = np.median(xy[first][near], axis=1) + rng.normal(
+                0, step, (len(rest), 2)
+            )
     return xy.round(2)
 
 # %% ../../nbs/91_viz.atlas.ipynb #0af4cdac
 LEAD_CHARACTERS = 160
 
+
 def shorten(text: str, length: int) -> str:
     "A text as one line of at most so many characters."
-    line = " ".join("".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text).split())    # the joiners of Persian and Hindi
-    return line if len(line) <= length else line[:length - 1].rstrip() + "…"
+    # the joiners of Persian and Hindi
+    line = " ".join(
+        "".join(
+            c if c.isprintable() or c in "\u200c\u200d" else " " for c in text
+        ).split()
+    )
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
 
 def read_leads(
     run: str | Path | UPath,
-    rows: np.ndarray,       # row numbers of entries, ascending, int [n]
+    rows: np.ndarray,  # row numbers of entries, ascending, int [n]
 ) -> list[str]:
     "The beginning of some entries."
     shards = [s for same in work_shards(run, "entries").values() for s in same]
-    with scratch_folder(): return [shorten(e["paragraphs"][0], LEAD_CHARACTERS) if e["paragraphs"] else "" for table in read_by_row(shards, rows, ["paragraphs"]) for e in table.to_pylist()]
+    with scratch_folder():
+        return [
+            shorten(e["paragraphs"][0], LEAD_CHARACTERS) if e["paragraphs"] else ""
+            for table in read_by_row(shards, rows, ["paragraphs"])
+            for e in table.to_pylist()
+        ]
 
 # %% ../../nbs/91_viz.atlas.ipynb #97fb135f
 def atlas_table(
     run: str | Path | UPath,
-    limit: int,             # points at most
+    limit: int,  # points at most
 ) -> pd.DataFrame:
     "All that the page knows of each point, a row each, in the order of entries.parquet."
-    entries, points, params = read_run(run, "entries"), read_run(run, "culture_points"), Params(**read_record(run)["params"])
+    entries = read_run(run, "entries")
+    points = read_run(run, "culture_points")
+    params = Params(**read_record(run)["params"])
     rows = choose_entries(entries, limit, params.seed)
-    xy = lay_out(read_vectors(run, entries, rows), (entries["stage"] == "culture_point").to_numpy()[rows], seed=params.seed)
+    xy = lay_out(
+        read_vectors(run, entries, rows),
+        (entries["stage"] == "culture_point").to_numpy()[rows],
+        seed=params.seed,
+    )
     table = pd.concat([entries, thresholds(entries, params)], axis=1).iloc[rows]
-    table = table.merge(points[["lang", "id", "rank", "centrality", "stability"]], "left", ["lang", "id"])
-    return table.assign(title=[shorten(t, 200) for t in table["title"]], lead=read_leads(run, rows), x=xy[:, 0], y=xy[:, 1])
+    table = table.merge(
+        points[["lang", "id", "rank", "centrality", "stability"]], "left", ["lang", "id"]
+    )
+    return table.assign(
+        title=[shorten(t, 200) for t in table["title"]],
+        lead=read_leads(run, rows),
+        x=xy[:, 0],
+        y=xy[:, 1],
+    )
 
 # %% ../../nbs/91_viz.atlas.ipynb #60ec3f9e
 def group_facts(
-    groups: pd.DataFrame,   # groups.parquet
-    table: pd.DataFrame,    # from tabulate
-) -> dict[str, dict[str, Any]]:     # group number -> its facts
+    groups: pd.DataFrame,  # groups.parquet
+    table: pd.DataFrame,  # from tabulate
+) -> dict[str, dict[str, Any]]:  # group number -> its facts
     "The groups that have a point on the map, with what the page says of them."
     told = {}
-    ranked = table.sort_values("rank", kind="stable")       # without a rank: last
-    names = ranked.groupby("group")["title"].agg(lambda titles: ", ".join(shorten(t, 20) for t in titles.head(3)))
+    ranked = table.sort_values("rank", kind="stable")  # without a rank: last
+    names = ranked.groupby("group")["title"].agg(
+        lambda titles: ", ".join(shorten(t, 20) for t in titles.head(3))
+    )
     islands = set(table.loc[table["stage"] == "culture_point", "group"])
     for g in groups[groups["group"].isin(names.index)].to_dict("records"):
         langs = {k[2:]: int(v) for k, v in g.items() if k.startswith("n_") and v}
         told[str(int(g["group"]))] = {
-            "size": int(g["size"]), "lang": g["lang"], "own": langs[g["lang"]], "dominance": g["dominance"], "p": g["p_value"], "q": g["q_value"],
-            "langs": ", ".join(f"{n} {lang}" for lang, n in sorted(langs.items(), key=lambda kv: (-kv[1], kv[0]))),
-            "name": names[g["group"]], "island": g["group"] in islands}
+            "size": int(g["size"]),
+            "lang": g["lang"],
+            "own": langs[g["lang"]],
+            "dominance": g["dominance"],
+            "p": g["p_value"],
+            "q": g["q_value"],
+            "langs": ", ".join(
+                f"{n} {lang}"
+                for lang, n in sorted(langs.items(), key=lambda kv: (-kv[1], kv[0]))
+            ),
+            "name": names[g["group"]],
+            "island": g["group"] in islands,
+        }
     return told
 
 # %% ../../nbs/91_viz.atlas.ipynb #80b3c4d1
 NAME_CHARACTERS = 22
 
+
 def central_first(table: pd.DataFrame) -> pd.DataFrame:
     "The culture points of a table, the most central first."
     return table[table["stage"] == "culture_point"].sort_values("rank", kind="stable")
 
+
 def name_islands(
-    table: pd.DataFrame,    # from tabulate
-    told: dict[str, dict[str, Any]],    # from tell_groups
+    table: pd.DataFrame,  # from tabulate
+    told: dict[str, dict[str, Any]],  # from tell_groups
     most: int = 40,
-) -> list[int]:             # rows of the table
-    "The points whose titles are written on the map, without overlaps on a screen of 900 by 600 pixels."
-    if table.empty: return []
+) -> list[int]:  # rows of the table
+    """The points whose titles are written on the map, without overlaps on a screen of 900
+    by 600 pixels.
+    """
+    if table.empty:
+        return []
     pixel = np.ptp(table["x"]) / 900, np.ptp(table["y"]) / 600
     first = central_first(table).groupby("group").head(5)
-    order = first.assign(size=[-told[str(int(g))]["size"] for g in first["group"]]).sort_values(["size", "group", "rank"])
-    named: dict[int, tuple[float, float, float]] = {}   # row -> middle, and half the width
+    order = first.assign(
+        size=[-told[str(int(g))]["size"] for g in first["group"]]
+    ).sort_values(["size", "group", "rank"])
+    named: dict[int, tuple[float, float, float]] = {}  # row -> middle, and half the width
     done: set[float] = set()
     for i, t in order.iterrows():
-        half = pixel[0] * sum(13 if ord(c) > 0x2e80 else 7.5 for c in shorten(t["title"], NAME_CHARACTERS)) / 2     # ideographs are wide
-        free = all(abs(t["x"] - x) > half + half2 or abs(t["y"] - y) > 16 * pixel[1] for x, y, half2 in named.values())
-        if t["group"] in done or len(named) == most or not free: continue
+        # ideographs are wide
+        half = (
+            pixel[0]
+            * sum(
+                13 if ord(c) > 0x2E80 else 7.5
+                for c in shorten(t["title"], NAME_CHARACTERS)
+            )
+            / 2
+        )
+        free = all(
+            abs(t["x"] - x) > half + half2 or abs(t["y"] - y) > 16 * pixel[1]
+            for x, y, half2 in named.values()
+        )
+        if t["group"] in done or len(named) == most or not free:
+            continue
         named[int(i)] = t["x"], t["y"], half
         done.add(t["group"])
     return sorted(named)
 
 # %% ../../nbs/91_viz.atlas.ipynb #c2e93ec5
-LANG_STYLES = {"de": ("#0072B2", "circle"), "en": ("#D55E00", "square"), "es": ("#009E73", "triangle"),
-               "fr": ("#CC79A7", "diamond"), "ja": ("#E69F00", "inverted_triangle"), "zh": ("#56B4E9", "plus")}
-OTHER_STYLES = [(color, marker) for marker in ("x", "hex", "star") for color in ("#000000", "#666666", "#332288")]
-SHAPES = dict(circle="●", square="■", triangle="▲", diamond="◆", inverted_triangle="▼", plus="✚", x="✖", hex="⬢", star="★")
+LANG_STYLES = {
+    "de": ("#0072B2", "circle"),
+    "en": ("#D55E00", "square"),
+    "es": ("#009E73", "triangle"),
+    "fr": ("#CC79A7", "diamond"),
+    "ja": ("#E69F00", "inverted_triangle"),
+    "zh": ("#56B4E9", "plus"),
+}
+OTHER_STYLES = [
+    (color, marker)
+    for marker in ("x", "hex", "star")
+    for color in ("#000000", "#666666", "#332288")
+]
+SHAPES = dict(
+    circle="●",
+    square="■",
+    triangle="▲",
+    diamond="◆",
+    inverted_triangle="▼",
+    plus="✚",
+    x="✖",
+    hex="⬢",
+    star="★",
+)
+
 
 def lang_style(lang: str) -> tuple[str, str]:
     "Colour and marker of a language."
     return LANG_STYLES.get(lang) or OTHER_STYLES[crc32(lang.encode()) % len(OTHER_STYLES)]
 
 # %% ../../nbs/91_viz.atlas.ipynb #02b96c21
-VERDICTS = {"culture_point": "culture point", "mixed": "stopped at dominance", "small": "stopped at group size",
-            "incoherent": "stopped at entropy", "sparse": "stopped at density"}
-FONT = 'system-ui, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", "PingFang SC", "Hiragino Sans", "Noto Sans CJK SC", "Yu Gothic", "Microsoft YaHei", sans-serif'
+VERDICTS = {
+    "culture_point": "culture point",
+    "mixed": "stopped at dominance",
+    "small": "stopped at group size",
+    "incoherent": "stopped at entropy",
+    "sparse": "stopped at density",
+}
+FONT = (
+    'system-ui, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", "PingFang SC",'
+    ' "Hiragino Sans", "Noto Sans CJK SC", "Yu Gothic", "Microsoft YaHei", sans-serif'
+)
+
 
 def bokeh_source(
-    table: pd.DataFrame,    # from tabulate
-    named: list[int],       # from name_islands
+    table: pd.DataFrame,  # from tabulate
+    named: list[int],  # from name_islands
 ) -> Any:
-    "The columns of the page as Bokeh wants them: numbers as float32 and int32, the rest as lists."
+    """The columns of the page as Bokeh wants them: numbers as float32 and int32, the rest
+    as lists.
+    """
     from bokeh.models import ColumnDataSource
+
     text = {c: list(table[c]) for c in ("title", "lang", "stage", "lead")}
-    numbers = {c: table[c].to_numpy(np.float32) for c in ("x", "y", "dispersion", "max_dispersion", "entropy", "min_entropy", "centrality", "stability")}
-    counts = {c: table[c].fillna(-1).to_numpy(np.int32) for c in ("domain", "group", "rank")}
+    numbers = {
+        c: table[c].to_numpy(np.float32)
+        for c in (
+            "x",
+            "y",
+            "dispersion",
+            "max_dispersion",
+            "entropy",
+            "min_entropy",
+            "centrality",
+            "stability",
+        )
+    }
+    counts = {
+        c: table[c].fillna(-1).to_numpy(np.int32) for c in ("domain", "group", "rank")
+    }
     name = np.full(len(table), "", object)
     name[named] = [shorten(t, NAME_CHARACTERS) for t in table["title"].iloc[named]]
-    return ColumnDataSource({**text, **numbers, **counts, "unstable": (table["reason"] == "unstable").to_numpy(np.uint8), "counterpart": (table["reason"] == "counterpart").to_numpy(np.uint8), "name": list(name)}, name="points")
+    return ColumnDataSource(
+        {
+            **text,
+            **numbers,
+            **counts,
+            "unstable": (table["reason"] == "unstable").to_numpy(np.uint8),
+            "counterpart": (table["reason"] == "counterpart").to_numpy(np.uint8),
+            "name": list(name),
+        },
+        name="points",
+    )
 
 # %% ../../nbs/91_viz.atlas.ipynb #cd313756
 HOVER = """<div style="width:300px;font:13px/1.45 system-ui,sans-serif;color:#222;white-space:normal">
 <b>@title</b> <span style="color:#555">@lang</span><div>@lead</div><div style="color:#555">@facts</div></div>"""
 
+
 def draw_map(
-    source: Any,            # from bokeh_source
+    source: Any,  # from bokeh_source
     langs: list[str],
 ) -> Any:
     "The scatter plot, with its views still empty."
     from bokeh.core.properties import value
     from bokeh.models import CDSView, HoverTool, IndexFilter, Range1d, TapTool
     from bokeh.plotting import figure
-    def span(values: np.ndarray) -> Range1d:
-        low, high = (float(values.min()), float(values.max())) if len(values) else (0., 1.)
-        return Range1d(low - .05 * (high - low) - .5, high + .05 * (high - low) + .5)
-    def shared(view: str, alpha: float = 1) -> dict[str, Any]:      # a click must not dim what was not clicked
-        parts = {"names": ("text",), "ring": ("line",)}.get(view, ("fill", "line"))
-        return {"source": source, "view": CDSView(filter=IndexFilter(indices=[], name=view)), **{f"nonselection_{p}_alpha": alpha for p in parts}}
 
-    crowd = max(.5, min(1, (1000 / max(1, np.count_nonzero(source.data["rank"] > 0))) ** .25))      # many points are drawn smaller
-    plot = figure(name="map", tools="pan,wheel_zoom,box_zoom,reset", active_scroll="wheel_zoom", sizing_mode="stretch_both", min_border=0,
-                  x_range=span(source.data["x"]), y_range=span(source.data["y"]), outline_line_color=None, lod_threshold=3000)    # while it is moved, of many points every tenth is drawn
+    def span(values: np.ndarray) -> Range1d:
+        low, high = (
+            (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+        )
+        return Range1d(low - 0.05 * (high - low) - 0.5, high + 0.05 * (high - low) + 0.5)
+
+    # a click must not dim what was not clicked
+    def shared(view: str, alpha: float = 1) -> dict[str, Any]:
+        parts = {"names": ("text",), "ring": ("line",)}.get(view, ("fill", "line"))
+        return {
+            "source": source,
+            "view": CDSView(filter=IndexFilter(indices=[], name=view)),
+            **{f"nonselection_{p}_alpha": alpha for p in parts},
+        }
+
+    # many points are drawn smaller
+    crowd = max(
+        0.5, min(1, (1000 / max(1, np.count_nonzero(source.data["rank"] > 0))) ** 0.25)
+    )
+    plot = figure(
+        name="map",
+        tools="pan,wheel_zoom,box_zoom,reset",
+        active_scroll="wheel_zoom",
+        sizing_mode="stretch_both",
+        min_border=0,
+        # while it is moved, of many points every tenth is drawn
+        x_range=span(source.data["x"]),
+        y_range=span(source.data["y"]),
+        outline_line_color=None,
+        lod_threshold=3000,
+    )
     plot.axis.visible = plot.grid.visible = False
     plot.toolbar.logo = None
-    faint = [plot.scatter("x", "y", size=4 * crowd, color=lang_style(l)[0], alpha=.3, line_color=None, **shared(f"faint {l}", .3)) for l in langs]
-    bright = [plot.scatter("x", "y", size=9 * crowd, marker=lang_style(l)[1], fill_color=lang_style(l)[0], line_color="white", line_width=.5, **shared(f"bright {l}")) for l in langs]
-    plot.scatter("x", "y", size=8 + 9 * crowd, fill_color=None, line_color="#222222", selection_line_width=3, **shared("ring"))
-    plot.text("x", "y", "name", y_offset=-7, text_align="center", text_baseline="bottom", text_color="#222222", text_font=value(FONT), text_font_size="12px",
-              background_fill_color="white", background_fill_alpha=.7, **shared("names"))
-    plot.add_tools(HoverTool(tooltips=HOVER, renderers=faint + bright, limit=1), TapTool(renderers=faint + bright))
+    faint = [
+        plot.scatter(
+            "x",
+            "y",
+            size=4 * crowd,
+            color=lang_style(l)[0],
+            alpha=0.3,
+            line_color=None,
+            **shared(f"faint {l}", 0.3),
+        )
+        for l in langs
+    ]
+    bright = [
+        plot.scatter(
+            "x",
+            "y",
+            size=9 * crowd,
+            marker=lang_style(l)[1],
+            fill_color=lang_style(l)[0],
+            line_color="white",
+            line_width=0.5,
+            **shared(f"bright {l}"),
+        )
+        for l in langs
+    ]
+    plot.scatter(
+        "x",
+        "y",
+        size=8 + 9 * crowd,
+        fill_color=None,
+        line_color="#222222",
+        selection_line_width=3,
+        **shared("ring"),
+    )
+    plot.text(
+        "x",
+        "y",
+        "name",
+        y_offset=-7,
+        text_align="center",
+        text_baseline="bottom",
+        text_color="#222222",
+        text_font=value(FONT),
+        text_font_size="12px",
+        background_fill_color="white",
+        background_fill_alpha=0.7,
+        **shared("names"),
+    )
+    plot.add_tools(
+        HoverTool(tooltips=HOVER, renderers=faint + bright, limit=1),
+        TapTool(renderers=faint + bright),
+    )
     plot.toolbar.active_inspect = plot.tools[-2]
     return plot
 
@@ -219,47 +451,100 @@ def draw_map(
 BUTTONS = """.bk-btn{padding:5px 9px;color:#666;background:#eee;text-decoration:line-through}
 .bk-btn.bk-active{color:#222;background:#fff;text-decoration:none;box-shadow:none;border-color:#bbb}"""
 
+
 def draw_controls(
-    source: Any,                        # from bokeh_source
+    source: Any,  # from bokeh_source
     langs: list[str],
-    told: dict[str, dict[str, Any]],    # from tell_groups
-    tau: int,                           # smallest group that is in the menu
+    told: dict[str, dict[str, Any]],  # from tell_groups
+    tau: int,  # smallest group that is in the menu
 ) -> list[Any]:
     "Search field, buttons of languages and stages, menu of groups."
-    from bokeh.models import AutocompleteInput, CheckboxButtonGroup, CustomJS, InlineStyleSheet, Select
-    def buttons(name: str, values: list[str], labels: list[str], css: str = "") -> CheckboxButtonGroup:
+    from bokeh.models import (
+        AutocompleteInput,
+        CheckboxButtonGroup,
+        CustomJS,
+        InlineStyleSheet,
+        Select,
+    )
+
+    def buttons(
+        name: str, values: list[str], labels: list[str], css: str = ""
+    ) -> CheckboxButtonGroup:
         count = pd.Series(source.data[name]).value_counts()
-        return CheckboxButtonGroup(name=f"{name}s", labels=[f"{l} {count.get(v, 0):,}" for v, l in zip(values, labels)], active=list(range(len(values))),
-                                   stylesheets=[InlineStyleSheet(css=BUTTONS + css)])
-    shapes = "".join(f'.bk-btn:nth-child({i}):before{{content:"{SHAPES[lang_style(l)[1]]} ";color:{lang_style(l)[0]}}}' for i, l in enumerate(langs, 1))
+        return CheckboxButtonGroup(
+            name=f"{name}s",
+            labels=[f"{l} {count.get(v, 0):,}" for v, l in zip(values, labels)],
+            active=list(range(len(values))),
+            stylesheets=[InlineStyleSheet(css=BUTTONS + css)],
+        )
+
+    shapes = "".join(
+        f'.bk-btn:nth-child({i}):before{{content:"{SHAPES[lang_style(l)[1]]}'
+        f' ";color:{lang_style(l)[0]}}}'
+        for i, l in enumerate(langs, 1)
+    )
     menu: dict[str, list[tuple[str, str]]] = {"all": [("", "all groups")]}
-    order = sorted(told.items(), key=lambda kv: (not kv[1]["island"], kv[1]["lang"], -kv[1]["size"], int(kv[0])))
+    order = sorted(
+        told.items(),
+        key=lambda kv: (not kv[1]["island"], kv[1]["lang"], -kv[1]["size"], int(kv[0])),
+    )
     for group, g in order:
         if g["island"] or g["size"] >= tau:
-            menu.setdefault(f"islands of {g['lang']}" if g["island"] else "no islands", []).append((group, f"{group}: {g['name']} ({g['size']})"))
+            menu.setdefault(
+                f"islands of {g['lang']}" if g["island"] else "no islands", []
+            ).append((group, f"{group}: {g['name']} ({g['size']})"))
 
-    search = AutocompleteInput(name="search", placeholder="Search a title, in any script", min_characters=1, max_completions=12, case_sensitive=False, search_strategy="includes", width=230)
-    found = {search: "search", buttons("lang", langs, langs, shapes): "filter", Select(name="group", value="", options=menu, width=230): "filter",
-             buttons("stage", list(VERDICTS), [s.replace("_", " ") for s in VERDICTS]): "filter"}
-    for widget, call in found.items(): widget.js_on_change("active" if isinstance(widget, CheckboxButtonGroup) else "value", CustomJS(code=f"atlas.{call}()"))
+    search = AutocompleteInput(
+        name="search",
+        placeholder="Search a title, in any script",
+        min_characters=1,
+        max_completions=12,
+        case_sensitive=False,
+        search_strategy="includes",
+        width=230,
+    )
+    found = {
+        search: "search",
+        buttons("lang", langs, langs, shapes): "filter",
+        Select(name="group", value="", options=menu, width=230): "filter",
+        buttons(
+            "stage", list(VERDICTS), [s.replace("_", " ") for s in VERDICTS]
+        ): "filter",
+    }
+    for widget, call in found.items():
+        widget.js_on_change(
+            "active" if isinstance(widget, CheckboxButtonGroup) else "value",
+            CustomJS(code=f"atlas.{call}()"),
+        )
     source.selected.js_on_change("indices", CustomJS(code="atlas.tell()"))
     return list(found)
 
 # %% ../../nbs/91_viz.atlas.ipynb #81ebbaf8
 def renumber_ids(
-    tree: Any,                      # JSON of Bokeh
+    tree: Any,  # JSON of Bokeh
     numbers: dict[str, str] | None = None,
 ) -> Any:
     "The same JSON with the ids of its objects numbered from 1, in the order they come."
     numbers = {} if numbers is None else numbers
-    if isinstance(tree, list | tuple): return [renumber_ids(t, numbers) for t in tree]
-    if not isinstance(tree, dict): return tree
-    return {k: numbers.setdefault(v, f"p{len(numbers) + 1}") if k in ("id", "root_id") and isinstance(v, str) else renumber_ids(v, numbers) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [renumber_ids(t, numbers) for t in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        k: (
+            numbers.setdefault(v, f"p{len(numbers) + 1}")
+            if k in ("id", "root_id") and isinstance(v, str)
+            else renumber_ids(v, numbers)
+        )
+        for k, v in tree.items()
+    }
 
 # %% ../../nbs/91_viz.atlas.ipynb #cf90d3a9
 def safe_json(value: Any) -> str:
     "JSON that can stand in a script element."
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(
+        value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    ).replace("<", "\\u003c")
 
 # %% ../../nbs/91_viz.atlas.ipynb #4b7d9218
 SCRIPT = r"""
@@ -417,61 +702,126 @@ PAGE = """<!DOCTYPE html>
 
 # %% ../../nbs/91_viz.atlas.ipynb #c3322607
 def pick_examples(
-    table: pd.DataFrame,                # from tabulate
-    told: dict[str, dict[str, Any]],    # from tell_groups
-) -> list[int]:                         # rows of the table
+    table: pd.DataFrame,  # from tabulate
+    told: dict[str, dict[str, Any]],  # from tell_groups
+) -> list[int]:  # rows of the table
     "The most central title of the island with the smallest q of each language."
     first = central_first(table).drop_duplicates("group")
     q = [told[str(int(g))]["q"] for g in first["group"]]
-    return [int(i) for i in first.assign(q=q).sort_values("q", kind="stable").drop_duplicates("lang").sort_values("lang").index]
+    return [
+        int(i)
+        for i in (
+            first.assign(q=q)
+            .sort_values("q", kind="stable")
+            .drop_duplicates("lang")
+            .sort_values("lang")
+            .index
+        )
+    ]
 
 # %% ../../nbs/91_viz.atlas.ipynb #bd8e04db
 def count_points(
     entries: pd.DataFrame,  # entries.parquet of a run
-    table: pd.DataFrame,    # from tabulate
+    table: pd.DataFrame,  # from tabulate
 ) -> str:
     "What is on the map, and what is not."
-    culture, pruned = (int((entries["stage"] == s).sum()) for s in ("culture_point", "pruned"))
-    shown, missing = (table["stage"] == "culture_point").sum(), len(entries) - pruned - len(table)
-    said = f"{len(table):,} articles in {table['lang'].nunique()} languages, {shown:,} of them culture points."
-    if pruned: said += f" {pruned:,} entries were pruned before they were encoded (dates, numbers, lists) and have no place on a map."
-    if missing: said += f" {missing:,} more entries, {culture - shown:,} of them culture points, were left out at random to keep the page light."
+    culture, pruned = (
+        int((entries["stage"] == s).sum()) for s in ("culture_point", "pruned")
+    )
+    shown = (table["stage"] == "culture_point").sum()
+    missing = len(entries) - pruned - len(table)
+    said = (
+        f"{len(table):,} articles in {table['lang'].nunique()} languages, {shown:,} of"
+        " them culture points."
+    )
+    if pruned:
+        said += (
+            f" {pruned:,} entries were pruned before they were encoded (dates, numbers,"
+            " lists) and have no place on a map."
+        )
+    if missing:
+        said += (
+            f" {missing:,} more entries, {culture - shown:,} of them culture points, were"
+            " left out at random to keep the page light."
+        )
     return said
 
 # %% ../../nbs/91_viz.atlas.ipynb #97a84733
 def atlas_page(
     entries: pd.DataFrame,  # entries.parquet of a run
-    groups: pd.DataFrame,   # groups.parquet
-    table: pd.DataFrame,    # from tabulate
+    groups: pd.DataFrame,  # groups.parquet
+    table: pd.DataFrame,  # from tabulate
     params: Params,
 ) -> str:
     "The atlas as HTML."
     from bokeh.embed import json_item
     from bokeh.layouts import column, row
     from bokeh.resources import Resources
-    told, langs = group_facts(groups, table), sorted(table["lang"].unique())
+
+    told = group_facts(groups, table)
+    langs = sorted(table["lang"].unique())
     source = bokeh_source(table, name_islands(table, told))
     controls = draw_controls(source, langs, told, params.tau)
-    item = json_item(column(row(controls, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"}), draw_map(source, langs), sizing_mode="stretch_both"))
+    item = json_item(
+        column(
+            row(controls, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"}),
+            draw_map(source, langs),
+            sizing_mode="stretch_both",
+        )
+    )
     menu = [group for options in controls[2].options.values() for group, _ in options]
-    facts = {"langs": langs, "verdicts": VERDICTS, "groups": told, "menu": menu, "examples": pick_examples(table, told), "params": {"tau": params.tau, "theta": params.theta, "max_q": getattr(params, "max_q", None)}}
+    facts = {
+        "langs": langs,
+        "verdicts": VERDICTS,
+        "groups": told,
+        "menu": menu,
+        "examples": pick_examples(table, told),
+        "params": {
+            "tau": params.tau,
+            "theta": params.theta,
+            "max_q": getattr(params, "max_q", None),
+        },
+    }
     bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"]).render_js()
-    return PAGE.format(css=CSS.replace("FONT", FONT), bokeh=bokeh, intro=INTRO.format(counts=html.escape(count_points(entries, table))),
-                       facts=safe_json(facts), item=safe_json(renumber_ids(item)), script=SCRIPT)
+    return PAGE.format(
+        css=CSS.replace("FONT", FONT),
+        bokeh=bokeh,
+        intro=INTRO.format(counts=html.escape(count_points(entries, table))),
+        facts=safe_json(facts),
+        item=safe_json(renumber_ids(item)),
+        script=SCRIPT,
+    )
 
 # %% ../../nbs/91_viz.atlas.ipynb #aeaa1e05
-MAP_POINTS = 50_000     # a page of about 17 MB that still moves smoothly
+MAP_POINTS = 50_000  # a page of about 17 MB that still moves smoothly
+
 
 def make_atlas(
-    run: str | Path | UPath,        # a run folder that still has its work/
-    out: str | Path | UPath,        # the page to write, .html
-    limit: int = MAP_POINTS,        # points at most
-) -> dict[str, int]:                # points and culture points shown, bytes of the page
-    "Write the interactive map of a run. RunError when the run is not finished or was cleaned, ImportError without Bokeh."
-    if limit < 1: raise RunError(f"a map shows at least 1 point, not {limit}")
-    try: import bokeh   # before the work, not after it
-    except ImportError as e: raise ImportError("the atlas needs Bokeh: pip install 'cmining[atlas]'") from e
+    run: str | Path | UPath,  # a run folder that still has its work/
+    out: str | Path | UPath,  # the page to write, .html
+    limit: int = MAP_POINTS,  # points at most
+) -> dict[str, int]:  # points and culture points shown, bytes of the page
+    """Write the interactive map of a run.
+
+    RunError when the run is not finished or was cleaned, ImportError without Bokeh.
+    """
+    if limit < 1:
+        raise RunError(f"a map shows at least 1 point, not {limit}")
+    try:
+        import bokeh  # before the work, not after it
+    except ImportError as e:
+        raise ImportError("the atlas needs Bokeh: pip install 'cmining[atlas]'") from e
     table = atlas_table(run, limit)
-    text = atlas_page(read_run(run, "entries"), read_run(run, "groups"), table, Params(**read_record(run)["params"])).encode()
-    with atomic_write(as_path(out)) as unfinished: unfinished.write_bytes(text)
-    return {"points": len(table), "culture_points": int((table["stage"] == "culture_point").sum()), "bytes": len(text)}
+    text = atlas_page(
+        read_run(run, "entries"),
+        read_run(run, "groups"),
+        table,
+        Params(**read_record(run)["params"]),
+    ).encode()
+    with atomic_write(as_path(out)) as unfinished:
+        unfinished.write_bytes(text)
+    return {
+        "points": len(table),
+        "culture_points": int((table["stage"] == "culture_point").sum()),
+        "bytes": len(text),
+    }

@@ -4,33 +4,36 @@
 
 # %% ../../nbs/90_viz.plots.ipynb #1a6198fd
 from __future__ import annotations
+
 import atexit
+import shutil
+import tempfile
+from collections import Counter
+from functools import lru_cache
+from importlib.resources import files
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import shutil
-import tempfile
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
+
 from ..core.basics import RunError
 from ..core.runs import Params, read_record, read_run, vector_shards, work_shards
 from ..ingest.corpus import corpus_files, read_entries
 from ..mine.pipeline import mine_corpus
 from ..mine.select import stage_of
 from ..models.encode import Encoder
-from collections import Counter
-from functools import lru_cache
-from importlib.resources import files
-from itertools import cycle
-from matplotlib import font_manager
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from pathlib import Path
-from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
-from sklearn.neighbors import NearestNeighbors
-from threadpoolctl import threadpool_limits
-from typing import Any
-from zlib import crc32
 
 # %% auto #0
 __all__ = ['STYLE', 'LANG_STYLES', 'OTHER_STYLES', 'CULTURE_COLOR', 'OTHER_COLOR', 'PREFERRED_FONTS', 'NO_GLYPHS', 'SAMPLE',
@@ -44,43 +47,103 @@ __all__ = ['STYLE', 'LANG_STYLES', 'OTHER_STYLES', 'CULTURE_COLOR', 'OTHER_COLOR
 
 # %% ../../nbs/90_viz.plots.ipynb #d1b340c7
 STYLE: dict[str, Any] = {
-    "figure.constrained_layout.use": True, "figure.dpi": 100, "savefig.dpi": 200,
-    "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6,
-    "lines.linewidth": 1.4, "lines.markersize": 5,
-    "svg.hashsalt": "cmining", "svg.fonttype": "path",  # the same bytes each time; glyphs, whatever fonts the reader has
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    # the same bytes each time; glyphs, whatever fonts the reader has
+    "svg.hashsalt": "cmining",
+    "svg.fonttype": "path",
 }
+
 
 def use_style() -> None:
     "Set the look of all figures."
     plt.rcParams.update(STYLE)
 
 # %% ../../nbs/90_viz.plots.ipynb #ee5cc8e0
-LANG_STYLES = {"de": ("#0072B2", "o"), "en": ("#D55E00", "s"), "es": ("#009E73", "^"), "fr": ("#CC79A7", "D"), "ja": ("#E69F00", "v"), "zh": ("#56B4E9", "P")}
-OTHER_STYLES = [(color, marker) for marker in "X<>*h" for color in ("#000000", "#666666", "#332288")]
-CULTURE_COLOR, OTHER_COLOR = "#882255", "#636363"   # culture points, and what they are compared with: no language's colours
+LANG_STYLES = {
+    "de": ("#0072B2", "o"),
+    "en": ("#D55E00", "s"),
+    "es": ("#009E73", "^"),
+    "fr": ("#CC79A7", "D"),
+    "ja": ("#E69F00", "v"),
+    "zh": ("#56B4E9", "P"),
+}
+OTHER_STYLES = [
+    (color, marker) for marker in "X<>*h" for color in ("#000000", "#666666", "#332288")
+]
+# culture points, and what they are compared with: no language's colours
+CULTURE_COLOR = "#882255"
+OTHER_COLOR = "#636363"
+
 
 def lang_style(lang: str) -> dict[str, str]:
     "Colour and marker of a language, the same in every figure."
-    color, marker = LANG_STYLES.get(lang) or OTHER_STYLES[crc32(lang.encode()) % len(OTHER_STYLES)]
+    color, marker = (
+        LANG_STYLES.get(lang) or OTHER_STYLES[crc32(lang.encode()) % len(OTHER_STYLES)]
+    )
     return {"color": color, "marker": marker}
 
 # %% ../../nbs/90_viz.plots.ipynb #0ece65f7
-PREFERRED_FONTS = {   # parts of font names, best first; any other font with the glyphs will do
-    "zh": ("CJK SC", "Han Sans SC", "Han Sans CN", "PingFang SC", "Heiti SC", "YaHei", "WenQuanYi", "SimHei"),
-    "ja": ("CJK JP", "Han Sans JP", "Hiragino Sans", "Yu Gothic", "IPAexGothic", "IPAGothic", "MS Gothic", "Meiryo"),
+# parts of font names, best first; any other font with the glyphs will do
+PREFERRED_FONTS = {
+    "zh": (
+        "CJK SC",
+        "Han Sans SC",
+        "Han Sans CN",
+        "PingFang SC",
+        "Heiti SC",
+        "YaHei",
+        "WenQuanYi",
+        "SimHei",
+    ),
+    "ja": (
+        "CJK JP",
+        "Han Sans JP",
+        "Hiragino Sans",
+        "Yu Gothic",
+        "IPAexGothic",
+        "IPAGothic",
+        "MS Gothic",
+        "Meiryo",
+    ),
     "ko": ("CJK KR", "Han Sans KR", "Apple SD Gothic", "Malgun", "Nanum"),
 }
+
 
 @lru_cache(maxsize=1)
 def system_fonts() -> dict[str, str]:
     "Upright fonts of normal weight that can be drawn with: path by family name."
     known = {font.fname for font in font_manager.fontManager.ttflist}
     for path in sorted(set(font_manager.findSystemFonts()) - known):
-        try: font_manager.fontManager.addfont(path)
-        except (RuntimeError, OSError): continue    # a format that Matplotlib cannot draw with, such as coloured bitmaps
-    fonts = {f.name: f.fname for f in font_manager.fontManager.ttflist if f.style == "normal" and f.weight in (400, "normal", "regular")}
-    return {name: path for name, path in fonts.items() if "LastResort" not in name.replace(" ", "")}   # it has a box for everything
+        try:
+            font_manager.fontManager.addfont(path)
+        except (RuntimeError, OSError):
+            # a format that Matplotlib cannot draw with, such as coloured bitmaps
+            continue
+    fonts = {
+        f.name: f.fname
+        for f in font_manager.fontManager.ttflist
+        if f.style == "normal" and f.weight in (400, "normal", "regular")
+    }
+    # it has a box for everything
+    return {
+        name: path
+        for name, path in fonts.items()
+        if "LastResort" not in name.replace(" ", "")
+    }
+
 
 @lru_cache(maxsize=None)
 def glyphs(path: str) -> frozenset[int]:
@@ -90,125 +153,222 @@ def glyphs(path: str) -> frozenset[int]:
 # %% ../../nbs/90_viz.plots.ipynb #ca5f9512
 def find_font(
     text: str,
-    lang: str = "",     # whose forms of the characters to prefer
-) -> str | None:        # a font family that has every glyph of the text; None when no installed one has
-    "The font to draw a text with: Matplotlib's own where it can, else one of the system's."
-    need, fonts = {ord(c) for c in text}, system_fonts()
+    lang: str = "",  # whose forms of the characters to prefer
+) -> (
+    str | None
+):  # a font family that has every glyph of the text; None when no installed one has
+    """The font to draw a text with: Matplotlib's own where it can, else one of the
+    system's.
+    """
+    need = {ord(c) for c in text}
+    fonts = system_fonts()
+
     def order(name: str) -> tuple:
-        liked = [i for i, part in enumerate(PREFERRED_FONTS.get(lang, ())) if part in name]
-        return name != "DejaVu Sans", liked[0] if liked else 99, "Sans" not in name, "Mono" in name, name
-    return next((name for name in sorted(fonts, key=order) if need <= glyphs(fonts[name])), None)
+        liked = [
+            i for i, part in enumerate(PREFERRED_FONTS.get(lang, ())) if part in name
+        ]
+        return (
+            name != "DejaVu Sans",
+            liked[0] if liked else 99,
+            "Sans" not in name,
+            "Mono" in name,
+            name,
+        )
+
+    return next(
+        (name for name in sorted(fonts, key=order) if need <= glyphs(fonts[name])), None
+    )
 
 # %% ../../nbs/90_viz.plots.ipynb #988722eb
-NO_GLYPHS = "Titles that no installed font can draw are shown by their ids; a font such as Noto Sans CJK mends it."
+NO_GLYPHS = (
+    "Titles that no installed font can draw are shown by their ids; a font such as Noto"
+    " Sans CJK mends it."
+)
+
 
 def clean_title(title: str, length: int = 24) -> str:
     "A title as one line of at most so many printable characters."
     line = " ".join("".join(c if c.isprintable() else " " for c in title).split())
-    return line if len(line) <= length else line[:length - 1] + "…"
+    return line if len(line) <= length else line[: length - 1] + "…"
+
 
 def write_title(
     ax: Axes,
-    x: float, y: float,
-    title: str,             # from a corpus
+    x: float,
+    y: float,
+    title: str,  # from a corpus
     lang: str,
-    instead: str,           # what to write where no font has the glyphs
+    instead: str,  # what to write where no font has the glyphs
     **style: Any,
-) -> bool:                  # was it the title that was written?
+) -> bool:  # was it the title that was written?
     "Write a title from a corpus into a figure."
     text = clean_title(title)
     font = find_font(text, lang)
-    ax.text(x, y, text if font else instead, family=font or "DejaVu Sans", parse_math=False, **style)
+    ax.text(
+        x,
+        y,
+        text if font else instead,
+        family=font or "DejaVu Sans",
+        parse_math=False,
+        **style,
+    )
     return font is not None
 
 # %% ../../nbs/90_viz.plots.ipynb #603eee48
-SAMPLE = Path(str(files("cmining"))).parent/"data"/"sample"
+SAMPLE = Path(str(files("cmining"))).parent / "data" / "sample"
+
 
 def sample_run() -> str:
-    "Mine the bundled sample into a folder that is removed when the process ends. Needs the checkout, whose data/ it reads."
-    if not SAMPLE.is_dir(): raise RunError("the sample is part of the checkout, not of the installed package: name a run folder as run_dir, made by cmining mine CORPUS --out RUN")
+    """Mine the bundled sample into a folder that is removed when the process ends.
+
+    Needs the checkout, whose data/ it reads.
+    """
+    if not SAMPLE.is_dir():
+        raise RunError(
+            "the sample is part of the checkout, not of the installed package: name a run"
+            " folder as run_dir, made by cmining mine CORPUS --out RUN"
+        )
     run = tempfile.mkdtemp(prefix="cmining-")
     atexit.register(shutil.rmtree, run, ignore_errors=True)
     mine_corpus(SAMPLE, run, jobs=1)
     return run
 
+
 def save_figure(
     fig: Figure,
-    numbers: pd.DataFrame,      # what the figure shows, a row a number
-    save_to: str | Path | None, # a folder; nothing is kept when None
-    name: str,                  # of the files, without suffix
+    numbers: pd.DataFrame,  # what the figure shows, a row a number
+    save_to: str | Path | None,  # a folder; nothing is kept when None
+    name: str,  # of the files, without suffix
 ) -> None:
     "Save a figure as SVG and PNG and its numbers as CSV."
-    if save_to is None: return
-    target = Path(save_to)/name
+    if save_to is None:
+        return
+    target = Path(save_to) / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(target.with_suffix(".svg"), metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-    fig.savefig(target.with_suffix(".png"), metadata={"Software": None}, bbox_inches="tight")
-    numbers.to_csv(target.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
+    fig.savefig(
+        target.with_suffix(".svg"),
+        metadata={"Date": None, "Creator": None},
+        bbox_inches="tight",
+    )
+    fig.savefig(
+        target.with_suffix(".png"), metadata={"Software": None}, bbox_inches="tight"
+    )
+    numbers.to_csv(
+        target.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n"
+    )
 
 # %% ../../nbs/90_viz.plots.ipynb #7167fb70
 def kept_vectors(
     run: str | Path,
     entries: pd.DataFrame,  # entries.parquet of the run
-    rows: np.ndarray,       # which of them, bool [entries]
-) -> np.ndarray:            # float32 [rows, d]
-    "The vectors of some entries, in their order. A RunError for pruned entries, and when work/ was cleaned."
-    kept, parts = (entries["stage"] != "pruned").to_numpy(), []
-    if (rows & ~kept).any(): raise RunError("pruned entries have no vectors")
+    rows: np.ndarray,  # which of them, bool [entries]
+) -> np.ndarray:  # float32 [rows, d]
+    """The vectors of some entries, in their order.
+
+    A RunError for pruned entries, and when work/ was cleaned.
+    """
+    kept = (entries["stage"] != "pruned").to_numpy()
+    parts = []
+    if (rows & ~kept).any():
+        raise RunError("pruned entries have no vectors")
     shards = work_shards(run, "vectors")
-    if rows.any() and not shards: raise RunError(f"{run}/work was cleaned, and the vectors with it: run the same cmining mine again without --clean")
-    for lang in (lang for lang in shards if rows.any()):    # as entries.parquet: by language, then by id
+    if rows.any() and not shards:
+        raise RunError(
+            f"{run}/work was cleaned, and the vectors with it: run the same cmining mine"
+            " again without --clean"
+        )
+    # as entries.parquet: by language, then by id
+    for lang in (lang for lang in shards if rows.any()):
         own = (entries["lang"] == lang).to_numpy()
-        wanted, start = np.flatnonzero(rows[own & kept]), 0
-        for vectors in vector_shards(shards[lang]):         # a shard at a time: a language may have millions
-            parts.append(np.asarray(vectors[wanted[(wanted >= start) & (wanted < start + len(vectors))] - start], np.float32))
+        wanted = np.flatnonzero(rows[own & kept])
+        start = 0
+        # a shard at a time: a language may have millions
+        for vectors in vector_shards(shards[lang]):
+            parts.append(
+                np.asarray(
+                    vectors[
+                        wanted[(wanted >= start) & (wanted < start + len(vectors))]
+                        - start
+                    ],
+                    np.float32,
+                )
+            )
             start += len(vectors)
     return np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
 
 # %% ../../nbs/90_viz.plots.ipynb #e36c6bd7
 def language_purity(
-    vectors: np.ndarray,    # float [n, d]
-    lang: np.ndarray,       # str [n]
-    k: int = 10,            # neighbours; fewer where there are not so many entries
-) -> float:                 # from 0 to 1; NaN for fewer than two entries
+    vectors: np.ndarray,  # float [n, d]
+    lang: np.ndarray,  # str [n]
+    k: int = 10,  # neighbours; fewer where there are not so many entries
+) -> float:  # from 0 to 1; NaN for fewer than two entries
     "Mean share of the k nearest neighbours that are in the entry's own language."
-    if len(vectors) < 2: return float("nan")
-    near = NearestNeighbors(n_neighbors=min(k, len(vectors) - 1)).fit(vectors).kneighbors(return_distance=False)
+    if len(vectors) < 2:
+        return float("nan")
+    near = (
+        NearestNeighbors(n_neighbors=min(k, len(vectors) - 1))
+        .fit(vectors)
+        .kneighbors(return_distance=False)
+    )
     return float((lang[near] == lang[:, None]).mean())
 
 # %% ../../nbs/90_viz.plots.ipynb #79dd4e83
 def chance_purity(
-    lang: np.ndarray,       # str [n]
+    lang: np.ndarray,  # str [n]
 ) -> float:
     "The language purity to expect when languages mix at random."
     n = np.array(list(Counter(lang).values()))
-    return float((n * (n - 1)).sum() / (len(lang) * (len(lang) - 1))) if len(lang) > 1 else float("nan")
+    return (
+        float((n * (n - 1)).sum() / (len(lang) * (len(lang) - 1)))
+        if len(lang) > 1
+        else float("nan")
+    )
+
 
 def language_silhouette(
-    vectors: np.ndarray,    # float [n, d]
-    lang: np.ndarray,       # str [n]
-) -> float:                 # from -1 to 1; NaN without two languages, or when each entry is alone in its own
+    vectors: np.ndarray,  # float [n, d]
+    lang: np.ndarray,  # str [n]
+) -> (
+    float
+):  # from -1 to 1; NaN without two languages, or when each entry is alone in its own
     "Mean silhouette of the languages, Euclidean."
-    return float(silhouette_score(vectors, lang)) if 1 < len(set(lang)) < len(lang) else float("nan")
+    return (
+        float(silhouette_score(vectors, lang))
+        if 1 < len(set(lang)) < len(lang)
+        else float("nan")
+    )
 
 # %% ../../nbs/90_viz.plots.ipynb #53b9ba02
 def stratified_sample(
-    lang: np.ndarray,   # str [n]
+    lang: np.ndarray,  # str [n]
     n_per_lang: int,
     seed: int = 0,
-) -> np.ndarray:        # sorted row numbers
+) -> np.ndarray:  # sorted row numbers
     "A random sample of at most so many rows of each language."
     rng = np.random.default_rng(seed)
     rows = [np.flatnonzero(lang == l) for l in np.unique(lang)]
-    return np.sort(np.concatenate([rng.permutation(r)[:n_per_lang] for r in rows] or [np.empty(0, int)]))
+    return np.sort(
+        np.concatenate(
+            [rng.permutation(r)[:n_per_lang] for r in rows] or [np.empty(0, int)]
+        )
+    )
+
 
 def tsne_map(
-    vectors: np.ndarray,    # float32 [n, d]
+    vectors: np.ndarray,  # float32 [n, d]
     seed: int = 0,
-) -> np.ndarray:            # float32 [n, 2]
+) -> np.ndarray:  # float32 [n, 2]
     "A map of the vectors; the same bytes for the same input and seed."
-    if len(vectors) < 5: return np.asarray(vectors, np.float32)[:, :2]      # too few to have a neighbourhood
-    with threadpool_limits(1): return TSNE(metric="cosine", init="pca", perplexity=min(30, (len(vectors) - 1) / 3), random_state=seed).fit_transform(vectors)
+    # too few to have a neighbourhood
+    if len(vectors) < 5:
+        return np.asarray(vectors, np.float32)[:, :2]
+    with threadpool_limits(1):
+        return TSNE(
+            metric="cosine",
+            init="pca",
+            perplexity=min(30, (len(vectors) - 1) / 3),
+            random_state=seed,
+        ).fit_transform(vectors)
 
 # %% ../../nbs/90_viz.plots.ipynb #3623be64
 def compare_islands(
@@ -217,192 +377,402 @@ def compare_islands(
     k: int = 10,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Culture points against the candidates that were not selected, a stratified sample of each.
+    """Culture points against the candidates that were not selected, a stratified sample
+    of each.
 
-    Returns the sample (id, lang, title, group, selected, x, y) and the numbers (selected, n, purity, chance, silhouette)."""
+    Returns the sample (id, lang, title, group, selected, x, y) and the numbers (selected,
+    n, purity, chance, silhouette).
+    """
     entries = read_run(run, "entries")
     entries = entries.assign(selected=entries["stage"] == "culture_point")
-    shown, numbers = [], []
+    shown = []
+    numbers = []
     for selected in (True, False):
-        pool = np.flatnonzero(entries["stage"].isin(["small", "mixed", "culture_point"]) & (entries["selected"] == selected))
+        pool = np.flatnonzero(
+            entries["stage"].isin(["small", "mixed", "culture_point"])
+            & (entries["selected"] == selected)
+        )
         rows = np.zeros(len(entries), bool)
-        rows[pool[stratified_sample(entries["lang"].to_numpy()[pool], n_per_lang, seed)]] = True
-        part, vectors = entries[rows], kept_vectors(run, entries, rows)
+        rows[
+            pool[stratified_sample(entries["lang"].to_numpy()[pool], n_per_lang, seed)]
+        ] = True
+        part = entries[rows]
+        vectors = kept_vectors(run, entries, rows)
         lang = part["lang"].to_numpy(object)
         at = tsne_map(vectors, seed) if len(vectors) else np.empty((0, 2))
-        shown.append(part[["id", "lang", "title", "group", "selected"]].assign(x=at[:, 0], y=at[:, 1]))
-        numbers.append({"selected": selected, "n": len(part), "purity": language_purity(vectors, lang, k), "chance": chance_purity(lang), "silhouette": language_silhouette(vectors, lang)})
+        shown.append(
+            part[["id", "lang", "title", "group", "selected"]].assign(
+                x=at[:, 0], y=at[:, 1]
+            )
+        )
+        numbers.append(
+            {
+                "selected": selected,
+                "n": len(part),
+                "purity": language_purity(vectors, lang, k),
+                "chance": chance_purity(lang),
+                "silhouette": language_silhouette(vectors, lang),
+            }
+        )
     return pd.concat(shown, ignore_index=True), pd.DataFrame(numbers)
 
 # %% ../../nbs/90_viz.plots.ipynb #bbb486f8
 def plot_map(
     ax: Axes,
-    sample: pd.DataFrame,       # id, lang, title, x, y
+    sample: pd.DataFrame,  # id, lang, title, x, y
     names: pd.DataFrame | None = None,  # id, lang, title of entries whose titles to write
-) -> tuple[Axes, bool]:         # the Axes, and whether every title could be drawn
+) -> tuple[Axes, bool]:  # the Axes, and whether every title could be drawn
     "A map of entries, a colour a language."
     for lang, part in sample.groupby("lang"):
-        ax.scatter(part["x"], part["y"], s=14, alpha=.8, linewidths=0, label=f"{lang} {len(part)}", **lang_style(lang))
-    named = sample.merge(names[["id", "lang"]], on=["id", "lang"]) if names is not None else sample[:0]
-    halo = [withStroke(linewidth=2.5, foreground="white", alpha=.85)]
-    taken, drawn, size = [], True, np.maximum(np.ptp(sample[["x", "y"]].to_numpy(), axis=0), 1e-9) if len(sample) else 1
+        ax.scatter(
+            part["x"],
+            part["y"],
+            s=14,
+            alpha=0.8,
+            linewidths=0,
+            label=f"{lang} {len(part)}",
+            **lang_style(lang),
+        )
+    named = (
+        sample.merge(names[["id", "lang"]], on=["id", "lang"])
+        if names is not None
+        else sample[:0]
+    )
+    halo = [withStroke(linewidth=2.5, foreground="white", alpha=0.85)]
+    taken = []
+    drawn = True
+    size = (
+        np.maximum(np.ptp(sample[["x", "y"]].to_numpy(), axis=0), 1e-9)
+        if len(sample)
+        else 1
+    )
     for e in named.itertuples():
         at = np.array([e.x, e.y]) / size
-        if any((abs(at - other) < (.2, .04)).all() for other in taken): continue     # it would cover another title
+        # it would cover another title
+        if any((abs(at - other) < (0.2, 0.04)).all() for other in taken):
+            continue
         taken.append(at)
-        drawn &= write_title(ax, e.x, e.y, e.title, e.lang, f"{e.lang} {e.id[:8]}", fontsize=7.5, ha="center", va="center", path_effects=halo)
+        drawn &= write_title(
+            ax,
+            e.x,
+            e.y,
+            e.title,
+            e.lang,
+            f"{e.lang} {e.id[:8]}",
+            fontsize=7.5,
+            ha="center",
+            va="center",
+            path_effects=halo,
+        )
     ax.set(xticks=[], yticks=[])
-    ax.legend(loc="upper center", bbox_to_anchor=(.5, -.1), ncols=6, handletextpad=.1, columnspacing=.9, fontsize=8)
+    ax.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.1),
+        ncols=6,
+        handletextpad=0.1,
+        columnspacing=0.9,
+        fontsize=8,
+    )
     return ax, drawn
 
+
 def island_names(
-    sample: pd.DataFrame,   # from compare_islands
-    points: pd.DataFrame,   # culture_points.parquet
-    per_lang: int = 3,      # groups a language
-) -> pd.DataFrame:          # id, lang, title: the most central entry shown of each language's largest groups
+    sample: pd.DataFrame,  # from compare_islands
+    points: pd.DataFrame,  # culture_points.parquet
+    per_lang: int = 3,  # groups a language
+) -> (
+    pd.DataFrame
+):  # id, lang, title: the most central entry shown of each language's largest groups
     "Whose titles to write on the map."
-    shown = points.merge(sample.loc[sample["selected"], ["id", "lang"]], on=["id", "lang"]).sort_values("rank").drop_duplicates("group")
-    return shown.sort_values(["group_size", "group"], ascending=[False, True]).groupby("lang").head(per_lang)[["id", "lang", "title"]]
+    shown = (
+        points.merge(sample.loc[sample["selected"], ["id", "lang"]], on=["id", "lang"])
+        .sort_values("rank")
+        .drop_duplicates("group")
+    )
+    return (
+        shown.sort_values(["group_size", "group"], ascending=[False, True])
+        .groupby("lang")
+        .head(per_lang)[["id", "lang", "title"]]
+    )
+
 
 def plot_islands(
-    sample: pd.DataFrame,       # from compare_islands
-    numbers: pd.DataFrame,      # from compare_islands
+    sample: pd.DataFrame,  # from compare_islands
+    numbers: pd.DataFrame,  # from compare_islands
     names: pd.DataFrame | None = None,  # from island_names
-    k: int = 10,                # as given to compare_islands
-) -> np.ndarray:                # the two Axes
-    "Fig. 2: culture points on the left, candidates that were not selected on the right, and under each what the vectors say."
+    k: int = 10,  # as given to compare_islands
+) -> np.ndarray:  # the two Axes
+    """Fig.
+
+    2: culture points on the left, candidates that were not selected on the right, and
+    under each what the vectors say.
+    """
     fig, axes = plt.subplots(1, 2, figsize=(10, 5.4))
     whole = True
-    for ax, row, title in zip(axes, numbers.itertuples(), ("Culture points", "Candidates that were not selected")):
-        _, drawn = plot_map(ax, sample[sample["selected"] == row.selected], names if row.selected else None)
+    for ax, row, title in zip(
+        axes,
+        numbers.itertuples(),
+        ("Culture points", "Candidates that were not selected"),
+    ):
+        _, drawn = plot_map(
+            ax,
+            sample[sample["selected"] == row.selected],
+            names if row.selected else None,
+        )
         whole &= drawn
         ax.set_title(f"{title} ({row.n:,})")
-        ax.set_xlabel(f"same language among {k} nearest: {row.purity:.2f} (chance {row.chance:.2f}); silhouette {round(row.silhouette, 2) + 0:.2f}")
-        for side in ax.spines.values(): side.set(visible=True, color="#BBBBBB")
-    if not whole: fig.supxlabel(NO_GLYPHS, fontsize=7, x=.01, ha="left")
+        ax.set_xlabel(
+            f"same language among {k} nearest: {row.purity:.2f} (chance"
+            f" {row.chance:.2f}); silhouette {round(row.silhouette, 2) + 0:.2f}"
+        )
+        for side in ax.spines.values():
+            side.set(visible=True, color="#BBBBBB")
+    if not whole:
+        fig.supxlabel(NO_GLYPHS, fontsize=7, x=0.01, ha="left")
     return axes
 
 # %% ../../nbs/90_viz.plots.ipynb #83481b49
 def bootstrap_mean(
-    values: np.ndarray,     # float [n]
+    values: np.ndarray,  # float [n]
     n_draws: int = 1000,
     seed: int = 0,
-) -> tuple[float, float, float]:    # mean, and the interval's ends; NaN for no values
+) -> tuple[float, float, float]:  # mean, and the interval's ends; NaN for no values
     "The mean with its 95 % bootstrap interval."
     values = np.asarray(values, float)
-    if not len(values): return (float("nan"),) * 3
+    if not len(values):
+        return (float("nan"),) * 3
     rng = np.random.default_rng(seed)
-    draws = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n_draws)]
-    return float(values.mean()), *map(float, np.quantile(draws, [.025, .975]))
+    draws = [
+        values[rng.integers(len(values), size=len(values))].mean() for _ in range(n_draws)
+    ]
+    return float(values.mean()), *map(float, np.quantile(draws, [0.025, 0.975]))
 
 # %% ../../nbs/90_viz.plots.ipynb #0c82ed7c
 def read_table(path: str | Path) -> pd.DataFrame:
     "A CSV, TSV, JSONL or Parquet table of texts. A RunError for anything else."
     path = Path(path)
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if not path.is_file(): raise RunError(f"there is no table {path}")
-    if kind == "parquet": return pd.read_parquet(path)
-    if kind == "jsonl": return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-    if kind in ("csv", "tsv"): return pd.read_csv(path, sep="," if kind == "csv" else "\t", dtype=str, keep_default_na=False)
-    raise RunError(f"{path} is no table that can be read: it is one of .csv, .tsv, .jsonl, .parquet")
+    if not path.is_file():
+        raise RunError(f"there is no table {path}")
+    if kind == "parquet":
+        return pd.read_parquet(path)
+    if kind == "jsonl":
+        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+    if kind in ("csv", "tsv"):
+        return pd.read_csv(
+            path, sep="," if kind == "csv" else "\t", dtype=str, keep_default_na=False
+        )
+    raise RunError(
+        f"{path} is no table that can be read: it is one of .csv, .tsv, .jsonl, .parquet"
+    )
+
 
 def long_renderings(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     "lang, title, gloss_en, from either form of a table. A RunError when it is neither."
-    if {"lang", "title", "gloss_en"} <= set(table.columns): return table[["lang", "title", "gloss_en"]]
-    langs = [c for c in table.columns if len(c) in (2, 3) and c.isalpha() and c.islower() and c != "en"]
-    if "en" in table and langs: return table.melt("en", langs, "lang", "title").rename(columns={"en": "gloss_en"})[["lang", "title", "gloss_en"]]
-    raise RunError(f"{path} has the columns {', '.join(map(str, table.columns))}; renderings need lang, title, gloss_en, or a column a language with en among them")
+    if {"lang", "title", "gloss_en"} <= set(table.columns):
+        return table[["lang", "title", "gloss_en"]]
+    langs = [
+        c
+        for c in table.columns
+        if len(c) in (2, 3) and c.isalpha() and c.islower() and c != "en"
+    ]
+    if "en" in table and langs:
+        return table.melt("en", langs, "lang", "title").rename(
+            columns={"en": "gloss_en"}
+        )[["lang", "title", "gloss_en"]]
+    raise RunError(
+        f"{path} has the columns {', '.join(map(str, table.columns))}; renderings need"
+        " lang, title, gloss_en, or a column a language with en among them"
+    )
 
 # %% ../../nbs/90_viz.plots.ipynb #34940a7f
 def read_renderings(
-    run: str | Path,                        # its corpus is asked for gloss_en when there is no table
-    translations: str | Path | None = None, # a table of renderings
-) -> tuple[pd.DataFrame, str]:              # lang, title, gloss_en; and where they come from, for the figure
-    "English renderings of titles. Without a table, and without any in the corpus, none, and what to do about it in place of the source."
+    run: str | Path,  # its corpus is asked for gloss_en when there is no table
+    translations: str | Path | None = None,  # a table of renderings
+) -> tuple[
+    pd.DataFrame, str
+]:  # lang, title, gloss_en; and where they come from, for the figure
+    """English renderings of titles.
+
+    Without a table, and without any in the corpus, none, and what to do about it in place
+    of the source.
+    """
     if translations is not None:
         table = read_table(translations)
         models = sorted({str(m) for m in table.get("model", ()) if m})
-        source = f"{Path(translations).name}" + (f", rendered by {', '.join(models)}" if models else "")
+        source = f"{Path(translations).name}" + (
+            f", rendered by {', '.join(models)}" if models else ""
+        )
         found = long_renderings(table, translations)
     else:
-        corpus, source = read_record(run)["corpus"]["path"], "the corpus (gloss_en)"
-        rows = (e for lang, paths in (corpus_files(corpus) if Path(corpus).is_dir() else {}).items() for path in paths for e in read_entries(path, lang, Counter()) if e.get("gloss_en"))
-        found = pd.DataFrame([(e["lang"], e["title"], str(e["gloss_en"])) for e in rows], columns=["lang", "title", "gloss_en"])
-        if not len(found): source = f"There are no renderings: no row of the corpus {corpus} has a gloss_en, or it is not here. Give a table as translations, with the columns lang, title, gloss_en."
+        corpus = read_record(run)["corpus"]["path"]
+        source = "the corpus (gloss_en)"
+        rows = (
+            e
+            for lang, paths in (
+                corpus_files(corpus) if Path(corpus).is_dir() else {}
+            ).items()
+            for path in paths
+            for e in read_entries(path, lang, Counter())
+            if e.get("gloss_en")
+        )
+        found = pd.DataFrame(
+            [(e["lang"], e["title"], str(e["gloss_en"])) for e in rows],
+            columns=["lang", "title", "gloss_en"],
+        )
+        if not len(found):
+            source = (
+                f"There are no renderings: no row of the corpus {corpus} has a gloss_en,"
+                " or it is not here. Give a table as translations, with the columns"
+                " lang, title, gloss_en."
+            )
     found = found[(found["title"] != "") & (found["gloss_en"] != "")].dropna()
     return found.drop_duplicates(["lang", "title"], ignore_index=True), source
 
 # %% ../../nbs/90_viz.plots.ipynb #cfd81b40
 def resistance(
-    pairs: pd.DataFrame,    # lang, title, gloss_en, culture (bool); English is left out
+    pairs: pd.DataFrame,  # lang, title, gloss_en, culture (bool); English is left out
     encoder: Encoder,
     seed: int = 0,
-) -> pd.DataFrame:          # lang, culture, n, distance, lo, hi, words, same; a row a language and side
+) -> (
+    pd.DataFrame
+):  # lang, culture, n, distance, lo, hi, words, same; a row a language and side
     "Mean distance between terms and their English renderings."
     pairs = pairs[pairs["lang"] != "en"].reset_index(drop=True)
-    cosine = (encoder.encode(pairs["title"].tolist()) * encoder.encode(pairs["gloss_en"].tolist())).sum(1) if len(pairs) else np.empty(0)
-    pairs = pairs.assign(distance=1 - cosine, words=pairs["gloss_en"].str.split().str.len(), same=pairs["title"].str.casefold() == pairs["gloss_en"].str.casefold())
+    cosine = (
+        (
+            encoder.encode(pairs["title"].tolist())
+            * encoder.encode(pairs["gloss_en"].tolist())
+        ).sum(1)
+        if len(pairs)
+        else np.empty(0)
+    )
+    pairs = pairs.assign(
+        distance=1 - cosine,
+        words=pairs["gloss_en"].str.split().str.len(),
+        same=pairs["title"].str.casefold() == pairs["gloss_en"].str.casefold(),
+    )
     rows = []
     for (lang, culture), part in pairs.groupby(["lang", "culture"]):
         mean, lo, hi = bootstrap_mean(part["distance"].to_numpy(), seed=seed)
-        rows.append((lang, bool(culture), len(part), mean, lo, hi, part["words"].mean(), part["same"].mean()))
-    return pd.DataFrame(rows, columns=["lang", "culture", "n", "distance", "lo", "hi", "words", "same"])
+        rows.append(
+            (
+                lang,
+                bool(culture),
+                len(part),
+                mean,
+                lo,
+                hi,
+                part["words"].mean(),
+                part["same"].mean(),
+            )
+        )
+    return pd.DataFrame(
+        rows, columns=["lang", "culture", "n", "distance", "lo", "hi", "words", "same"]
+    )
+
 
 def run_pairs(
     run: str | Path,
-    renderings: pd.DataFrame,   # from read_renderings
-) -> pd.DataFrame:              # lang, title, gloss_en, culture
+    renderings: pd.DataFrame,  # from read_renderings
+) -> pd.DataFrame:  # lang, title, gloss_en, culture
     "Culture points and mixed candidates of a run that have a rendering."
     entries = read_run(run, "entries")
     entries = entries[entries["stage"].isin(["culture_point", "mixed"])]
-    return entries.assign(culture=entries["stage"] == "culture_point")[["lang", "title", "culture"]].merge(renderings, on=["lang", "title"])
+    return entries.assign(culture=entries["stage"] == "culture_point")[
+        ["lang", "title", "culture"]
+    ].merge(renderings, on=["lang", "title"])
 
 # %% ../../nbs/90_viz.plots.ipynb #c5996fbc
 def plot_radar(
-    ax: Axes,               # a polar one
-    table: pd.DataFrame,    # from resistance
+    ax: Axes,  # a polar one
+    table: pd.DataFrame,  # from resistance
     names: tuple[str, str] = ("culture points", "mixed candidates"),
 ) -> Axes:
-    "Fig. 3: a spoke a language, the mean distance of each side along it, and its interval as a bar."
+    """Fig.
+
+    3: a spoke a language, the mean distance of each side along it, and its interval as a
+    bar.
+    """
     langs = sorted(table["lang"].unique())
-    angle = dict(zip(langs, np.linspace(0, 2*np.pi, len(langs), endpoint=False)))
-    for culture, color, marker, name in ((True, CULTURE_COLOR, "o", names[0]), (False, OTHER_COLOR, "s", names[1])):
+    angle = dict(zip(langs, np.linspace(0, 2 * np.pi, len(langs), endpoint=False)))
+    for culture, color, marker, name in (
+        (True, CULTURE_COLOR, "o", names[0]),
+        (False, OTHER_COLOR, "s", names[1]),
+    ):
         side = table[table["culture"] == culture].sort_values("lang")
         at = side["lang"].map(angle).to_numpy(float)
-        if len(side) > 2: ax.fill(at, side["distance"], color=color, alpha=.12, linewidth=0)
-        ax.plot(np.append(at, at[:1]), np.append(side["distance"], side["distance"][:1]), color=color, marker=marker, label=f"{name} ({side['n'].sum():,})")
-        ax.vlines(at, side["lo"], side["hi"], color=color, linewidth=3, alpha=.6)
+        if len(side) > 2:
+            ax.fill(at, side["distance"], color=color, alpha=0.12, linewidth=0)
+        ax.plot(
+            np.append(at, at[:1]),
+            np.append(side["distance"], side["distance"][:1]),
+            color=color,
+            marker=marker,
+            label=f"{name} ({side['n'].sum():,})",
+        )
+        ax.vlines(at, side["lo"], side["hi"], color=color, linewidth=3, alpha=0.6)
     ax.set(xticks=list(angle.values()), xticklabels=langs, ylim=(0, None))
     ax.set_theta_zero_location("N")
     ax.set_rlabel_position(180 / max(len(langs), 1))
     ax.tick_params("y", labelsize=7, labelcolor="#666666")
     ax.spines["polar"].set(color="#BBBBBB")
-    ax.legend(loc="upper center", bbox_to_anchor=(.5, -.08), ncols=2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return ax
 
 # %% ../../nbs/90_viz.plots.ipynb #6516655a
 def wilson_interval(
-    hits: np.ndarray,   # int [m]
-    n: np.ndarray,      # int [m], at least 1
-) -> tuple[np.ndarray, np.ndarray]:     # the ends, float [m]
+    hits: np.ndarray,  # int [m]
+    n: np.ndarray,  # int [m], at least 1
+) -> tuple[np.ndarray, np.ndarray]:  # the ends, float [m]
     "Wilson's 95 % interval of a share."
-    hits, n, z = np.asarray(hits, float), np.asarray(n, float), 1.96
-    p, half = hits / n, z * np.sqrt(hits / n * (1 - hits / n) / n + z**2 / (4 * n**2))
-    return (p + z**2 / (2*n) - half) / (1 + z**2 / n), (p + z**2 / (2*n) + half) / (1 + z**2 / n)
+    hits = np.asarray(hits, float)
+    n = np.asarray(n, float)
+    z = 1.96
+    p = hits / n
+    half = z * np.sqrt(hits / n * (1 - hits / n) / n + z**2 / (4 * n**2))
+    return (p + z**2 / (2 * n) - half) / (1 + z**2 / n), (p + z**2 / (2 * n) + half) / (
+        1 + z**2 / n
+    )
 
 # %% ../../nbs/90_viz.plots.ipynb #6ff770c7
-STAGE_COLORS = {"pruned": "#F0F0F0", "sparse": "#D9D9D9", "incoherent": "#BDBDBD", "small": "#969696", "mixed": OTHER_COLOR, "culture_point": CULTURE_COLOR}
+STAGE_COLORS = {
+    "pruned": "#F0F0F0",
+    "sparse": "#D9D9D9",
+    "incoherent": "#BDBDBD",
+    "small": "#969696",
+    "mixed": OTHER_COLOR,
+    "culture_point": CULTURE_COLOR,
+}
+
 
 def count_stages(
     entries: pd.DataFrame,  # entries.parquet
-) -> pd.DataFrame:          # lang, entries, pruned … culture_point, groups, yield_per_1000, lo, hi; a row a language
+) -> (
+    pd.DataFrame
+    # lang, entries, pruned … culture_point, groups, yield_per_1000, lo, hi; a row a language
+):
     "How many entries of each language stopped where, and the yield of culture points."
-    table = pd.crosstab(entries["lang"], entries["stage"]).reindex(columns=list(STAGE_COLORS), fill_value=0)
-    groups = entries[entries["stage"] == "culture_point"].groupby("lang")["group"].nunique()
+    table = pd.crosstab(entries["lang"], entries["stage"]).reindex(
+        columns=list(STAGE_COLORS), fill_value=0
+    )
+    groups = (
+        entries[entries["stage"] == "culture_point"].groupby("lang")["group"].nunique()
+    )
     n = table.sum(axis=1)
     lo, hi = wilson_interval(table["culture_point"], n)
     table.insert(0, "entries", n)
-    return table.assign(groups=groups.reindex(table.index, fill_value=0), yield_per_1000=1000 * table["culture_point"] / n, lo=1000 * lo, hi=1000 * hi).rename_axis(columns=None).reset_index()
+    return (
+        table.assign(
+            groups=groups.reindex(table.index, fill_value=0),
+            yield_per_1000=1000 * table["culture_point"] / n,
+            lo=1000 * lo,
+            hi=1000 * hi,
+        )
+        .rename_axis(columns=None)
+        .reset_index()
+    )
+
 
 def plot_bars(
     ax: Axes,
@@ -412,32 +782,50 @@ def plot_bars(
     "A bar a language, its number on it."
     bars = ax.barh(langs, values, color=[lang_style(lang)["color"] for lang in langs])
     ax.bar_label(bars, [f"{v:,}" for v in values], padding=3)
-    ax.invert_yaxis(); ax.margins(x=.15)
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
     return ax
+
 
 def plot_stages(
     ax: Axes,
-    counts: pd.DataFrame,   # from count_stages
+    counts: pd.DataFrame,  # from count_stages
 ) -> Axes:
     "The share of each language's entries that stopped at each stage."
     left = np.zeros(len(counts))
     for stage, color in STAGE_COLORS.items():
         share = (counts[stage] / counts["entries"]).to_numpy()
-        ax.barh(counts["lang"], share, left=left, color=color, label=stage.replace("_", " "), edgecolor="white", linewidth=.5)
+        ax.barh(
+            counts["lang"],
+            share,
+            left=left,
+            color=color,
+            label=stage.replace("_", " "),
+            edgecolor="white",
+            linewidth=0.5,
+        )
         left += share
-    ax.invert_yaxis(); ax.set(xlim=(0, 1), xlabel="share of entries, by where they stopped")
-    ax.legend(loc="upper center", bbox_to_anchor=(.5, -.2), ncols=3, handlelength=1)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel="share of entries, by where they stopped")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handlelength=1)
     return ax
+
 
 def plot_yield(
     ax: Axes,
-    counts: pd.DataFrame,   # from count_stages
+    counts: pd.DataFrame,  # from count_stages
 ) -> Axes:
     "Culture points in a thousand entries, with Wilson's interval."
     for y, row in enumerate(counts.itertuples()):
         ax.hlines(y, row.lo, row.hi, color=lang_style(row.lang)["color"])
         ax.scatter(row.yield_per_1000, y, **lang_style(row.lang))
-    ax.set(yticks=range(len(counts)), yticklabels=counts["lang"], xlabel="culture points in 1,000 entries", xlim=(0, None), ylim=(len(counts) - .5, -.5))
+    ax.set(
+        yticks=range(len(counts)),
+        yticklabels=counts["lang"],
+        xlabel="culture points in 1,000 entries",
+        xlim=(0, None),
+        ylim=(len(counts) - 0.5, -0.5),
+    )
     ax.grid(axis="x")
     return ax
 
@@ -445,48 +833,107 @@ def plot_yield(
 def theta_curve(
     run: str | Path,
     thetas: list[float],
-    labels: pd.DataFrame | None = None,     # id, lang, kind: "culture" is what should be found
-) -> pd.DataFrame:      # theta, groups, culture_point (how many); with labels precision and its interval, recall
+    # id, lang, kind: "culture" is what should be found
+    labels: pd.DataFrame | None = None,
+) -> (
+    pd.DataFrame
+    # theta, groups, culture_point (how many); with labels precision and its interval, recall
+):
     "What the groups of a run give at other values of θ."
-    params, entries, groups = Params(**read_record(run)["params"]), read_run(run, "entries"), read_run(run, "groups")
+    params = Params(**read_record(run)["params"])
+    entries = read_run(run, "entries")
+    groups = read_run(run, "groups")
     candidates = entries[entries["group"].notna()].reset_index(drop=True)
     right = None
-    if labels is not None: right = candidates.merge(labels[["id", "lang", "kind"]].drop_duplicates(["id", "lang"]), "left", on=["id", "lang"])["kind"].eq("culture").to_numpy()
+    if labels is not None:
+        right = (
+            candidates.merge(
+                labels[["id", "lang", "kind"]].drop_duplicates(["id", "lang"]),
+                "left",
+                on=["id", "lang"],
+            )["kind"]
+            .eq("culture")
+            .to_numpy()
+        )
     rows = []
     for theta in sorted(thetas):
-        stage = stage_of(candidates["group"].to_numpy(int), candidates["lang"].to_numpy(object), groups, params.tau, theta)
-        chosen = (stage == "culture_point") & ~candidates["reason"].isin(("unstable", "counterpart")).to_numpy()
-        row = {"theta": theta, "groups": candidates.loc[chosen, "group"].nunique(), "culture_point": int(chosen.sum())}
+        stage = stage_of(
+            candidates["group"].to_numpy(int),
+            candidates["lang"].to_numpy(object),
+            groups,
+            params.tau,
+            theta,
+        )
+        chosen = (stage == "culture_point") & ~candidates["reason"].isin(
+            ("unstable", "counterpart")
+        ).to_numpy()
+        row = {
+            "theta": theta,
+            "groups": candidates.loc[chosen, "group"].nunique(),
+            "culture_point": int(chosen.sum()),
+        }
         if right is not None:
-            hits, n = int(right[chosen].sum()), int(chosen.sum())
+            hits = int(right[chosen].sum())
+            n = int(chosen.sum())
             lo, hi = wilson_interval([hits], [n]) if n else ([np.nan], [np.nan])
-            row |= {"precision": hits / n if n else np.nan, "precision lo": lo[0], "precision hi": hi[0], "recall": hits / max(int((labels["kind"] == "culture").sum()), 1)}
+            row |= {
+                "precision": hits / n if n else np.nan,
+                "precision lo": lo[0],
+                "precision hi": hi[0],
+                "recall": hits / max(int((labels["kind"] == "culture").sum()), 1),
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/90_viz.plots.ipynb #c28c6999
 def plot_lines(
     ax: Axes,
-    table: pd.DataFrame,    # a row a value of x
+    table: pd.DataFrame,  # a row a value of x
     x: str,
-    measures: list[str],    # columns; the interval is drawn where there is a column named like the measure with lo and hi behind
+    # columns; the interval is drawn where there is a column named like the measure with
+    # lo and hi behind
+    measures: list[str],
 ) -> Axes:
     "Measures over a parameter."
     table = table.sort_values(x)
-    for measure, color, marker in zip(measures, cycle((CULTURE_COLOR, OTHER_COLOR, "#44AA99", "#332288", "#000000")), cycle("os^DvXP")):
-        ax.plot(table[x], table[measure], color=color, marker=marker, label=measure.replace("_", " "))
-        if f"{measure} lo" in table: ax.fill_between(table[x], table[f"{measure} lo"], table[f"{measure} hi"], color=color, alpha=.15, linewidth=0)
+    for measure, color, marker in zip(
+        measures,
+        cycle((CULTURE_COLOR, OTHER_COLOR, "#44AA99", "#332288", "#000000")),
+        cycle("os^DvXP"),
+    ):
+        ax.plot(
+            table[x],
+            table[measure],
+            color=color,
+            marker=marker,
+            label=measure.replace("_", " "),
+        )
+        if f"{measure} lo" in table:
+            ax.fill_between(
+                table[x],
+                table[f"{measure} lo"],
+                table[f"{measure} hi"],
+                color=color,
+                alpha=0.15,
+                linewidth=0,
+            )
     ax.set_xlabel("θ" if x == "theta" else x)
     ax.grid(axis="y")
     if len(measures) > 1:
-        for text in ax.legend().get_texts(): text.set_parse_math(False)
-    else: ax.set_ylabel(measures[0].replace("_", " ") + "s" * (measures[0] == "culture_point"), parse_math=False)
+        for text in ax.legend().get_texts():
+            text.set_parse_math(False)
+    else:
+        ax.set_ylabel(
+            measures[0].replace("_", " ") + "s" * (measures[0] == "culture_point"),
+            parse_math=False,
+        )
     return ax
 
 # %% ../../nbs/90_viz.plots.ipynb #6fe323f9
 def plot_quality(
-    axes: np.ndarray,       # an Axes for each measure
-    quality: pd.DataFrame,  # selection, lang ("all" for all together), measure, value, lo, hi
+    axes: np.ndarray,  # an Axes for each measure
+    # selection, lang ("all" for all together), measure, value, lo, hi
+    quality: pd.DataFrame,
     measures: list[str],
 ) -> np.ndarray:
     "Dots and intervals: selections down, a measure a panel."
@@ -494,95 +941,190 @@ def plot_quality(
     for ax, measure in zip(np.atleast_1d(axes), measures):
         part = quality[quality["measure"] == measure]
         for lang, own in part[part["lang"] != "all"].groupby("lang"):
-            ax.scatter(own["value"], own["selection"].map(selections.index) + .22, s=16, alpha=.8, linewidths=0, label=lang, **lang_style(lang))
+            ax.scatter(
+                own["value"],
+                own["selection"].map(selections.index) + 0.22,
+                s=16,
+                alpha=0.8,
+                linewidths=0,
+                label=lang,
+                **lang_style(lang),
+            )
         together = part[part["lang"] == "all"]
         at = together["selection"].map(selections.index)
         ax.hlines(at, together["lo"], together["hi"], color="black")
         ax.scatter(together["value"], at, color="black", s=30, zorder=3)
-        ax.set(title=measure.replace("_", " "), yticks=range(len(selections)), yticklabels=selections, ylim=(len(selections) - .5, -.5))
+        ax.set(
+            title=measure.replace("_", " "),
+            yticks=range(len(selections)),
+            yticklabels=selections,
+            ylim=(len(selections) - 0.5, -0.5),
+        )
         ax.grid(axis="x")
     first = np.atleast_1d(axes)[0]
-    if first.get_legend_handles_labels()[0]: first.figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=8, handletextpad=.1)
-    for ax in np.atleast_1d(axes)[1:]: ax.tick_params("y", labelleft=False)
+    if first.get_legend_handles_labels()[0]:
+        first.figure.legend(
+            *first.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=8,
+            handletextpad=0.1,
+        )
+    for ax in np.atleast_1d(axes)[1:]:
+        ax.tick_params("y", labelleft=False)
     return axes
 
 # %% ../../nbs/90_viz.plots.ipynb #e3dd8760
 def plot_cost(
     ax: Axes,
-    methods: pd.Series,     # names
-    usd: pd.Series,         # USD, positive
-    reported: pd.Series,    # bool: a number of the paper's, not ours
+    methods: pd.Series,  # names
+    usd: pd.Series,  # USD, positive
+    reported: pd.Series,  # bool: a number of the paper's, not ours
 ) -> Axes:
     "A bar a method on a logarithmic scale; reported ones are pale and say so."
     names = [f"{m} (reported)" if r else m for m, r in zip(methods, reported)]
-    bars = ax.barh(names, usd, color=["#C4C4C4" if r else CULTURE_COLOR for r in reported])
+    bars = ax.barh(
+        names, usd, color=["#C4C4C4" if r else CULTURE_COLOR for r in reported]
+    )
     ax.bar_label(bars, [f"{v:,.2f}" if v < 100 else f"{v:,.0f}" for v in usd], padding=3)
-    ax.set(xscale="log", xlabel="USD"); ax.invert_yaxis(); ax.margins(x=.15)
+    ax.set(xscale="log", xlabel="USD")
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
     return ax
 
 # %% ../../nbs/90_viz.plots.ipynb #23710726
 RESULTS = ["figure", "item", "measure", "value", "lo", "hi", "theta", "text"]
 
-def reported_rows(figure: str, measures: list[str], table: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
+
+def reported_rows(
+    figure: str, measures: list[str], table: dict[str, tuple[float, ...]]
+) -> list[dict[str, Any]]:
     "Rows in the form of a results file."
-    return [{"figure": figure, "item": item, "measure": m, "value": v} for item, values in table.items() for m, v in zip(measures, values)]
+    return [
+        {"figure": figure, "item": item, "measure": m, "value": v}
+        for item, values in table.items()
+        for m, v in zip(measures, values)
+    ]
+
 
 BENCHMARKS = ["CulturalBench-Hard", "CultureScope", "SAGE", "BLEnD"]
-REPORTED = pd.DataFrame([
-    *reported_rows("table1", BENCHMARKS, {
-        "Llama3.1-8B": (37.44, 76.18, 89.66, 77.88), "GLM4-9B": (34.10, 74.71, 86.98, 74.43), "Ministral3-8B": (26.67, 75.64, 79.81, 76.52),
-        "Qwen2.5-7B": (34.75, 80.64, 93.19, 77.12), "Qwen2.5-7B + CultureLLM": (38.99, 77.75, 90.02, 74.75),
-        "Qwen2.5-7B + CultureBank": (40.13, 82.56, 96.23, 77.75), "Qwen2.5-7B + CultureSPA": (30.18, 82.23, 92.46, 78.69),
-        "Qwen2.5-7B + C-Mining": (40.78, 82.65, 96.59, 80.94), "Qwen3-32B": (44.62, 82.07, 95.01, 82.63), "Qwen3-32B + C-Mining": (46.98, 84.38, 97.57, 85.81)}),
-    *reported_rows("table3", BENCHMARKS, {
-        "Base": (44.62, 82.07, 95.01, 82.63), "Random": (43.31, 83.22, 96.84, 81.13), "Mono": (44.83, 83.39, 95.16, 83.38), "C-Mining": (46.98, 84.38, 97.57, 85.81)}),
-    *reported_rows("table4", ["Global-MMLU-Lite"], {
-        "Qwen2.5-7B": (54.28,), "Qwen2.5-7B + C-Mining": (54.56,), "Qwen3-32B": (69.27,), "Qwen3-32B + C-Mining": (69.61,)}),
-], columns=RESULTS)
+REPORTED = pd.DataFrame(
+    [
+        *reported_rows(
+            "table1",
+            BENCHMARKS,
+            {
+                "Llama3.1-8B": (37.44, 76.18, 89.66, 77.88),
+                "GLM4-9B": (34.10, 74.71, 86.98, 74.43),
+                "Ministral3-8B": (26.67, 75.64, 79.81, 76.52),
+                "Qwen2.5-7B": (34.75, 80.64, 93.19, 77.12),
+                "Qwen2.5-7B + CultureLLM": (38.99, 77.75, 90.02, 74.75),
+                "Qwen2.5-7B + CultureBank": (40.13, 82.56, 96.23, 77.75),
+                "Qwen2.5-7B + CultureSPA": (30.18, 82.23, 92.46, 78.69),
+                "Qwen2.5-7B + C-Mining": (40.78, 82.65, 96.59, 80.94),
+                "Qwen3-32B": (44.62, 82.07, 95.01, 82.63),
+                "Qwen3-32B + C-Mining": (46.98, 84.38, 97.57, 85.81),
+            },
+        ),
+        *reported_rows(
+            "table3",
+            BENCHMARKS,
+            {
+                "Base": (44.62, 82.07, 95.01, 82.63),
+                "Random": (43.31, 83.22, 96.84, 81.13),
+                "Mono": (44.83, 83.39, 95.16, 83.38),
+                "C-Mining": (46.98, 84.38, 97.57, 85.81),
+            },
+        ),
+        *reported_rows(
+            "table4",
+            ["Global-MMLU-Lite"],
+            {
+                "Qwen2.5-7B": (54.28,),
+                "Qwen2.5-7B + C-Mining": (54.56,),
+                "Qwen3-32B": (69.27,),
+                "Qwen3-32B + C-Mining": (69.61,),
+            },
+        ),
+    ],
+    columns=RESULTS,
+)
 
 # %% ../../nbs/90_viz.plots.ipynb #7a3d574d
 def read_results(
-    path: str | Path | None,    # a results file
-    figure: str,                # whose rows are wanted
-) -> pd.DataFrame:              # columns RESULTS; no rows where there is no file, or none in it
+    path: str | Path | None,  # a results file
+    figure: str,  # whose rows are wanted
+) -> pd.DataFrame:  # columns RESULTS; no rows where there is no file, or none in it
     "The rows of a figure in a results file. A RunError says what is wrong with the file."
-    if path is None: return pd.DataFrame(columns=RESULTS)
+    if path is None:
+        return pd.DataFrame(columns=RESULTS)
     table = read_table(path)
     missing = [c for c in ("figure", "item", "measure") if c not in table]
-    if missing: raise RunError(f"{path} is no results file: it has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
+    if missing:
+        raise RunError(
+            f"{path} is no results file: it has no column {', '.join(missing)}; it has"
+            f" {', '.join(map(str, table.columns))}"
+        )
     table = table.reindex(columns=RESULTS).replace("", None)
     for column in ("value", "lo", "hi", "theta"):
         numbers = pd.to_numeric(table[column], errors="coerce")
         bad = table.loc[numbers.isna() & table[column].notna(), column]
-        if len(bad): raise RunError(f"{path}: {column} {bad.iloc[0]!r} in row {bad.index[0] + 1} is no number")
+        if len(bad):
+            raise RunError(
+                f"{path}: {column} {bad.iloc[0]!r} in row {bad.index[0] + 1} is no number"
+            )
         table[column] = numbers
     return table[table["figure"] == figure].reset_index(drop=True)
 
+
 def beside_reported(
-    own: pd.DataFrame,      # from read_results
+    own: pd.DataFrame,  # from read_results
     figure: str,
-) -> pd.DataFrame:          # own rows first, then the paper's; reported: bool
+) -> pd.DataFrame:  # own rows first, then the paper's; reported: bool
     "What was measured, with what the paper reports."
     paper = REPORTED[REPORTED["figure"] == figure]
-    return pd.concat([t.assign(reported=r) for t, r in ((own, False), (paper, True)) if len(t)] or [own.assign(reported=False)], ignore_index=True)
+    return pd.concat(
+        [t.assign(reported=r) for t, r in ((own, False), (paper, True)) if len(t)]
+        or [own.assign(reported=False)],
+        ignore_index=True,
+    )
 
 # %% ../../nbs/90_viz.plots.ipynb #eb135a1d
 def plot_results(
-    axes: np.ndarray,       # an Axes for each measure
-    table: pd.DataFrame,    # from beside_reported
+    axes: np.ndarray,  # an Axes for each measure
+    table: pd.DataFrame,  # from beside_reported
 ) -> np.ndarray:
     "Items down, a measure a panel: filled dots are measured, hollow ones reported."
-    items, measures = list(table["item"].unique()), list(table["measure"].unique())
+    items = list(table["item"].unique())
+    measures = list(table["measure"].unique())
     for ax, measure in zip(np.atleast_1d(axes), measures):
         for reported, part in table[table["measure"] == measure].groupby("reported"):
             at = part["item"].map(items.index)
             ax.hlines(at, part["lo"], part["hi"], color=CULTURE_COLOR)
-            ax.scatter(part["value"], at, s=30, facecolors="none" if reported else CULTURE_COLOR, edgecolors="#666666" if reported else CULTURE_COLOR, label="reported by the paper" if reported else "measured")
+            ax.scatter(
+                part["value"],
+                at,
+                s=30,
+                facecolors="none" if reported else CULTURE_COLOR,
+                edgecolors="#666666" if reported else CULTURE_COLOR,
+                label="reported by the paper" if reported else "measured",
+            )
         ax.set_title(clean_title(measure), parse_math=False)
-        ax.set(yticks=range(len(items)), yticklabels=[clean_title(i, 40) for i in items], ylim=(len(items) - .5, -.5))
-        for label in ax.get_yticklabels(): label.set_parse_math(False)
+        ax.set(
+            yticks=range(len(items)),
+            yticklabels=[clean_title(i, 40) for i in items],
+            ylim=(len(items) - 0.5, -0.5),
+        )
+        for label in ax.get_yticklabels():
+            label.set_parse_math(False)
         ax.grid(axis="x")
-    for ax in np.atleast_1d(axes)[1:]: ax.tick_params("y", labelleft=False)
-    handles = {l: h for ax in np.atleast_1d(axes) for h, l in zip(*ax.get_legend_handles_labels())}
-    np.atleast_1d(axes)[0].figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
+    for ax in np.atleast_1d(axes)[1:]:
+        ax.tick_params("y", labelleft=False)
+    handles = {
+        l: h
+        for ax in np.atleast_1d(axes)
+        for h, l in zip(*ax.get_legend_handles_labels())
+    }
+    np.atleast_1d(axes)[0].figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=2
+    )
     return axes

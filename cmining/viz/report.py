@@ -4,24 +4,27 @@
 
 # %% ../../nbs/92_viz.report.ipynb #f286c9ca
 from __future__ import annotations
+
 import hashlib
 import html
 import json
-import pandas as pd
 import re
 import sys
 import tempfile
 import time
-from ..core.basics import RunError
-from ..core.runs import Params, read_record
 from copy import deepcopy
 from dataclasses import asdict
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from tqdm import tqdm
 from typing import Any
 from urllib.parse import quote
+
+import pandas as pd
+from tqdm import tqdm
+
+from ..core.basics import RunError
+from ..core.runs import Params, read_record
 
 # %% auto #0
 __all__ = ['FIGURES', 'PAGE', 'SKELETON', 'figure_notebooks', 'declared_parameters', 'check_names', 'tidy_html', 'run_notebook',
@@ -29,61 +32,104 @@ __all__ = ['FIGURES', 'PAGE', 'SKELETON', 'figure_notebooks', 'declared_paramete
            'pictures_in', 'make_report', 'new_notebook']
 
 # %% ../../nbs/92_viz.report.ipynb #5b58c640
-FIGURES = Path(str(files("cmining"))).parent/"nbs"/"figures"
+FIGURES = Path(str(files("cmining"))).parent / "nbs" / "figures"
+
 
 def figure_notebooks(
-    folder: str | Path | None = None,   # the checkout's when None
+    folder: str | Path | None = None,  # the checkout's when None
 ) -> list[Path]:
     "The figure notebooks of a folder, by name. A RunError when there are none."
     found = sorted(Path(folder or FIGURES).glob("*.ipynb"))
-    if not found and folder is None: raise RunError("the figure notebooks are part of the checkout, not of the installed package: get the checkout and pip install -e it, or name a folder of notebooks by --figures")
-    if not found: raise RunError(f"there are no notebooks in {folder}")
+    if not found and folder is None:
+        raise RunError(
+            "the figure notebooks are part of the checkout, not of the installed package:"
+            " get the checkout and pip install -e it, or name a folder of notebooks by"
+            " --figures"
+        )
+    if not found:
+        raise RunError(f"there are no notebooks in {folder}")
     return found
+
 
 def declared_parameters(notebook: Path) -> set[str]:
     "The parameters of a figure notebook. A RunError when it cannot be given a run."
     from papermill import inspect_notebook
+
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = sum("parameters" in c["metadata"].get("tags", ()) for c in cells)
-    if tagged != 1: raise RunError(f"{notebook} has {tagged} cells tagged parameters; it needs one")
+    if tagged != 1:
+        raise RunError(f"{notebook} has {tagged} cells tagged parameters; it needs one")
     names = set(inspect_notebook(str(notebook)))
-    if missing := {"run_dir", "save_to"} - names: raise RunError(f"{notebook} has no parameter {', '.join(sorted(missing))}; its parameters cell must name it")
+    if missing := {"run_dir", "save_to"} - names:
+        raise RunError(
+            f"{notebook} has no parameter {', '.join(sorted(missing))}; its parameters"
+            " cell must name it"
+        )
     return names
+
 
 def check_names(given: dict[str, Any], known: set[str]) -> None:
     "A parameter that no notebook has is a RunError."
     for name in given:
-        if name in known - {"run_dir", "save_to"}: continue
+        if name in known - {"run_dir", "save_to"}:
+            continue
         near = get_close_matches(name, known, 1)
-        raise RunError(f"no figure has a parameter {name!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known - {'run_dir', 'save_to'}))}"))
+        raise RunError(
+            f"no figure has a parameter {name!r}"
+            + (
+                f", did you mean {near[0]!r}?"
+                if near
+                else f"; there are {', '.join(sorted(known - {'run_dir', 'save_to'}))}"
+            )
+        )
 
 # %% ../../nbs/92_viz.report.ipynb #8467a656
 def tidy_html(notebook: Any) -> Any:
     "Take out of an executed notebook what differs from one execution to the next."
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
-        for key in ("papermill", "execution"): cell.metadata.pop(key, None)
-        if {"injected-parameters", "papermill-error-cell-tag"} & set(cell.metadata.get("tags", ())):
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if {"injected-parameters", "papermill-error-cell-tag"} & set(
+            cell.metadata.get("tags", ())
+        ):
             cell["id"] = hashlib.sha1(cell.source.encode()).hexdigest()[:8]
         for output in cell.get("outputs", ()):
-            if output.output_type == "stream": output.text = re.sub(r"ipykernel_\d+", "ipykernel", output.text)     # a process id
+            # a process id
+            if output.output_type == "stream":
+                output.text = re.sub(r"ipykernel_\d+", "ipykernel", output.text)
     return notebook
+
 
 def run_notebook(
     notebook: Path,
     parameters: dict[str, Any],
-) -> tuple[Any, str | None]:    # the executed notebook, tidied, and what failed
+) -> tuple[Any, str | None]:  # the executed notebook, tidied, and what failed
     "Execute a figure notebook with papermill. A failing cell is told, not raised."
+    import nbformat
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
-    import nbformat
+
     with tempfile.TemporaryDirectory() as folder:
-        executed, failed = Path(folder)/notebook.name, None
+        executed = Path(folder) / notebook.name
+        failed = None
         try:
-            execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
-        except PapermillExecutionError as e: failed = f"{e.ename}: {e.evalue}"
-        except RuntimeError as e: failed = str(e)   # the kernel died
-        return tidy_html(nbformat.read(executed if executed.exists() else notebook, 4)), failed
+            execute_notebook(
+                str(notebook),
+                str(executed),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                extra_arguments=["--log-level=CRITICAL"],
+            )
+        except PapermillExecutionError as e:
+            failed = f"{e.ename}: {e.evalue}"
+        except RuntimeError as e:
+            failed = str(e)  # the kernel died
+        return (
+            tidy_html(nbformat.read(executed if executed.exists() else notebook, 4)),
+            failed,
+        )
 
 # %% ../../nbs/92_viz.report.ipynb #5f655cab
 PAGE = """<!DOCTYPE html>
@@ -112,74 +158,150 @@ pre {{ white-space: pre-wrap; color: #555; font-size: .9em; margin: .5rem 0; }} 
 </html>
 """
 
+
 def notebook_page(notebook: Any, title: str) -> str:
     "An executed notebook as a page without its code."
     from nbconvert import HTMLExporter
+
     notebook = deepcopy(notebook)
-    for output in (o for c in notebook.cells for o in c.get("outputs", ()) if "image/png" in o.get("data", ())): output.metadata["image/png"] = {"alt": title}
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(notebook)
+    for output in (
+        o
+        for c in notebook.cells
+        for o in c.get("outputs", ())
+        if "image/png" in o.get("data", ())
+    ):
+        output.metadata["image/png"] = {"alt": title}
+    body, _ = HTMLExporter(
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    ).from_notebook_node(notebook)
     return PAGE.format(title=html.escape(title), body=body, width="60rem", column="100%")
+
 
 def headline(notebook: Path) -> tuple[str, str]:
     "Title and promise of a notebook, from its first cell."
     first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
     lines = [line for line in "".join(first).splitlines() if line.strip()]
-    return lines[0].lstrip("# "), next((line.lstrip("> ") for line in lines if line.startswith(">")), "")
+    return lines[0].lstrip("# "), next(
+        (line.lstrip("> ") for line in lines if line.startswith(">")), ""
+    )
 
 # %% ../../nbs/92_viz.report.ipynb #76a559cf
 def text_of(notebook: Any) -> str:
     "What the cells of an executed notebook printed."
-    return "".join(o.text for c in notebook.cells for o in c.get("outputs", ()) if o.output_type == "stream" and o.name == "stdout").strip()
+    return "".join(
+        o.text
+        for c in notebook.cells
+        for o in c.get("outputs", ())
+        if o.output_type == "stream" and o.name == "stdout"
+    ).strip()
+
 
 def runs_table(runs: dict[str, Path]) -> str:
     "The runs as an HTML table."
-    default, rows = asdict(Params()), []
+    default = asdict(Params())
+    rows = []
     for name, run in runs.items():
         record = read_record(run)
-        changed = {k: v for k, v in record["params"].items() if v != default.get(k) and v != list(default.get(k) or ())}
-        rows.append({"run": name, "corpus": record["corpus"]["path"], "entries": f"{sum(sum(c.values()) for c in record['counts'].values()):,}", "culture points": f"{record['culture_points']:,}",
-                     "encoder": record["encoder"]["name"], "parameters": ", ".join(f"{k} = {v}" for k, v in changed.items()) or "the defaults", "cmining": record["versions"]["cmining"]})
+        changed = {
+            k: v
+            for k, v in record["params"].items()
+            if v != default.get(k) and v != list(default.get(k) or ())
+        }
+        rows.append(
+            {
+                "run": name,
+                "corpus": record["corpus"]["path"],
+                "entries": f"{sum(sum(c.values()) for c in record['counts'].values()):,}",
+                "culture points": f"{record['culture_points']:,}",
+                "encoder": record["encoder"]["name"],
+                "parameters": (
+                    ", ".join(f"{k} = {v}" for k, v in changed.items()) or "the defaults"
+                ),
+                "cmining": record["versions"]["cmining"],
+            }
+        )
     return pd.DataFrame(rows).to_html(index=False, border=0)
 
+
 def figure_of_run(
-    out: Path,              # the report's folder
-    made: dict[str, Any],   # executed notebook, pictures, failed, links
+    out: Path,  # the report's folder
+    made: dict[str, Any],  # executed notebook, pictures, failed, links
 ) -> str:
     "What a notebook made of a run, as HTML."
     parts = []
-    if made["failed"]: parts.append(f'<p class="failed">This figure failed. {html.escape(made["failed"])}</p>')
+    if made["failed"]:
+        parts.append(
+            f'<p class="failed">This figure failed. {html.escape(made["failed"])}</p>'
+        )
     for picture in made["pictures"]:
-        parts.append(f'<img src="{quote(picture.relative_to(out).as_posix())}" alt="{html.escape(picture.stem, quote=True)}">')
-        numbers = pd.read_csv(picture.with_suffix(".csv"), dtype=str, keep_default_na=False)
-        parts.append(f"<details><summary>numbers</summary>{numbers.to_html(index=False, border=0)}</details>")
-    if said := text_of(made["notebook"]): parts.append(f"<pre>{html.escape(said)}</pre>")
-    links = [f'<a href="{quote(p.relative_to(out).as_posix())}">{name}</a>' for name, p in made["links"].items()]
+        parts.append(
+            f'<img src="{quote(picture.relative_to(out).as_posix())}"'
+            f' alt="{html.escape(picture.stem, quote=True)}">'
+        )
+        numbers = pd.read_csv(
+            picture.with_suffix(".csv"), dtype=str, keep_default_na=False
+        )
+        parts.append(
+            f"<details><summary>numbers</summary>{numbers.to_html(index=False, border=0)}</details>"
+        )
+    if said := text_of(made["notebook"]):
+        parts.append(f"<pre>{html.escape(said)}</pre>")
+    links = [
+        f'<a href="{quote(p.relative_to(out).as_posix())}">{name}</a>'
+        for name, p in made["links"].items()
+    ]
     return "\n".join(parts + ([f"<p>{' · '.join(links)}</p>"] if links else []))
+
 
 def index_page(
     out: Path,
     runs: dict[str, Path],
-    made: dict[tuple[str, str], dict[str, Any]],    # by notebook and run
+    made: dict[tuple[str, str], dict[str, Any]],  # by notebook and run
 ) -> str:
     "The report's index.html."
     body = ["<h1>Report</h1>", runs_table(runs)]
     for notebook in dict.fromkeys(name for name, _ in made):
         title, promise = made[notebook, next(iter(runs))]["headline"]
-        body += [f'<h2 id="{html.escape(notebook, quote=True)}">{html.escape(title)}</h2>', f'<p class="promise">{html.escape(promise)}</p>', '<div class="runs">']
-        for run in runs: body += ['<div class="run">', *([f"<h3>{html.escape(run)}</h3>"] if len(runs) > 1 else []), figure_of_run(out, made[notebook, run]), "</div>"]
+        body += [
+            f'<h2 id="{html.escape(notebook, quote=True)}">{html.escape(title)}</h2>',
+            f'<p class="promise">{html.escape(promise)}</p>',
+            '<div class="runs">',
+        ]
+        for run in runs:
+            body += [
+                '<div class="run">',
+                *([f"<h3>{html.escape(run)}</h3>"] if len(runs) > 1 else []),
+                figure_of_run(out, made[notebook, run]),
+                "</div>",
+            ]
         body.append("</div>")
-    return PAGE.format(title="Report: " + html.escape(", ".join(runs)), body="\n".join(body), width="60rem" if len(runs) == 1 else "100rem", column="28rem")
+    return PAGE.format(
+        title="Report: " + html.escape(", ".join(runs)),
+        body="\n".join(body),
+        width="60rem" if len(runs) == 1 else "100rem",
+        column="28rem",
+    )
 
 # %% ../../nbs/92_viz.report.ipynb #737e1faf
 def run_names(runs: list[str | Path]) -> dict[str, Path]:
-    "A name for each run: its folder's. A RunError for no finished run, or two of the same name."
+    """A name for each run: its folder's.
+
+    A RunError for no finished run, or two of the same name.
+    """
     named: dict[str, Path] = {}
     for run in map(Path, runs):
         read_record(run)
         name = run.resolve().name
-        if name in named: raise RunError(f"two runs are named {name}: {named[name]} and {run}; rename a folder")
+        if name in named:
+            raise RunError(
+                f"two runs are named {name}: {named[name]} and {run}; rename a folder"
+            )
         named[name] = run
     return named
+
 
 def pictures_in(folder: Path) -> dict[Path, int]:
     "The SVG files of a folder and when they were written."
@@ -187,40 +309,87 @@ def pictures_in(folder: Path) -> dict[Path, int]:
 
 # %% ../../nbs/92_viz.report.ipynb #c0d357de
 def make_report(
-    runs: list[str | Path],             # run folders
-    out: str | Path,                    # the report's folder
-    parameters: dict[str, Any] | None = None,   # labels, translations, results … for the notebooks that have them
-    figures: str | Path | None = None,  # a folder of figure notebooks; the checkout's when None
-    small: bool = False,                # only index.html, SVG and CSV
+    runs: list[str | Path],  # run folders
+    out: str | Path,  # the report's folder
+    # labels, translations, results … for the notebooks that have them
+    parameters: dict[str, Any] | None = None,
+    # a folder of figure notebooks; the checkout's when None
+    figures: str | Path | None = None,
+    small: bool = False,  # only index.html, SVG and CSV
     quiet: bool = True,
-) -> dict[str, str]:                    # what failed, and why
+) -> dict[str, str]:  # what failed, and why
     """Every figure of every run: executed notebooks, HTML, SVG, PNG, CSV, and index.html.
 
-    Raises RunError for a run that is not finished, and for a parameter that no figure has; ImportError without papermill."""
-    try: import nbconvert, nbformat, papermill  # noqa: E401, F401
-    except ImportError as e: raise ImportError("a report needs papermill and nbconvert: pip install 'cmining[notebooks]'") from e
-    out, named, parameters = Path(out), run_names(runs), parameters or {}
-    notebooks = {path.stem: (path, declared_parameters(path)) for path in figure_notebooks(figures)}
+    Raises RunError for a run that is not finished, and for a parameter that no figure
+    has; ImportError without papermill.
+    """
+    try:
+        import nbconvert  # noqa: E401, F401
+        import nbformat
+        import papermill
+    except ImportError as e:
+        raise ImportError(
+            "a report needs papermill and nbconvert: pip install 'cmining[notebooks]'"
+        ) from e
+    out = Path(out)
+    named = run_names(runs)
+    parameters = parameters or {}
+    notebooks = {
+        path.stem: (path, declared_parameters(path)) for path in figure_notebooks(figures)
+    }
     check_names(parameters, set().union(*(names for _, names in notebooks.values())))
-    made, failures = {}, {}
-    bar = tqdm([(n, r) for r in named for n in notebooks], "report", leave=False, disable=quiet or not sys.stderr.isatty())
+    made = {}
+    failures = {}
+    bar = tqdm(
+        [(n, r) for r in named for n in notebooks],
+        "report",
+        leave=False,
+        disable=quiet or not sys.stderr.isatty(),
+    )
     for name, run in bar:
         bar.set_postfix_str(name)
-        folder, (path, names), start = out if len(named) == 1 else out/run, notebooks[name], time.perf_counter()
+        folder = out if len(named) == 1 else out / run
+        path, names = notebooks[name]
+        start = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
         before = pictures_in(folder)
-        notebook, failed = run_notebook(path, {"run_dir": str(named[run]), "save_to": str(folder)} | {k: v for k, v in parameters.items() if k in names})
-        pictures = [p for p, written in pictures_in(folder).items() if before.get(p) != written]
-        if failed: failures[name if len(named) == 1 else f"{name} of {run}"] = failed
-        links = {} if small else {"page": folder/f"{name}.html", "notebook": folder/f"{name}.ipynb"}
-        made[name, run] = {"headline": headline(path), "notebook": notebook, "pictures": pictures, "failed": failed, "links": links}
+        notebook, failed = run_notebook(
+            path,
+            {"run_dir": str(named[run]), "save_to": str(folder)}
+            | {k: v for k, v in parameters.items() if k in names},
+        )
+        pictures = [
+            p for p, written in pictures_in(folder).items() if before.get(p) != written
+        ]
+        if failed:
+            failures[name if len(named) == 1 else f"{name} of {run}"] = failed
+        links = (
+            {}
+            if small
+            else {"page": folder / f"{name}.html", "notebook": folder / f"{name}.ipynb"}
+        )
+        made[name, run] = {
+            "headline": headline(path),
+            "notebook": notebook,
+            "pictures": pictures,
+            "failed": failed,
+            "links": links,
+        }
         if small:
-            for picture in pictures: picture.with_suffix(".png").unlink()
+            for picture in pictures:
+                picture.with_suffix(".png").unlink()
         else:
             nbformat.write(notebook, links["notebook"])
-            links["page"].write_text(notebook_page(notebook, headline(path)[0]), encoding="utf-8")
-        if not quiet and bar.disable: print(f"{name:<24}{run:<16}{'failed' if failed else 'done':<8}{time.perf_counter() - start:5.1f} s", file=sys.stderr, flush=True)
-    (out/"index.html").write_text(index_page(out, named, made), encoding="utf-8")
+            links["page"].write_text(
+                notebook_page(notebook, headline(path)[0]), encoding="utf-8"
+            )
+        if not quiet and bar.disable:
+            print(
+                f"{name:<24}{run:<16}{'failed' if failed else 'done':<8}{time.perf_counter() - start:5.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+    (out / "index.html").write_text(index_page(out, named, made), encoding="utf-8")
     return failures
 
 # %% ../../nbs/92_viz.report.ipynb #92775644
@@ -264,18 +433,42 @@ ax.invert_yaxis(); ax.set_xlabel("entries")
 save_figure(fig, numbers, save_to, "my_figure")
 """
 
+
 def new_notebook(
-    path: str | Path,   # ends with .ipynb; nothing that exists is overwritten
+    path: str | Path,  # ends with .ipynb; nothing that exists is overwritten
 ) -> Path:
     "Write a skeleton of a figure notebook, which runs against a run folder."
     path = Path(path)
-    if path.suffix != ".ipynb": raise RunError(f"a notebook's name ends with .ipynb, {path} does not")
-    if path.exists(): raise RunError(f"{path} is there already; name a new file")
+    if path.suffix != ".ipynb":
+        raise RunError(f"a notebook's name ends with .ipynb, {path} does not")
+    if path.exists():
+        raise RunError(f"{path} is there already; name a new file")
     cells: list[dict[str, Any]] = []
-    for i, (kind, source) in enumerate(re.findall(r"^=== (\w+)\n(.*?)\n(?====|\Z)", SKELETON, re.M | re.S)):
-        cell = {"cell_type": "markdown" if kind == "markdown" else "code", "id": f"cell-{i}", "metadata": {"tags": ["parameters"]} if kind == "parameters" else {}, "source": source.splitlines(keepends=True)}
-        cells.append(cell if kind == "markdown" else cell | {"execution_count": None, "outputs": []})
-    kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    for i, (kind, source) in enumerate(
+        re.findall(r"^=== (\w+)\n(.*?)\n(?====|\Z)", SKELETON, re.M | re.S)
+    ):
+        cell = {
+            "cell_type": "markdown" if kind == "markdown" else "code",
+            "id": f"cell-{i}",
+            "metadata": {"tags": ["parameters"]} if kind == "parameters" else {},
+            "source": source.splitlines(keepends=True),
+        }
+        cells.append(
+            cell
+            if kind == "markdown"
+            else cell | {"execution_count": None, "outputs": []}
+        )
+    kernel = {
+        "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(
+            {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5},
+            ensure_ascii=False,
+            indent=1,
+        )
+        + "\n",
+        encoding="utf-8",
+    )
     return path
