@@ -187,6 +187,6 @@ def test_the_control_takes_pairs():
             "text_b": ["Eule", "Seife", "Bett", "Lampe", "Pferd", "Spiegel"],
         }
     )
-    told = encoder_control(load_encoder(), ["de", "en"], terms=pairs, n_groups=6)
+    told = encoder_control(load_encoder(), ["de", "en"], Params(), terms=pairs, n_groups=6)
     assert (told["concepts"], told["terms"], told["langs"]) == (6, 12, ["de", "en"])
     assert told["retrieval"] > 0.8 and told["together"] > told["together_chance"]

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,60 @@ from .basics import RunError
 from .engine import as_path, fetch_local, scratch_folder
 
 # %% auto #0
-__all__ = ['PRESETS', 'STAGES', 'CANDIDATE', 'REASONS', 'TABLES', 'ARROW_TYPES', 'param', 'Params', 'arrow_schema', 'arrow_table',
-           'read_run', 'read_record', 'work_folder', 'work_shards', 'read_texts', 'vector_shards', 'read_by_row',
+__all__ = ['SHARE', 'COUNT', 'PRESETS', 'STOPPED_BY', 'STAGES', 'CANDIDATE', 'REASONS', 'TABLES', 'ARROW_TYPES', 'param',
+           'check_limits', 'Rule', 'Params', 'arrow_schema', 'arrow_table', 'read_run', 'read_record', 'read_params',
+           'work_folder', 'work_shards', 'read_texts', 'rows_in_shard', 'read_by_row', 'vector_shards', 'read_vectors',
            'read_candidates']
 
 # %% ../../nbs/03_core.runs.ipynb #bc5a7fd3
-def param(default: Any, help: str, **metadata: Any) -> Any:
-    "A dataclass field with the sentence that explains it."
-    return field(default=default, metadata={"help": help, **metadata})
+SHARE = (0, 1)
+COUNT = (1, math.inf)
+
+
+def param(
+    default: Any,
+    help: str,  # one sentence that explains it
+    choices: tuple[str, ...] = (),  # the values that are allowed, if they can be listed
+    within: tuple[float, float]
+    | None = None,  # the smallest and the largest, both allowed
+) -> Any:
+    "A field of `Params` with its meaning and its limits."
+    metadata = {"help": help, "choices": choices, "within": within}
+    return field(default=default, metadata=metadata)
+
+
+def check_limits(parameter: Field, value: Any) -> None:
+    "Raises `RunError` when a value is outside the limits of its parameter; None means: left out."
+    choices = parameter.metadata["choices"]
+    if choices and value not in choices:
+        raise RunError(f"{parameter.name} is one of {', '.join(choices)}, not {value!r}")
+    within = parameter.metadata["within"]
+    if within is None or value is None:
+        return
+    low, high = within
+    if not low <= value <= high:
+        limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise RunError(f"{parameter.name} is {limits}, not {value}")
+
+# %% ../../nbs/03_core.runs.ipynb #cf4512e5
+@dataclass(frozen=True)
+class Rule:
+    """What makes a group an island, and an entry on it a culture point (Algorithm 1, lines 20-28).
+
+    Made by `Params.rule`; what each field means is told there."""
+
+    tau: int
+    theta: float
+    balanced: bool
+    max_q: float | None
+    counterparts: str
 
 # %% ../../nbs/03_core.runs.ipynb #36d39b67
 @dataclass(frozen=True)
 class Params:
-    "All that decides which culture points a corpus gives. Make one with Params.of."
+    """All that decides which culture points a corpus gives; made by `Params.of`.
+
+    Raises `RunError` for a value outside the limits of its parameter."""
 
     preset: str = param(
         "default", "the values to start from", choices=("default", "paper", "authors")
@@ -53,14 +95,20 @@ class Params:
     n_paragraphs: int = param(
         5,
         "paragraphs that are encoded with the title; the paper takes the first, the lead",
+        within=COUNT,
     )
     n_domains: int | None = param(
         None,
         "Stage-1 domains of a language; one for 100 entries, at most 100, when left out",
+        within=COUNT,
     )
-    k_neighbors: int = param(5, "neighbours that the dispersion averages over (Eq. 1)")
+    k_neighbors: int = param(
+        5, "neighbours that the dispersion averages over (Eq. 1)", within=COUNT
+    )
     density_quantile: float = param(
-        0.7, "an entry is dense when its dispersion is below this quantile of its domain"
+        0.7,
+        "an entry is dense when its dispersion is below this quantile of its domain",
+        within=SHARE,
     )
     entropy: str = param(
         "normalized",
@@ -68,10 +116,14 @@ class Params:
         choices=("normalized", "paper"),
     )
     entropy_keep: float = param(
-        0.9, "share of a domain's dense entries that is kept, the highest entropies"
+        0.9,
+        "share of a domain's dense entries that is kept, the highest entropies",
+        within=SHARE,
     )
     max_paragraphs: int = param(
-        20, "paragraphs of an entry that its entropy looks at, from the first"
+        20,
+        "paragraphs of an entry that its entropy looks at, from the first",
+        within=COUNT,
     )
     clusterer: str = param(
         "kmeans", "what finds the groups of Stage 2", choices=("kmeans", "hdbscan")
@@ -80,9 +132,12 @@ class Params:
         None,
         "Stage-2 groups; four times the cube root of the candidates, at most 1000, when"
         " left out",
+        within=COUNT,
     )
     n_repeats: int = param(
-        10, "times that Stage 2 is repeated with other seeds; the majority decides"
+        10,
+        "times that Stage 2 is repeated with other seeds; the majority decides",
+        within=COUNT,
     )
     projection: str = param(
         "none",
@@ -93,8 +148,8 @@ class Params:
     balanced: bool = param(
         True, "count languages in a group as if all had as many candidates"
     )
-    tau: int = param(5, "smallest size of a group")
-    theta: float = param(0.7, "dominance that a group must exceed (Eq. 4)")
+    tau: int = param(5, "smallest size of a group", within=COUNT)
+    theta: float = param(0.7, "dominance that a group must exceed (Eq. 4)", within=SHARE)
     counterparts: str = param(
         "drop",
         "what becomes of an entry whose nearest neighbour of all is in another language",
@@ -104,88 +159,69 @@ class Params:
         None,
         "largest q-value of a group, its chance if languages mixed at random; no limit"
         " when left out",
+        within=SHARE,
     )
-    seed: int = param(0, "seed of everything random")
+    seed: int = param(0, "seed of everything random", within=(0, 2**31 - 1))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ner", tuple(self.ner))
-        for f in fields(self):
-            if (
-                "choices" in f.metadata
-                and getattr(self, f.name) not in f.metadata["choices"]
-            ):
-                raise RunError(
-                    f"{f.name} is one of {', '.join(f.metadata['choices'])}, not"
-                    f" {getattr(self, f.name)!r}"
-                )
-        for name in ("density_quantile", "entropy_keep", "theta", "max_q"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise RunError(
-                    f"{name} is a share from 0 to 1, not {getattr(self, name)}"
-                )
-        for name in (
-            "n_paragraphs",
-            "n_domains",
-            "k_neighbors",
-            "max_paragraphs",
-            "n_groups",
-            "n_repeats",
-            "tau",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise RunError(f"{name} is at least 1, not {getattr(self, name)}")
+        for parameter in fields(self):
+            check_limits(parameter, getattr(self, parameter.name))
+
+    @property
+    def rule(self) -> Rule:
+        "The parameters that decide what becomes of a group."
+        return Rule(**{f.name: getattr(self, f.name) for f in fields(Rule)})
 
     @classmethod
     def of(cls, preset: str = "default", **changes: Any) -> Params:
         """The preset's values with some changed.
 
-        An unknown name is a RunError that suggests the nearest.
-        """
+        Raises `RunError` for an unknown name, and suggests the nearest."""
+        if preset not in PRESETS:
+            raise RunError(f"preset is one of {', '.join(PRESETS)}, not {preset!r}")
         names = [f.name for f in fields(cls)]
         for name in changes:
             if name not in names:
                 near = get_close_matches(name, names, 1)
-                raise RunError(
-                    f"unknown parameter {name!r}"
-                    + (
-                        f", did you mean {near[0]!r}?"
-                        if near
-                        else f"; there are {', '.join(names)}"
-                    )
+                hint = (
+                    f"did you mean {near[0]!r}?"
+                    if near
+                    else f"there are {', '.join(names)}"
                 )
-        if preset not in PRESETS:
-            raise RunError(f"preset is one of {', '.join(PRESETS)}, not {preset!r}")
+                raise RunError(f"unknown parameter {name!r}; {hint}")
         return cls(**{"preset": preset, **PRESETS[preset], **changes})
 
 # %% ../../nbs/03_core.runs.ipynb #1d0ab2ab
-# The paper fixes k = 5, the median, tau and theta, and leaves open how much entropy is
-# high; the authors' code keeps
-# the top fifth, and has 100 domains and 1000 groups.
-_PAPER: dict[str, Any] = dict(
-    n_paragraphs=1,
-    density_quantile=0.5,
-    entropy="paper",
-    entropy_keep=0.2,
-    n_repeats=1,
-    balanced=False,
-    theta=0.8,
-    counterparts="keep",
-)
+_PAPER: dict[str, Any] = {
+    "n_paragraphs": 1,
+    "density_quantile": 0.5,
+    "entropy": "paper",
+    "entropy_keep": 0.2,
+    "n_repeats": 1,
+    "balanced": False,
+    "theta": 0.8,
+    "counterparts": "keep",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": _PAPER,
-    "authors": _PAPER | dict(n_domains=100, n_groups=1000),
+    "authors": _PAPER | {"n_domains": 100, "n_groups": 1000},
 }
 
 # %% ../../nbs/03_core.runs.ipynb #6d192196
-STAGES = ("pruned", "sparse", "incoherent", "small", "mixed", "culture_point")
+STOPPED_BY = {
+    "pruned": "title",
+    "sparse": "dispersion",
+    "incoherent": "entropy",
+    "small": "group size",
+    "mixed": "dominance",
+}
+STAGES = (*STOPPED_BY, "culture_point")
 
 # %% ../../nbs/03_core.runs.ipynb #1264ce4d
-# the stages of entries that reached Stage 2
-CANDIDATE = ("small", "mixed", "culture_point")
-
-# %% ../../nbs/03_core.runs.ipynb #cd0eccdd
-REASONS = ("unstable", "counterpart")  # why an entry on an island is no culture point
+CANDIDATE = STAGES[STAGES.index("small") :]
+REASONS = ("unstable", "counterpart")
 
 # %% ../../nbs/03_core.runs.ipynb #b4840593
 TABLES: dict[str, dict[str, str]] = {
@@ -234,7 +270,7 @@ ARROW_TYPES = {
 
 # %% ../../nbs/03_core.runs.ipynb #f9dfffbf
 def arrow_schema(columns: dict[str, str]) -> pa.Schema:
-    "The columns of TABLES with their types."
+    "The columns of `TABLES` with their types."
     return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in columns.items()])
 
 
@@ -243,117 +279,152 @@ def arrow_table(
     columns: dict[str, str],  # from TABLES
 ) -> pa.Table:
     "The columns with their types; missing values become nulls."
-    return pa.table(
-        [
-            pa.array(
-                table[name].astype(object).where(table[name].notna(), None),
-                ARROW_TYPES[kind],
-            )
-            for name, kind in columns.items()
-        ],
-        names=list(columns),
-    )
+    arrays = []
+    for name, kind in columns.items():
+        values = table[name].astype(object).where(table[name].notna(), None)
+        arrays.append(pa.array(values, ARROW_TYPES[kind]))
+    return pa.table(arrays, names=list(columns))
 
 # %% ../../nbs/03_core.runs.ipynb #3182a8e2
-def read_run(run: str | Path | UPath, table: str) -> pd.DataFrame:
-    """A table of a run folder: entries, groups or culture_points.
-
-    A RunError when it is no finished run.
-    """
-    path = as_path(run) / f"{table}.parquet"
+def _finished(run: str | Path | UPath, name: str) -> Path | UPath:
+    "The path of a file that every finished run has."
+    path = as_path(run) / name
     if not path.is_file():
         raise RunError(
-            f"{run} is no finished run ({path.name} is missing): make one with cmining"
-            f" mine CORPUS --out {run}"
+            f"{run} is no finished run ({name} is missing): make one with"
+            f" cmining mine CORPUS --out {run}"
         )
-    with path.open("rb") as f:
-        return pd.read_parquet(f)
+    return path
+
+
+def read_run(run: str | Path | UPath, table: str) -> pd.DataFrame:
+    """A table of a run folder: entries, groups or culture_points, with the columns of `TABLES`.
+
+    Raises `RunError` when the folder is no finished run."""
+    with _finished(run, f"{table}.parquet").open("rb") as file:
+        return pd.read_parquet(file)
 
 
 def read_record(run: str | Path | UPath) -> dict[str, Any]:
-    "run.json of a run folder. A RunError when it is no finished run."
-    path = as_path(run) / "run.json"
-    if not path.is_file():
-        raise RunError(
-            f"{run} is no finished run (run.json is missing): make one with cmining mine"
-            f" CORPUS --out {run}"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What run.json says: parameters, versions, counts, seconds, memory.
+
+    Raises `RunError` when the folder is no finished run."""
+    return json.loads(_finished(run, "run.json").read_text(encoding="utf-8"))
+
+
+def read_params(run: str | Path | UPath) -> Params:
+    """The parameters that a run was made with.
+
+    Raises `RunError` when the folder is no finished run."""
+    return Params(**read_record(run)["params"])
 
 # %% ../../nbs/03_core.runs.ipynb #f98d6a7e
 def work_folder(run: str | Path | UPath) -> Path | UPath:
-    """Where the work of a finished run is, or was: its own folder, or that of the run it
-    shares.
-    """
+    "Where the work of a finished run is, or was: in its own folder, or in the run it shares."
     work = read_record(run)["work"]
     return as_path(work) if "://" in work else as_path(run) / work
 
 
-def work_shards(run: str | Path | UPath, kind: str) -> dict[str, list[Path | UPath]]:
-    """The shards of a run's entries or vectors by language; empty when its work was
-    cleaned.
-    """
-    record = read_record(run)
+def work_shards(
+    run: str | Path | UPath,
+    kind: str,  # entries or vectors
+) -> dict[str, list[Path | UPath]]:
+    "The shards of a run by language, in the order of ids; empty when its work was removed."
     work = work_folder(run)
-    shards = {lang: [work / s for s in names] for lang, names in record[kind].items()}
-    return shards if all(s.exists() for same in shards.values() for s in same) else {}
+    shards = {
+        lang: [work / name for name in names]
+        for lang, names in read_record(run)[kind].items()
+    }
+    everything = [shard for of_lang in shards.values() for shard in of_lang]
+    return shards if all(shard.exists() for shard in everything) else {}
 
-
+# %% ../../nbs/03_core.runs.ipynb #c69d2068
 def read_texts(
     run: str | Path | UPath,
     points: pd.DataFrame,  # lang and id of entries
-) -> dict[tuple[str, str], list[str]]:  # (lang, id) -> paragraphs
-    "All paragraphs of some entries. Empty when the run's work was cleaned."
+) -> dict[tuple[str, str], list[str]]:  # (lang, id) -> paragraphs, the lead first
+    "All paragraphs of some entries. Empty when the run's work was removed."
     texts: dict[tuple[str, str], list[str]] = {}
     with scratch_folder():
         for lang, shards in work_shards(run, "entries").items():
-            wanted = pa.array(
-                points.loc[points["lang"] == lang, "id"].unique(), pa.string()
-            )
-            for shard in shards if len(wanted) else []:
-                table = pq.read_table(
-                    fetch_local(shard),
-                    columns=["id", "paragraphs"],
-                    filters=pc.field("id").isin(wanted),
-                )
-                texts |= {
-                    (lang, row["id"]): row["paragraphs"] for row in table.to_pylist()
-                }
+            ids = points.loc[points["lang"] == lang, "id"].unique()
+            if not len(ids):
+                continue
+            wanted = pc.field("id").isin(pa.array(ids, pa.string()))
+            for shard in shards:
+                columns = ["id", "paragraphs"]
+                table = pq.read_table(fetch_local(shard), columns=columns, filters=wanted)
+                for row in table.to_pylist():
+                    texts[lang, row["id"]] = row["paragraphs"]
     return texts
 
-# %% ../../nbs/03_core.runs.ipynb #b4f8a658
-def vector_shards(shards: list[Path | UPath]) -> Iterator[np.ndarray]:
-    """The vectors of a language's kept entries shard by shard, float16 [≤ SHARD_ENTRIES,
-    d] each, in the order of ids.
-    """
-    for shard in shards:
-        yield np.load(fetch_local(shard / "vectors.npy"), mmap_mode="r")
-
 # %% ../../nbs/03_core.runs.ipynb #b1cb0463
+def rows_in_shard(
+    rows: np.ndarray,  # row numbers, ascending, int [m]
+    first: int,  # the number of the shard's first row
+    size: int,  # rows of the shard
+) -> np.ndarray:  # int [≤ m], counted from the shard's first row
+    "Which rows of a shard are among the rows wanted."
+    start, end = np.searchsorted(rows, [first, first + size])
+    return rows[start:end] - first
+
+
 def read_by_row(
-    shards: list[Path | UPath],  # from sort_language, of one language or of all
+    shards: list[Path | UPath],  # of entries, of one language or of all
     rows: np.ndarray,  # row numbers, ascending, int [m]
     columns: list[str],  # of id, title, paragraphs, reason
 ) -> Iterator[pa.Table]:
     "The entries with these row numbers, in order, shard by shard."
     first = 0
     for shard in shards:
-        n = pq.read_metadata(fetch_local(shard)).num_rows
-        here = (
-            rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + n)] - first
-        )
+        size = pq.read_metadata(fetch_local(shard)).num_rows
+        here = rows_in_shard(rows, first, size)
         if len(here):
             yield pq.read_table(fetch_local(shard), columns=columns).take(pa.array(here))
-        first += n
+        first += size
+
+# %% ../../nbs/03_core.runs.ipynb #b4f8a658
+def vector_shards(shards: list[Path | UPath]) -> Iterator[np.ndarray]:
+    "The vectors of some shards, float16 [entries of the shard that were kept, d] each, as memory maps."
+    for shard in shards:
+        yield np.load(fetch_local(shard / "vectors.npy"), mmap_mode="r")
+
+
+def read_vectors(
+    run: str | Path | UPath,
+    entries: pd.DataFrame,  # entries.parquet of the run
+    rows: np.ndarray,  # row numbers of entries that were not pruned, ascending, int [n]
+) -> np.ndarray:  # float32 [n, d], unit norm
+    """The vectors of some entries, in the order of their rows.
+
+    Raises `RunError` when one of them was pruned, or the run's work was removed."""
+    kept = (entries["stage"] != "pruned").to_numpy()
+    if not kept[rows].all():
+        raise RunError("pruned entries have no vectors: leave them out of the rows")
+    shards = [
+        shard for of_lang in work_shards(run, "vectors").values() for shard in of_lang
+    ]
+    if len(rows) and not shards:
+        raise RunError(
+            f"{run}/work was cleaned, and the vectors with it: mine the corpus again without --clean"
+        )
+    wanted = np.cumsum(kept)[rows] - 1  # places among the entries that were kept
+    parts = [np.empty((0, 1), np.float32)]
+    first = 0
+    with scratch_folder():
+        for vectors in vector_shards(shards) if len(rows) else ():
+            here = rows_in_shard(wanted, first, len(vectors))
+            parts.append(np.asarray(vectors[here], np.float32))
+            first += len(vectors)
+    return np.concatenate(parts[1:] or parts)
 
 # %% ../../nbs/03_core.runs.ipynb #784a6ac4
 def read_candidates(
-    run: str | Path,
-) -> (
-    np.ndarray | None
-):  # float16 [candidates, d], in the order of entries; None when work/ was removed
-    "The vectors that Stage 2 grouped."
-    # as Stage 2 saw them, after a projection
+    run: str | Path | UPath,
+) -> np.ndarray | None:  # float16 [candidates, d]; None when the run's work was removed
+    "The vectors that Stage 2 grouped, after a projection if there was one, in the order of entries."
     vectors = work_folder(run) / read_record(run)["candidates"]
+    if not vectors.is_file():
+        return None
     with scratch_folder():
-        return np.load(fetch_local(vectors), mmap_mode="r") if vectors.is_file() else None
+        return np.load(fetch_local(vectors), mmap_mode="r")

@@ -72,7 +72,7 @@ def select_by_majority(
         stage=entries["stage"].where(~entries["stage"].isin(CANDIDATE), "candidate")
     )
     return (
-        select_points(before, vectors, repeats, params, counterpart)[0][
+        select_points(before, vectors, repeats, params.rule, counterpart)[0][
             "stage"
         ].to_numpy()
         == "culture_point"

@@ -16,31 +16,30 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GroupKFold, cross_val_score
 from threadpoolctl import threadpool_limits
 
-from .discover import describe_groups, find_groups
-from .select import stage_of
+from ..core.runs import Params
+from .discover import find_groups
+from .select import is_selected
 from .vectors import sample_rows
 from ..models.encode import Encoder
 
 # %% auto #0
-__all__ = ['CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores',
-           'language_identity', 'encoder_control', 'control_warning']
+__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'cldr_names', 'cldr_terms', 'tidy_terms',
+           'pair_scores', 'language_identity', 'encoder_control', 'control_warning']
 
 # %% ../../nbs/36_mine.control.ipynb #e4d87ce2
 def cldr_names(lang: str) -> dict[str, str]:
-    """CLDR's names of territories and languages in a language, by kind and code; none for
-    a language it does not know.
-    """
+    """CLDR's names of territories and languages in a language, by kind and code.
+
+    None for a language that CLDR does not know."""
     try:
         locale = Locale.parse(lang.replace("-", "_"))
     except (UnknownLocaleError, ValueError):
         return {}
-    # 001 and 150 are no countries
-    names = {
-        f"territory {code}": name
-        for code, name in locale.territories.items()
-        if code.isalpha()
-    }
-    return names | {f"language {code}": name for code, name in locale.languages.items()}
+    names = {f"language {code}": name for code, name in locale.languages.items()}
+    for code, name in locale.territories.items():
+        if code.isalpha():  # 001 is the world, 150 is Europe
+            names[f"territory {code}"] = name
+    return names
 
 # %% ../../nbs/36_mine.control.ipynb #7119d3f7
 def cldr_terms(
@@ -48,95 +47,87 @@ def cldr_terms(
     n: int = 100,  # concepts
     seed: int = 0,
 ) -> pd.DataFrame:  # a row a concept, a column a language
-    """Names of territories and languages in every language of the list that CLDR knows;
-    no rows if those are fewer than two.
-    """
-    names = {lang: cldr_names(lang) for lang in sorted(langs)}
-    names = {lang: known for lang, known in names.items() if known}
-    shared = sorted(set.intersection(*map(set, names.values()))) if len(names) > 1 else []
-    chosen = [shared[i] for i in sample_rows(len(shared), n, seed)]
-    return pd.DataFrame(
-        {lang: [known[c] for c in chosen] for lang, known in names.items()}, index=chosen
+    """Names of territories and languages in every language of the list that CLDR knows.
+
+    No rows if those are fewer than two."""
+    names = {lang: names for lang in sorted(langs) if (names := cldr_names(lang))}
+    concepts = (
+        sorted(set.intersection(*map(set, names.values()))) if len(names) > 1 else []
     )
+    drawn = [concepts[i] for i in sample_rows(len(concepts), n, seed)]
+    columns = {lang: [of_lang[c] for c in drawn] for lang, of_lang in names.items()}
+    return pd.DataFrame(columns, index=drawn)
 
 # %% ../../nbs/36_mine.control.ipynb #46e5ca4e
 def tidy_terms(
-    # a column a language; or the columns lang_a, text_a, lang_b, text_b
-    table: pd.DataFrame,
+    table: pd.DataFrame,  # a column a language; or lang_a, text_a, lang_b, text_b
 ) -> pd.DataFrame:  # a row a concept, a column a language, missing texts are None
     """Either form of a table of translations as a row a concept.
 
-    Raises ValueError for fewer than two languages.
-    """
+    Raises `ValueError` for fewer than two languages."""
     if {"lang_a", "text_a", "lang_b", "text_b"} <= set(table):
-        table = pd.DataFrame(
-            [{r.lang_a: r.text_a, r.lang_b: r.text_b} for r in table.itertuples()]
-        )
+        pairs = [{r.lang_a: r.text_a, r.lang_b: r.text_b} for r in table.itertuples()]
+        table = pd.DataFrame(pairs)
     if table.shape[1] < 2:
         raise ValueError(
             f"translations need two languages; the table has {list(table)}: give a column"
             " a language, or lang_a, text_a, lang_b, text_b"
         )
     given = table.notna() & (table != "")
-    # one text alone is no translation
-    return (
-        table.astype(object)
-        .where(given, None)[given.sum(axis=1) > 1]
-        .reset_index(drop=True)
-    )
+    is_translated = given.sum(axis=1) > 1  # one text alone is no translation
+    return table.astype(object).where(given, None)[is_translated].reset_index(drop=True)
 
 # %% ../../nbs/36_mine.control.ipynb #3770c5ee
+PAIR_COLUMNS = [
+    "pair",
+    "pairs",
+    "together",
+    "together_chance",
+    "retrieval",
+    "retrieval_chance",
+]
+
+
 def pair_scores(
     vectors: np.ndarray,  # unit rows, float32 [terms, d]
     group: np.ndarray,  # int [terms]
     table: pd.DataFrame,  # concept, lang, text of each row of vectors
-) -> (
-    pd.DataFrame
-    # a row a pair of languages: pairs, together, together_chance, retrieval, retrieval_chance
-):
-    """How often translations share a group and are each other's nearest, for each two
-    languages.
-    """
-    rows = []
-    for a, b in combinations(sorted(table["lang"].unique()), 2):
-        i, j = (np.flatnonzero(table["lang"] == lang) for lang in (a, b))
-        concept = table["concept"].to_numpy()
-        _, at_a, at_b = np.intersect1d(concept[i], concept[j], return_indices=True)
-        spelled = table["text"].str.casefold().to_numpy()
-        differs = spelled[i[at_a]] != spelled[j[at_b]]
-        at_a = at_a[differs]
-        at_b = at_b[differs]
-        if not len(at_a):
-            continue
-        nearest = (vectors[i[at_a]] @ vectors[j].T).argmax(1)
-        rows.append(
-            {
-                "pair": f"{a}-{b}",
-                "pairs": len(at_a),
-                "together": (group[i[at_a]] == group[j[at_b]]).mean(),
-                "together_chance": (group[i][:, None] == group[j]).mean(),
-                "retrieval": (nearest == at_b).mean(),
-                "retrieval_chance": 1 / len(j),
-            }
+) -> pd.DataFrame:  # PAIR_COLUMNS, a row a pair of languages
+    "How often translations share a group and are each other's nearest, for each two languages."
+    rows_of = table.groupby("lang").indices
+    concept = table["concept"].to_numpy()
+    spelling = table["text"].str.casefold().to_numpy()
+    scores = []
+    for a, b in combinations(sorted(rows_of), 2):
+        rows_a = rows_of[a]
+        rows_b = rows_of[b]
+        _, at_a, at_b = np.intersect1d(
+            concept[rows_a], concept[rows_b], return_indices=True
         )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "pair",
-            "pairs",
-            "together",
-            "together_chance",
-            "retrieval",
-            "retrieval_chance",
-        ],
-    )
+        differs = spelling[rows_a[at_a]] != spelling[rows_b[at_b]]
+        terms = rows_a[at_a[differs]]
+        places = at_b[differs]  # of their translations among the terms of b
+        if not len(terms):
+            continue
+        nearest = (vectors[terms] @ vectors[rows_b].T).argmax(axis=1)
+        together = group[terms] == group[rows_b[places]]
+        any_two = group[rows_a][:, None] == group[rows_b]
+        retrieved = nearest == places
+        counts = (
+            len(terms),
+            together.mean(),
+            any_two.mean(),
+            retrieved.mean(),
+            1 / len(rows_b),
+        )
+        scores.append((f"{a}-{b}", *counts))
+    return pd.DataFrame(scores, columns=PAIR_COLUMNS)
 
 # %% ../../nbs/36_mine.control.ipynb #e7391f25
 def language_identity(
     vectors: np.ndarray,  # unit rows, float32 [terms, d]
     lang: np.ndarray,  # str [terms]
-    # int [terms]; the probe never trains on a concept that it is tested on
-    concept: np.ndarray,
+    concept: np.ndarray,  # int [terms]; the probe is tested on concepts it has not seen
     k: int = 5,  # nearest terms looked at
 ) -> dict[str, float]:  # own_language, own_language_chance, probe, probe_chance
     "How well a vector tells its language: by its nearest terms, and by a linear probe."
@@ -144,128 +135,123 @@ def language_identity(
     np.fill_diagonal(cosine, -np.inf)
     nearest = np.argsort(-cosine, axis=1, kind="stable")[:, : min(k, len(vectors) - 1)]
     share = pd.Series(lang).value_counts(normalize=True)
+    others_of_lang = (share * len(lang) - 1) / (len(lang) - 1)
     folds = GroupKFold(min(5, len(np.unique(concept))))
+    probe = cross_val_score(RidgeClassifier(), vectors, lang, groups=concept, cv=folds)
     return {
         "own_language": (lang[nearest] == lang[:, None]).mean(),
-        "own_language_chance": ((share * len(lang) - 1) / (len(lang) - 1) * share).sum(),
-        "probe": (
-            cross_val_score(
-                RidgeClassifier(), vectors, lang, groups=concept, cv=folds
-            ).mean()
-        ),
+        "own_language_chance": (others_of_lang * share).sum(),
+        "probe": probe.mean(),
         "probe_chance": share.max(),
     }
 
 # %% ../../nbs/36_mine.control.ipynb #6a2dc5d5
 CONTROL_REPEATS = 5
 
+# %% ../../nbs/36_mine.control.ipynb #22fe65f3
+def as_rows(terms: pd.DataFrame) -> pd.DataFrame:
+    "A table of terms with a column a language as concept, lang, text; missing texts are left out."
+    concepts = terms.rename_axis("concept").reset_index()
+    rows = concepts.melt("concept", var_name="lang", value_name="text")
+    return rows.dropna(ignore_index=True)
+
+
+def group_terms(
+    vectors: np.ndarray,  # float32 [terms, d]
+    params: Params,
+    n_groups: int | None,
+) -> list[np.ndarray]:  # int [terms] each
+    "The groups of the terms, once for each of some seeds."
+    seeds = range(params.seed, params.seed + CONTROL_REPEATS)
+    with threadpool_limits(1):  # sums over several threads come in any order
+        return [
+            find_groups(vectors, n_groups, params.clusterer, params.tau, seed)
+            for seed in seeds
+        ]
+
+
+def no_control(why: str) -> dict[str, str]:
+    "The record's warning where a control cannot be had."
+    return {"warning": f"no encoder control: {why}"}
+
 # %% ../../nbs/36_mine.control.ipynb #6ab43b49
 def encoder_control(
     encoder: Encoder,
     langs: Sequence[str],
-    # (vectors, languages) -> unit vectors, what the run does to its vectors
-    project: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-    # translations, as as_terms takes them; CLDR's names when left out
-    terms: pd.DataFrame | None = None,
-    # groups for the terms; as find_groups has it when left out
-    n_groups: int | None = None,
-    tau: int = 5,
-    theta: float = 0.8,
-    seed: int = 0,
-) -> dict[
-    str,
-    Any,
-    # shares, each beside its chance; by pair and by language; warning, None when all is well
-]:
-    "Send known translations through Stage 2 and say what becomes of them."
-    source, wide = (
-        ("CLDR names", cldr_terms(langs, seed=seed))
-        if terms is None
-        else ("given table", tidy_terms(terms))
-    )
-    table = (
-        wide.rename_axis("concept")
-        .reset_index()
-        .melt("concept", var_name="lang", value_name="text")
-        .dropna(ignore_index=True)
-    )
-    told: dict[str, Any] = {
+    params: Params,  # of the run: its clusterer, its rule and its seed are used
+    project: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,  # see below
+    terms: pd.DataFrame
+    | None = None,  # as tidy_terms takes them; CLDR's names when left out
+    n_groups: int | None = None,  # of the terms; as find_groups has it when left out
+) -> dict[str, Any]:
+    """Send known translations through Stage 2 and say what becomes of them.
+
+    `project` takes vectors and their languages and does to them what the run does to its own.
+    The record has shares, each beside its chance, by pair and by language; and `warning`, None
+    when all is well."""
+    if terms is None:
+        source = "CLDR names"
+        table = as_rows(cldr_terms(langs, seed=params.seed))
+    else:
+        source = "given table"
+        table = as_rows(tidy_terms(terms))
+    record: dict[str, Any] = {
         "source": source,
         "langs": sorted(table["lang"].unique()),
         "concepts": int(table["concept"].nunique()),
         "terms": len(table),
     }
-    if told["concepts"] < 2:
-        return told | {
-            "warning": (
-                f"no encoder control: no {source} are known in two of the languages"
-                f" {', '.join(sorted(langs))}"
-            )
-        }
-    lang = table["lang"].to_numpy(object)
-    concept = pd.factorize(table["concept"])[0]
+    if record["concepts"] < 2:
+        asked = ", ".join(sorted(langs))
+        return record | no_control(
+            f"no {source} are known in two of the languages {asked}"
+        )
     vectors = encoder.encode(table["text"].tolist())
+    lang = table["lang"].to_numpy(object)
     if project:
         vectors = np.asarray(project(vectors, lang), np.float32)
+    repeats = group_terms(vectors, params, n_groups)
     with threadpool_limits(1):  # sums over several threads come in any order
-        repeats = [
-            find_groups(vectors, n_groups, seed=seed + i) for i in range(CONTROL_REPEATS)
-        ]
-        pairs = (
-            pd.concat([pair_scores(vectors, group, table) for group in repeats])
-            .groupby("pair")
-            .mean()
+        scores = [pair_scores(vectors, group, table) for group in repeats]
+    by_pair = pd.concat(scores).groupby("pair").mean().drop(columns="pairs")
+    if by_pair.empty:
+        return record | no_control(
+            f"{source} are spelled alike in {', '.join(record['langs'])}"
         )
-    if not len(pairs):
-        return told | {
-            "warning": (
-                f"no encoder control: {source} are spelled alike in"
-                f" {', '.join(told['langs'])}"
-            )
-        }
-    island = np.mean(
-        [
-            stage_of(group, lang, describe_groups(group, lang), tau, theta)
-            == "culture_point"
-            for group in repeats
-        ],
-        axis=0,
+    on_island = np.mean(
+        [is_selected(group, lang, params.rule) for group in repeats], axis=0
     )
-    told |= (
-        language_identity(vectors, lang, concept)
-        | pairs.drop(columns="pairs").mean().to_dict()
-        | {"islands": island.mean()}
-    )
-    told = {k: round(float(v), 4) if isinstance(v, float) else v for k, v in told.items()}
-    told["islands_by_lang"] = {
-        l: round(float(island[lang == l].mean()), 4) for l in told["langs"]
-    }
-    told["together_by_pair"] = pairs["together"].round(4).to_dict()
-    return told | {"warning": control_warning(told)}
+    concept = pd.factorize(table["concept"])[0]
+    shares = language_identity(vectors, lang, concept) | by_pair.mean().to_dict()
+    shares["islands"] = on_island.mean()
+    record |= {name: round(float(share), 4) for name, share in shares.items()}
+    by_lang = pd.Series(on_island).groupby(lang).mean()
+    record["islands_by_lang"] = {l: round(float(by_lang[l]), 4) for l in record["langs"]}
+    record["together_by_pair"] = by_pair["together"].round(4).to_dict()
+    return record | {"warning": control_warning(record)}
 
 # %% ../../nbs/36_mine.control.ipynb #71a5c8cc
 MIN_TOGETHER = 0.5
 MAX_ISLANDS = 0.1
 
 # %% ../../nbs/36_mine.control.ipynb #550f3508
-def control_warning(told: dict[str, Any]) -> str | None:
-    """One sentence when the islands of a run are likely to be the encoder's, with the way
-    out; else None.
-    """
-    lonely = {
-        l: share for l, share in told["islands_by_lang"].items() if share > MAX_ISLANDS
-    }
-    basis = f"({told['source']}, {told['concepts']} concepts)"
+def control_warning(
+    record: dict[str, Any],  # of encoder_control
+) -> str | None:
+    "One sentence, with the way out, when the islands of a run are likely to be the encoder's."
+    basis = f"({record['source']}, {record['concepts']} concepts)"
+    shares = record["islands_by_lang"].items()
+    lonely = [f"{lang} {share:.0%}" for lang, share in shares if share > MAX_ISLANDS]
     if lonely:
-        shares = ", ".join(f"{lang} {share:.0%}" for lang, share in lonely.items())
         return (
             f"islands are likely to be the encoder's: of known translations {basis} these"
-            f" shares lie on islands of their own language: {shares}; try a projection,"
-            " or another encoder"
+            f" shares lie on islands of their own language: {', '.join(lonely)}; try a"
+            " projection, or another encoder"
         )
-    if told["together"] < MIN_TOGETHER:
+    if record["together"] < MIN_TOGETHER:
         return (
-            f"the encoder does not bring languages together: only {told['together']:.0%}"
-            f" of translation pairs {basis} share a group; try another encoder"
+            "the encoder does not bring languages together: only"
+            f" {record['together']:.0%} of translation pairs {basis} share a group; try"
+            " another encoder"
         )
     return None

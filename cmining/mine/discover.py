@@ -18,9 +18,9 @@ __all__ = ['default_n_groups', 'find_groups', 'describe_groups', 'language_offse
 def default_n_groups(
     n: int,  # candidates of all languages
 ) -> int:
-    """Four times the cube root of n, at least 8 candidates to a group, at most 1000
-    groups (the authors' constant).
-    """
+    """Four times the cube root of n, with at least 8 candidates to a group.
+
+    At most 1,000 groups, the authors' constant."""
     return min(max(n // 8, 1), round(4 * max(n, 1) ** (1 / 3)), 1000)
 
 # %% ../../nbs/33_mine.discover.ipynb #c273a4a9
@@ -40,85 +40,74 @@ def find_groups(
 
 # %% ../../nbs/33_mine.discover.ipynb #ee4a0523
 def hdbscan_groups(vectors: np.ndarray, tau: int) -> np.ndarray:
-    "Groups of at least tau members by density."
+    "Groups of at least tau members by density, int32 [n]; -1 for none."
     from hdbscan import HDBSCAN
 
     if len(vectors) <= tau:
         return np.full(len(vectors), -1, np.int32)
-    return (
-        HDBSCAN(min_cluster_size=tau, core_dist_n_jobs=1)
-        .fit_predict(np.asarray(vectors, np.float64))
-        .astype(np.int32)
-    )
+    clusterer = HDBSCAN(min_cluster_size=tau, core_dist_n_jobs=1)
+    return clusterer.fit_predict(np.asarray(vectors, np.float64)).astype(np.int32)
 
 # %% ../../nbs/33_mine.discover.ipynb #769d0c2f
+def count_langs(
+    group: np.ndarray,  # int [n]; -1 for none
+    lang: np.ndarray,  # str [n]
+) -> pd.DataFrame:  # int [groups, languages], both sorted
+    "How many candidates of each language every group has."
+    group_number, groups = pd.factorize(np.asarray(group), sort=True)
+    lang_number, langs = pd.factorize(np.asarray(lang), sort=True)
+    shape = len(groups), len(langs)
+    cells = group_number * len(langs) + lang_number
+    counts = np.bincount(cells, minlength=len(groups) * len(langs)).reshape(shape)
+    return pd.DataFrame(
+        counts, pd.Index(groups, name="group"), pd.Index(langs, name="lang")
+    )
+
+# %% ../../nbs/33_mine.discover.ipynb #f0bffb87
 def describe_groups(
     group: np.ndarray,  # group of each candidate, int [n]; -1 (none) is left out
     lang: np.ndarray,  # language code of each candidate, str [n]
-    balanced: bool = False,  # weigh the languages as if all had as many candidates
-) -> (
-    pd.DataFrame
-):  # group, size, lang, dominance, p_value, q_value, n_<lang>…; a row a group
-    """Size, dominant language and dominance (Eq.
-
-    4) of every group, with its null probability.
-    """
-    of_group, names = pd.factorize(np.asarray(group), sort=True)
-    of_lang, langs = pd.factorize(np.asarray(lang), sort=True)
-    pairs = np.bincount(
-        of_group * len(langs) + of_lang, minlength=len(names) * len(langs)
-    ).reshape(len(names), len(langs))
-    counts = pd.DataFrame(
-        pairs, pd.Index(names, name="group"), pd.Index(langs, name="lang")
-    )
-    # unassigned candidates are part of the deck, too
-    total = counts.sum()
-    n = int(counts.to_numpy().sum())
+    balanced: bool,  # weigh the languages as if all had as many candidates
+) -> pd.DataFrame:  # group, size, lang, dominance, p_value, q_value, n_<lang>…
+    "Size, dominant language, dominance (Eq. 4) and null probability of every group, a row a group."
+    counts = count_langs(group, lang)
+    n_by_lang = counts.sum()  # candidates in no group are dealt out as well
+    n = int(n_by_lang.sum())
     counts = counts[counts.index >= 0]
-    weights = counts / total if balanced else counts
-    table = pd.DataFrame(
-        {
-            "size": counts.sum(axis=1),
-            "lang": (
-                weights.idxmax(axis=1).astype(object)
-                if len(counts)
-                else pd.Series(dtype=object)
-            ),
-        }
-    )
+    table = pd.DataFrame({"size": counts.sum(axis=1)})
+    weights = counts / n_by_lang if balanced else counts
+    dominant = weights.idxmax(axis=1) if len(counts) else pd.Series()
+    table["lang"] = dominant.astype(object)
     table["dominance"] = weights.max(axis=1) / weights.sum(axis=1)
-    best = pd.Series(
-        [counts.at[g, l] for g, l in table["lang"].items()], table.index, int
-    )
-    table["p_value"] = hypergeom.sf(
-        best - 1, n, total.reindex(table["lang"]).to_numpy(), table["size"]
-    )
+    in_dominant = [counts.at[g, l] for g, l in table["lang"].items()]
+    n_dominant = n_by_lang.reindex(table["lang"]).to_numpy()
+    own = pd.Series(in_dominant, table.index, int)
+    table["p_value"] = hypergeom.sf(own - 1, n, n_dominant, table["size"])
     # The language was chosen after looking: as many chances as there are languages.
-    table["q_value"] = (
-        false_discovery_control(np.minimum(len(total) * table["p_value"], 1))
-        if len(table)
-        else table["p_value"]
-    )
+    corrected = np.minimum(len(n_by_lang) * table["p_value"], 1)
+    table["q_value"] = false_discovery_control(corrected) if len(table) else corrected
     return table.join(counts.add_prefix("n_")).rename_axis("group").reset_index()
 
 # %% ../../nbs/33_mine.discover.ipynb #2f1da2ec
 def language_offset(
-    # all kept entries of one language, float16 or float32 [n, d], may be a memory map
-    vectors: np.ndarray,
+    vectors: np.ndarray,  # all kept entries of one language, [n, d], may be a memory map
     kind: str = "center",  # "center" or "lir"
     r: int = 1,  # directions of lir
     block: int = 8192,  # rows that are float64 at a time
 ) -> np.ndarray:  # float32 [1, d] the mean, or [r, d] orthonormal directions
-    "What the vectors of a language have in common."
+    """What the vectors of a language have in common.
+
+    Raises `ValueError` for another kind."""
     if kind not in ("center", "lir"):
         raise ValueError(f'an offset is "center" or "lir", not {kind!r}')
     total = 0.0
-    for i in range(0, len(vectors), block):
-        x = take_rows(vectors, slice(i, i + block)).astype(np.float64)
+    for start in range(0, len(vectors), block):
+        x = take_rows(vectors, slice(start, start + block)).astype(np.float64)
         total = total + (x.sum(0, keepdims=True) if kind == "center" else x.T @ x)
     if kind == "center":
         return (total / max(len(vectors), 1)).astype(np.float32)
-    return np.linalg.eigh(total)[1][:, ::-1][:, :r].T.astype(np.float32)
+    eigenvectors = np.linalg.eigh(total)[1]  # columns, by rising eigenvalue
+    return eigenvectors[:, ::-1][:, :r].T.astype(np.float32)
 
 
 def project(
@@ -131,10 +120,11 @@ def project(
     if kind == "none":
         return vectors
     projected = np.array(vectors, np.float32)
-    for l, offset in offsets.items():
-        x = projected[lang == l]
-        rows = lang == l
-        projected[rows] = x - (offset if kind == "center" else x @ offset.T @ offset)
+    for code, offset in offsets.items():
+        rows = lang == code
+        x = projected[rows]
+        shared = offset if kind == "center" else x @ offset.T @ offset
+        projected[rows] = x - shared
     norm = np.linalg.norm(projected, axis=1, keepdims=True)
     return projected / np.where(norm > 0, norm, 1)
 

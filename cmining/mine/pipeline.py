@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import islice
@@ -71,43 +71,37 @@ from cmining.mine.refine import (
 )
 from .select import has_counterpart, select_points
 from .sort import merge_language, sort_file
-from .vectors import cell_centers, kmeans, nearest_center, take_rows
+from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
 from ..models.encode import StaticEncoder, cached_encoder, entry_text
 
 # %% auto #0
-__all__ = ['cached_ner', 'PIECE_ROWS', 'REFINED_SCHEMA', 'ROWS_PER_TASK', 'SHARDS_PER_TASK', 'PROBE_ENTRIES', 'TASK_BYTES',
-           'ENTRY_BYTES', 'warm_up', 'ner_models', 'encode_shard', 'load_vectors', 'stack_vectors', 'stack_shards',
-           'cut_pieces', 'find_domains', 'refine_piece', 'join_pieces', 'kept_mask', 'shard_entropies', 'Language',
-           'collect_stage_one', 'save_offset', 'candidate_vectors', 'group_candidates', 'group_repeatedly',
-           'stack_kept', 'fit_cells', 'assign_cells', 'test_counterparts', 'kept_rows', 'counterpart_tester',
-           'parallel_counterpart_tester', 'write_table', 'write_entries', 'write_points', 'is_run', 'open_run',
-           'remove_unfinished', 'run_stage_one', 'sort_corpus', 'refine_languages', 'count_entries', 'plan_run',
-           'check_plan', 'mine_corpus', 'control_run', 'make_record']
+__all__ = ['PIECE_ROWS', 'REFINED_SCHEMA', 'ENTRIES_AT_ONCE', 'ROWS_PER_TASK', 'SHARDS_PER_TASK', 'encode_shard', 'stack_vectors',
+           'stack_shards', 'load_vectors', 'cut_pieces', 'find_domains', 'refine_piece', 'join_pieces', 'kept_mask',
+           'shard_entropies', 'Language', 'Work', 'Workers', 'run_stage_one', 'collect_stage_one', 'group_repeatedly',
+           'kept_rows', 'counterpart_tester', 'parallel_counterpart_tester', 'cells_of_kept', 'mine_corpus']
 
 # %% ../../nbs/38_mine.pipeline.ipynb #b6f5ccdc
 cached_ner = lru_cache(maxsize=None)(load_ner)
 
 
 def warm_up(encoder: str | None) -> None:
-    """Load what the tasks of a worker need: spaCy, and the encoder where it is the
-    bundled one. (Another may be meant for a GPU, and for fewer workers.)
-    """
-    prune_reasons([], "en")
+    "Load what the tasks of a worker need before the first of them."
+    prune_reasons([], "en")  # loads spaCy
+    # Another encoder may be meant for a GPU, and for fewer workers than there are.
     if encoder in (None, "bundled"):
         cached_encoder(encoder)
 
 
 def ner_models(names: tuple[str, ...]) -> dict[str, str]:
-    """Which of the spaCy models serves which language; two for one language are a
-    RunError.
-    """
+    """Which of the spaCy models serves which language.
+
+    Raises `RunError` when two serve the same."""
     models: dict[str, str] = {}
     for name in names:
         lang = cached_ner(name).lang
         if lang in models:
             raise RunError(
-                f"two spaCy models for language {lang!r}: {models[lang]} and {name};"
-                " give one"
+                f"two spaCy models for language {lang!r}: {models[lang]} and {name}; give one"
             )
         models[lang] = name
     return models
@@ -115,91 +109,89 @@ def ner_models(names: tuple[str, ...]) -> dict[str, str]:
 # %% ../../nbs/38_mine.pipeline.ipynb #ac68f297
 def encode_shard(
     target: Path,
-    shard: Path | UPath,  # entries, from sort_language
+    shard: Path | UPath,  # entries, from merge_language
     lang: str,
     params: Params,
     ner: str | None,  # the language's spaCy model
 ) -> None:
-    """Prune the titles of a shard and encode the entries that are left: titles.parquet,
-    vectors.npy, and of a static encoder entropy.npy, float32 [kept].
-    """
+    """Prune the titles of a shard and encode the entries that are left.
+
+    Writes titles.parquet (id, title, reason), vectors.npy, float16 [kept, d], and, with a static
+    encoder, entropy.npy, float32 [kept]."""
     target.mkdir()
     entries = pq.read_table(fetch_local(shard))
-    encoder = cached_encoder(params.encoder)
-    functional = prune_reasons(
-        entries["title"].to_pylist(), lang, cached_ner(ner) if ner else None
-    )
-    reasons = pa.array(
-        [have or found for have, found in zip(entries["reason"].to_pylist(), functional)],
-        pa.string(),
-    )
-    pq.write_table(
-        entries.select(["id", "title"]).append_column("reason", reasons),
-        target / "titles.parquet",
-    )
+    titles = entries["title"].to_pylist()
+    functional = prune_reasons(titles, lang, cached_ner(ner) if ner else None)
+    before = entries["reason"].to_pylist()  # duplicate, no title, no text
+    reasons = pa.array([b or f for b, f in zip(before, functional)], pa.string())
+    of_titles = entries.select(["id", "title"]).append_column("reason", reasons)
+    pq.write_table(of_titles, target / "titles.parquet")
     kept = entries.filter(reasons.is_null())
-    titles = kept["title"].to_pylist()
-    paragraphs = kept["paragraphs"].to_pylist()
+    encoder = cached_encoder(params.encoder)
     if isinstance(encoder, StaticEncoder):
-        vectors = [np.empty((0, encoder.dim), np.float16)]
-        h = []
-        paragraphs = [
-            p[: max(params.n_paragraphs, params.max_paragraphs)] for p in paragraphs
-        ]
-        for of_articles, of_paragraphs in encoder.encode_articles(
-            titles, paragraphs, params.n_paragraphs
-        ):
-            vectors.append(of_articles.astype(np.float16))
-            h += [
-                entropy(v[: params.max_paragraphs], params.entropy) for v in of_paragraphs
-            ]
-        np.save(target / "vectors.npy", np.concatenate(vectors))
-        np.save(target / "entropy.npy", np.array(h, np.float32))
+        vectors, entropies = encode_once(encoder, kept, params)
+        np.save(target / "entropy.npy", entropies)
     else:
-        texts = [
-            entry_text(t, p, params.n_paragraphs) for t, p in zip(titles, paragraphs)
+        rows = zip(kept["title"].to_pylist(), kept["paragraphs"].to_pylist())
+        texts = [entry_text(title, text, params.n_paragraphs) for title, text in rows]
+        vectors = encoder.encode(texts).astype(np.float16)
+    np.save(target / "vectors.npy", vectors)
+
+# %% ../../nbs/38_mine.pipeline.ipynb #3f6b03bd
+def encode_once(
+    encoder: StaticEncoder,
+    kept: pa.Table,  # title, paragraphs
+    params: Params,
+) -> tuple[np.ndarray, np.ndarray]:  # float16 [kept, d], float32 [kept]
+    "Vectors and entropies of entries whose every paragraph is read once."
+    read_of_each = max(params.n_paragraphs, params.max_paragraphs)
+    paragraphs = [texts[:read_of_each] for texts in kept["paragraphs"].to_pylist()]
+    vectors = [np.empty((0, encoder.dim), np.float16)]
+    entropies: list[float] = []
+    articles = encoder.encode_articles(
+        kept["title"].to_pylist(), paragraphs, params.n_paragraphs
+    )
+    for of_articles, of_paragraphs in articles:
+        vectors.append(of_articles.astype(np.float16))
+        entropies += [
+            entropy(v[: params.max_paragraphs], params.entropy) for v in of_paragraphs
         ]
-        np.save(target / "vectors.npy", encoder.encode(texts).astype(np.float16))
+    return np.concatenate(vectors), np.array(entropies, np.float32)
+
+# %% ../../nbs/38_mine.pipeline.ipynb #01421cb4
+def write_header(file: Any, n: int, d: int) -> None:
+    "The head of a .npy file of float16 [n, d]."
+    head = {"descr": "<f2", "fortran_order": False, "shape": (int(n), d)}
+    np.lib.format.write_array_header_1_0(file, head)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #b4f8a658
-def load_vectors(shards: list[Path | UPath]) -> np.ndarray:
-    "The same in memory at once, float16 [n, d]: for notebooks."
-    with scratch_folder():
-        return np.concatenate(
-            [np.empty((0, 1), np.float16)]
-            if not shards
-            else [np.array(x) for x in vector_shards(shards)]
-        )
-
-
 def stack_vectors(
     target: Path,
-    # of the same number of columns, float16, one in memory at a time
-    parts: Iterable[np.ndarray],
+    parts: Iterable[np.ndarray],  # float16 [?, d] each, one in memory at a time
     n: int,  # rows of all parts together
 ) -> np.ndarray:  # memory map, float16 [n, d]
-    "The parts under each other in one file: a single array that need not be in memory."
-    with open(target, "wb") as f:
-
-        def begin(d: int) -> None:
-            np.lib.format.write_array_header_1_0(
-                f, {"descr": "<f2", "fortran_order": False, "shape": (int(n), d)}
-            )
-
+    "The parts under each other in one .npy file."
+    with open(target, "wb") as file:
         for part in parts:
-            if not f.tell():
-                begin(part.shape[1])
-            f.write(np.ascontiguousarray(part, "<f2").tobytes())
-        if not f.tell():
-            begin(1)
+            if not file.tell():
+                write_header(file, n, part.shape[1])
+            file.write(np.ascontiguousarray(part, "<f2").tobytes())
+        if not file.tell():
+            write_header(file, n, 1)
     return np.load(target, mmap_mode="r")
 
 
 def stack_shards(target: Path, shards: list[Path | UPath]) -> np.ndarray:
-    "The vectors of all kept entries of the shards in one file, float16 [n, d]."
-    return stack_vectors(
-        target, vector_shards(shards), sum(map(len, vector_shards(shards)))
-    )
+    "The vectors of all kept entries of some shards in one file, float16 [n, d]."
+    n = sum(map(len, vector_shards(shards)))
+    return stack_vectors(target, vector_shards(shards), n)
+
+
+def load_vectors(shards: list[Path | UPath]) -> np.ndarray:
+    "The same in memory at once, float16 [n, d]: for notebooks."
+    with scratch_folder():
+        parts = [np.array(vectors) for vectors in vector_shards(shards)]
+    return np.concatenate(parts or [np.empty((0, 1), np.float16)])
 
 # %% ../../nbs/38_mine.pipeline.ipynb #787ebc91
 PIECE_ROWS = 32_768  # entries of a piece, at least
@@ -208,14 +200,14 @@ PIECE_ROWS = 32_768  # entries of a piece, at least
 def cut_pieces(
     domain: np.ndarray,  # of each kept entry of a language, int32 [n]
     size: int = PIECE_ROWS,
-) -> list[np.ndarray]:  # row numbers, int [at least size, unless it is the last]
+) -> list[np.ndarray]:  # row numbers, int [at least size, but for the last]
     "The rows in the order of their domains, in pieces of whole domains."
     pieces: list[list[np.ndarray]] = [[]]
     for rows in domain_rows(domain):
         pieces[-1].append(rows)
         if sum(map(len, pieces[-1])) >= size:
             pieces.append([])
-    return [np.concatenate(p) for p in pieces if p]
+    return [np.concatenate(piece) for piece in pieces if piece]
 
 # %% ../../nbs/38_mine.pipeline.ipynb #787ebc93
 def find_domains(
@@ -223,97 +215,81 @@ def find_domains(
     shards: list[Path | UPath],  # from encode_shard
     params: Params,
 ) -> None:
-    """The domain of each kept entry of a language, in pieces for refine_piece: row,
-    domain and vector of each entry.
-    """
+    "The domains of a language, in pieces for refine_piece: row, domain and vector of each entry."
     target.mkdir()
-    vectors = stack_shards(target / "all.npy", shards)
-    domain = kmeans(
-        vectors, params.n_domains or default_n_domains(len(vectors)), params.seed
-    )
+    stacked = target / "all.npy"
+    vectors = stack_shards(stacked, shards)
+    n_domains = params.n_domains or default_n_domains(len(vectors))
+    domain = kmeans(vectors, n_domains, params.seed)
     for i, rows in enumerate(cut_pieces(domain)):
-        np.savez(
-            target / f"{i:05}.npz",
-            row=rows,
-            domain=domain[rows],
-            vectors=take_rows(vectors, rows).astype(np.float16),
-        )
-    (target / "all.npy").unlink()
+        of_piece = take_rows(vectors, rows).astype(np.float16)
+        np.savez(target / f"{i:05}.npz", row=rows, domain=domain[rows], vectors=of_piece)
+    stacked.unlink()
 
 # %% ../../nbs/38_mine.pipeline.ipynb #787ebc94
 REFINED_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("domain", pa.int32()),
-        ("dispersion", pa.float32()),
-        ("dense", pa.bool_()),
-    ]
+    {
+        "row": pa.int64(),
+        "domain": pa.int32(),
+        "dispersion": pa.float32(),
+        "dense": pa.bool_(),
+    }
 )
 
 
 def refine_piece(target: Path, piece: Path | UPath, params: Params) -> None:
-    "Dispersion and density of the entries of a piece, with its columns of REFINED."
-    with np.load(fetch_local(piece)) as of:
-        row = of["row"]
-        domain = of["domain"]
-        vectors = of["vectors"]
+    "Dispersion and density of the entries of a piece, with the columns of REFINED_SCHEMA."
+    with np.load(fetch_local(piece)) as arrays:
+        row = arrays["row"]
+        domain = arrays["domain"]
+        vectors = arrays["vectors"]
     delta = dispersion(vectors, domain, params.k_neighbors)
-    pq.write_table(
-        pa.table(
-            [row, domain, delta, is_dense(delta, domain, params.density_quantile)],
-            schema=REFINED_SCHEMA,
-        ),
-        target,
-    )
+    dense = is_dense(delta, domain, params.density_quantile)
+    pq.write_table(pa.table([row, domain, delta, dense], schema=REFINED_SCHEMA), target)
 
 
 def join_pieces(target: Path, pieces: list[Path | UPath]) -> None:
-    "REFINED of a language from its pieces, in the order of ids."
-    table = pa.concat_tables(
-        [REFINED_SCHEMA.empty_table(), *(pq.read_table(fetch_local(p)) for p in pieces)]
-    )
+    "What refine_piece wrote of a language, in the order of ids."
+    tables = [pq.read_table(fetch_local(piece)) for piece in pieces]
+    table = pa.concat_tables([REFINED_SCHEMA.empty_table(), *tables])
     pq.write_table(table.sort_by("row").drop_columns("row"), target)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #c6c77883
 def kept_mask(encoded: Path | UPath) -> np.ndarray:
     "Which entries of a shard were not pruned, bool [entries]."
-    return (
-        pq.read_table(fetch_local(encoded / "titles.parquet"), columns=["reason"])[
-            "reason"
-        ]
-        .is_null()
-        .to_numpy()
-    )
+    titles = pq.read_table(fetch_local(encoded / "titles.parquet"), columns=["reason"])
+    return titles["reason"].is_null().to_numpy()
 
 # %% ../../nbs/38_mine.pipeline.ipynb #8fa3147a
+ENTRIES_AT_ONCE = 256  # whose paragraphs, a few thousand, are encoded at a time
+
+
 def shard_entropies(
     target: Path,
-    shard: Path | UPath,  # entries, from sort_language
+    shard: Path | UPath,  # entries, from merge_language
     encoded: Path | UPath,  # from encode_shard
-    dense: np.ndarray,  # bool, which of the kept entries of the shard are dense
+    dense: np.ndarray,  # which of the kept entries of the shard are dense, bool [kept]
     params: Params,
 ) -> None:
-    """Entropy of the dense entries of a shard by encoding their paragraphs, float32
-    [kept]; NaN for the others.
-    """
-    kept = np.flatnonzero(kept_mask(encoded))
-    paragraphs = (
-        pq.read_table(fetch_local(shard), columns=["paragraphs"])["paragraphs"]
-        .take(pa.array(kept[dense]))
-        .to_pylist()
-    )
+    "Entropies of a shard by encoding paragraphs: float32 [kept], NaN where the entry is not dense."
+    rows = np.flatnonzero(kept_mask(encoded))[dense]
+    texts = pq.read_table(fetch_local(shard), columns=["paragraphs"])["paragraphs"]
+    texts = [
+        paragraphs[: params.max_paragraphs] for paragraphs in texts.take(rows).to_pylist()
+    ]
     encoder = cached_encoder(params.encoder)
-    values = []
-    for i in range(0, len(paragraphs), 256):  # a few thousand paragraphs at a time
-        texts = [p[: params.max_paragraphs] for p in paragraphs[i : i + 256]]
-        ends = np.cumsum([len(t) for t in texts])
-        values += [
-            entropy(v, params.entropy)
-            for v in np.split(encoder.encode([p for t in texts for p in t]), ends[:-1])
-        ]
-    h = np.full(len(dense), np.nan, np.float32)
-    h[dense] = values
-    save_array(target, h)
+    entropies: list[float] = []
+    for start in range(0, len(texts), ENTRIES_AT_ONCE):
+        of_entries = texts[start : start + ENTRIES_AT_ONCE]
+        vectors = encoder.encode(
+            [text for paragraphs in of_entries for text in paragraphs]
+        )
+        ends = np.cumsum([len(paragraphs) for paragraphs in of_entries])
+        by_entry = np.split(vectors, ends[:-1])
+        entropies += [entropy(vectors, params.entropy) for vectors in by_entry]
+    of_kept = np.full(len(dense), np.nan, np.float32)
+    of_kept[dense] = entropies
+    save_array(target, of_kept)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #9a17fe85
 class Language(NamedTuple):
@@ -325,83 +301,298 @@ class Language(NamedTuple):
     refined: Path | UPath  # domain, dispersion, dense
     entropies: list[Path | UPath]  # H of each kept entry, or of the dense ones
 
+
+@dataclass(frozen=True)
+class Work:
+    "The work folder of a run, and the name of every result in it."
+
+    folder: Path | UPath
+    files: dict[str, list[Path | UPath]]  # corpus files by language
+    digests: dict[Path | UPath, str]  # content of each file
+    params: Params
+
+    @property
+    def langs(self) -> list[str]:
+        return sorted(self.files)
+
+    @property
+    def encoder(self) -> Any:  # an Encoder
+        return cached_encoder(self.params.encoder)
+
+    @property
+    def reads_once(self) -> bool:
+        "Does the encoder give the entropies beside the vectors?"
+        return isinstance(self.encoder, StaticEncoder)
+
+    def ner(self, lang: str) -> str | None:
+        "The language's spaCy model."
+        return ner_models(self.params.ner).get(lang)
+
+    def contents(self, lang: str) -> list[str]:
+        return sorted(self.digests[file] for file in self.files[lang])
+
+    def entries(self, lang: str) -> Path | UPath:
+        "The folder of a language's sorted shards."
+        return self.folder / "entries" / f"{lang}-{digest(self.contents(lang))}"
+
+    def encoded_name(self, lang: str) -> str:
+        ner = self.ner(lang)
+        versioned = [ner, cached_ner(ner).meta["version"]] if ner else None
+        for_entropy = (
+            (self.params.entropy, self.params.max_paragraphs) if self.reads_once else ()
+        )
+        fingerprint = self.encoder.fingerprint
+        read = (self.params.n_paragraphs, *for_entropy)
+        return f"{lang}-{digest(self.contents(lang), fingerprint, versioned, *read)}"
+
+    def refined_name(self, lang: str) -> str:
+        params = self.params
+        refining = (
+            params.n_domains,
+            params.k_neighbors,
+            params.density_quantile,
+            params.seed,
+        )
+        return f"{self.encoded_name(lang)}-{digest(*refining)}"
+
+    def language(self, lang: str) -> Language:
+        "Where the work on a language lies, once its entries are sorted."
+        shards = sorted(self.entries(lang).glob("*.parquet"))
+        encoded_name = self.encoded_name(lang)
+        encoded = [self.folder / "vectors" / f"{encoded_name}-{s.stem}" for s in shards]
+        refined_name = self.refined_name(lang)
+        if self.reads_once:
+            entropies = [shard / "entropy.npy" for shard in encoded]
+        else:
+            name = f"{refined_name}-{digest(self.params.entropy, self.params.max_paragraphs)}"
+            entropies = [self.folder / "entropy" / f"{name}-{s.stem}.npy" for s in shards]
+        refined = self.folder / "refined" / f"{refined_name}.parquet"
+        return Language(lang, shards, encoded, refined, entropies)
+
+    def kept(self, languages: list[Language]) -> Path | UPath:
+        "The vectors of all kept entries, one under the other."
+        name = digest(
+            [self.relative(e) for language in languages for e in language.encoded]
+        )
+        return self.folder / "kept" / f"{name}.npy"
+
+    def candidates(self, languages: list[Language]) -> Path | UPath:
+        "The vectors of all candidates as Stage 2 sees them."
+        parts = [
+            p for language in languages for p in (language.refined, *language.entropies)
+        ]
+        choosing = (self.params.entropy_keep, self.params.projection)
+        name = digest([self.relative(part) for part in parts], *choosing)
+        return self.folder / "candidates" / f"{name}.npy"
+
+    def groups(self, candidates: Path | UPath, seed: int) -> Path | UPath:
+        "The groups of the candidates in one repeat."
+        params = self.params
+        tau = params.tau if params.clusterer == "hdbscan" else None
+        name = f"{candidates.stem}-{digest(params.n_groups, params.clusterer, tau)}"
+        return self.folder / "groups" / f"{name}-{seed}.npy"
+
+    def offset(self, candidates: Path | UPath, lang: str) -> Path | UPath:
+        "What the vectors of a language have in common."
+        return self.folder / "offsets" / f"{lang}-{candidates.stem}.npy"
+
+    def relative(self, path: Path | UPath) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+# %% ../../nbs/38_mine.pipeline.ipynb #4098b3d8
+class Workers(NamedTuple):
+    "The processes that do the tasks of a run, and its log."
+
+    jobs: int
+    log: RunLog
+
+    def run(self, step: str, tasks: list[Task], at_most: int | None = None) -> None:
+        "Do the tasks of a step that are not done yet, in at most so many processes."
+        run_step(step, tasks, min(self.jobs, at_most or self.jobs), self.log)
+
+# %% ../../nbs/38_mine.pipeline.ipynb #ce62f82f
+def run_stage_one(work: Work, workers: Workers) -> list[Language]:
+    "Stage 1 of every language, as far as it is not done."
+    sort_corpus(work, workers)
+    languages = [work.language(lang) for lang in work.langs]
+    devices = getattr(work.encoder, "devices", [])
+    gpus = [device for device in devices if not device.startswith("cpu")]
+    a_process_a_gpu = len(gpus) or None
+    encode_languages(work, languages, workers, a_process_a_gpu)
+    refine_languages(work, languages, workers)
+    if not work.reads_once:
+        cohere_languages(work, languages, workers, a_process_a_gpu)
+    return languages
+
+# %% ../../nbs/38_mine.pipeline.ipynb #86767eda
+def sort_corpus(work: Work, workers: Workers) -> None:
+    "Read the files of each language and sort its entries into shards."
+    runs: dict[str, list[Path | UPath]] = {lang: [] for lang in work.langs}
+    reading: dict[Path | UPath, Task] = {}
+    for lang in work.langs:
+        if is_complete(work.entries(lang)):
+            continue
+        # Files with the same content are read once and counted as often as they are there.
+        for file in work.files[lang]:
+            target = work.folder / "read" / f"{lang}-{digest(work.digests[file])}"
+            reading[target] = Task(target, sort_file, (file, lang))
+            runs[lang].append(target)
+    workers.run("read", list(reading.values()))
+    merging = [
+        Task(work.entries(lang), merge_language, (sorted(runs[lang]),)) for lang in runs
+    ]
+    workers.run("sort", merging)
+    remove_path(work.folder / "read")
+
+
+def encode_languages(
+    work: Work, languages: list[Language], workers: Workers, at_most: int | None
+) -> None:
+    "Prune and encode every shard."
+    tasks = []
+    for language in languages:
+        ner = work.ner(language.lang)
+        for shard, target in zip(language.shards, language.encoded):
+            tasks.append(
+                Task(target, encode_shard, (shard, language.lang, work.params, ner))
+            )
+    workers.run("encode", tasks, at_most)
+
+
+def refine_languages(work: Work, languages: list[Language], workers: Workers) -> None:
+    "Find the domains of each language, and the dispersion and density of its entries."
+    todo = [language for language in languages if not is_complete(language.refined)]
+    finding = [
+        Task(
+            work.folder / "domains" / language.refined.stem,
+            find_domains,
+            (language.encoded, work.params),
+        )
+        for language in todo
+    ]
+    workers.run("domains", finding)
+    refining: list[list[Task]] = []
+    for task in finding:
+        folder = work.folder / "pieces" / task.target.name
+        pieces = sorted(task.target.glob("*.npz"))
+        refining.append(
+            [
+                Task(folder / piece.stem, refine_piece, (piece, work.params))
+                for piece in pieces
+            ]
+        )
+    workers.run("refine", [task for tasks in refining for task in tasks])
+    for language, tasks in zip(todo, refining):
+        run_task(Task(language.refined, join_pieces, ([task.target for task in tasks],)))
+    for folder in ("domains", "pieces"):
+        remove_path(work.folder / folder)
+
+
+def cohere_languages(
+    work: Work, languages: list[Language], workers: Workers, at_most: int | None
+) -> None:
+    "Encode the paragraphs of the dense entries and compute their entropies."
+    tasks = []
+    for language in languages:
+        parts = zip(
+            language.entropies,
+            language.shards,
+            language.encoded,
+            dense_by_shard(language),
+        )
+        for target, shard, encoded, dense in parts:
+            tasks.append(
+                Task(target, shard_entropies, (shard, encoded, dense, work.params))
+            )
+    workers.run("cohere", tasks, at_most)
+
+
+def dense_by_shard(language: Language) -> list[np.ndarray]:
+    "The dense column of a language, cut where its shards end: bool [kept] each."
+    if not language.encoded:
+        return []
+    dense = pq.read_table(fetch_local(language.refined), columns=["dense"])[
+        "dense"
+    ].to_numpy()
+    sizes = [kept_mask(encoded).sum() for encoded in language.encoded]
+    return np.split(dense, np.cumsum(sizes)[:-1])
+
 # %% ../../nbs/38_mine.pipeline.ipynb #0cd458e1
-def collect_stage_one(work: Language, langs: list[str], params: Params) -> pd.DataFrame:
-    """Every entry of a language after Stage 1, in the order of ids: lang, stage (of
-    STAGES, or candidate), domain, dispersion, entropy.
-    """
-    kept = np.flatnonzero(
-        np.concatenate([np.empty(0, bool), *map(kept_mask, work.encoded)])
-    )
-    n = sum(
-        pq.read_metadata(fetch_local(e / "titles.parquet")).num_rows for e in work.encoded
-    )
-    refined = pq.read_table(fetch_local(work.refined)).to_pandas()
-    dense = kept[refined["dense"]]
-    h = np.concatenate(
-        [np.empty(0, np.float32), *(np.load(fetch_local(p)) for p in work.entropies)]
-    )[refined["dense"]]
-    coherent = is_coherent(h, refined["domain"][refined["dense"]], params.entropy_keep)
+def collect_stage_one(
+    language: Language,
+    langs: list[str],  # of the corpus
+    params: Params,
+) -> pd.DataFrame:  # lang, stage (of STAGES, or candidate), domain, dispersion, entropy
+    "Every entry of a language after Stage 1, in the order of ids."
+    masks = [kept_mask(encoded) for encoded in language.encoded]
+    kept = np.flatnonzero(np.concatenate([np.empty(0, bool), *masks]))
+    n = sum(map(len, masks))
+    refined = pq.read_table(fetch_local(language.refined)).to_pandas()
+    is_dense_one = refined["dense"].to_numpy()
+    dense = kept[is_dense_one]
+    parts = [np.load(fetch_local(path)) for path in language.entropies]
+    h = np.concatenate([np.empty(0, np.float32), *parts])[is_dense_one]
+    coherent = is_coherent(h, refined["domain"][is_dense_one], params.entropy_keep)
+
     kinds = (*STAGES, "candidate")
-    stage = np.zeros(n, np.int8)
+    stage = np.full(n, kinds.index("pruned"), np.int8)
     stage[kept] = kinds.index("sparse")
     stage[dense] = np.where(coherent, kinds.index("candidate"), kinds.index("incoherent"))
     domain = np.full(n, -1, np.int32)
-    delta = np.full(n, np.nan, np.float32)
-    entropies = np.full(n, np.nan, np.float32)
     domain[kept] = refined["domain"]
+    delta = np.full(n, np.nan, np.float32)
     delta[kept] = refined["dispersion"]
+    entropies = np.full(n, np.nan, np.float32)
     entropies[dense] = h
-    return pd.DataFrame(
-        {
-            "lang": pd.Categorical.from_codes(
-                np.full(n, langs.index(work.lang), np.int8), langs
-            ),
-            "stage": pd.Categorical.from_codes(stage, kinds),
-            "domain": domain,
-            "dispersion": delta,
-            "entropy": entropies,
-        }
-    )
+    lang = np.full(n, langs.index(language.lang), np.int8)
+    columns = {
+        "lang": pd.Categorical.from_codes(lang, langs),
+        "stage": pd.Categorical.from_codes(stage, kinds),
+        "domain": domain,
+        "dispersion": delta,
+        "entropy": entropies,
+    }
+    return pd.DataFrame(columns)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #bf30ebc7
 def save_offset(target: Path, shards: list[Path | UPath], kind: str) -> None:
-    "language_offset of a language, saved."
-    vectors = stack_shards(target.with_name(f"{target.name}.npy"), shards)
-    save_array(target, language_offset(vectors, kind))
-    target.with_name(f"{target.name}.npy").unlink()
+    "language_offset of a language."
+    stacked = target.with_name(f"{target.name}.npy")
+    save_array(target, language_offset(stack_shards(stacked, shards), kind))
+    stacked.unlink()
 
-# %% ../../nbs/38_mine.pipeline.ipynb #3115e7ab
+
+def load_offsets(
+    work: Work, languages: list[Language], candidates: Path | UPath
+) -> dict[str, np.ndarray]:
+    "The offset of each language; none without a projection."
+    if work.params.projection == "none":
+        return {}
+    langs = [language.lang for language in languages]
+    return {lang: np.load(fetch_local(work.offset(candidates, lang))) for lang in langs}
+
+
 def candidate_vectors(
     target: Path,
+    work: Work,
     languages: list[Language],
-    entries: pd.DataFrame,
-    params: Params,
-    offsets: dict[str, Path | UPath],
+    is_candidate: np.ndarray,  # of every kept entry, bool [kept]
+    offsets: dict[str, np.ndarray],
 ) -> None:
-    """The vectors of all candidates as Stage 2 sees them, float16 [candidates, d], in the
-    order of rows.
-    """
-    kept = (entries.loc[entries["stage"] != "pruned", "stage"] == "candidate").to_numpy()
+    "The vectors of all candidates as Stage 2 sees them, float16 [candidates, d], in the order of rows."
 
     def parts() -> Iterator[np.ndarray]:
         row = 0
-        for w in languages:
-            offset = {w.lang: np.load(fetch_local(offsets[w.lang]))} if offsets else {}
-            for x in vector_shards(w.encoded):
-                chosen = x[kept[row : row + len(x)]]
-                yield np.asarray(
-                    project(
-                        chosen,
-                        np.full(len(chosen), w.lang, object),
-                        params.projection,
-                        offset,
-                    ),
-                    np.float16,
-                )
-                row += len(x)
+        for language in languages:
+            offset = {l: o for l, o in offsets.items() if l == language.lang}
+            for vectors in vector_shards(language.encoded):
+                chosen = vectors[is_candidate[row : row + len(vectors)]]
+                lang = np.full(len(chosen), language.lang, object)
+                projected = project(chosen, lang, work.params.projection, offset)
+                yield np.asarray(projected, np.float16)
+                row += len(vectors)
 
-    stack_vectors(target, parts(), kept.sum())
+    stack_vectors(target, parts(), is_candidate.sum())
 
 
 def group_candidates(
@@ -411,581 +602,556 @@ def group_candidates(
     seed: int,
 ) -> None:
     "One repeat of Stage 2: the group of each candidate, int32 [candidates]."
-    group = find_groups(
-        np.load(fetch_local(vectors), mmap_mode="r"),
-        params.n_groups,
-        params.clusterer,
-        params.tau,
-        seed,
-    )
+    mapped = np.load(fetch_local(vectors), mmap_mode="r")
+    group = find_groups(mapped, params.n_groups, params.clusterer, params.tau, seed)
     save_array(target, group)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #cfd9acd6
 def group_repeatedly(
+    work: Work,
     languages: list[Language],
-    entries: pd.DataFrame,  # all languages, from stage_one
-    work: Path | UPath,
-    params: Params,
-    jobs: int,
-    log: RunLog,
+    entries: pd.DataFrame,  # of all languages, from collect_stage_one
+    workers: Workers,
     beside: list[Task],  # to be done at the same time
-) -> tuple[
-    Path | UPath, list[np.ndarray]
-]:  # where the candidates' vectors are, and the groups of each repeat
-    "Group the candidates of all languages n_repeats times."
-    name = digest(
-        [
-            p.relative_to(work).as_posix()
-            for w in languages
-            for p in (w.refined, *w.entropies)
-        ],
-        params.entropy_keep,
-        params.projection,
-    )
-    vectors = work / "candidates" / f"{name}.npy"
-    offsets = (
-        {}
-        if params.projection == "none"
-        else {w.lang: work / "offsets" / f"{w.lang}-{name}.npy" for w in languages}
-    )
-    if offsets:
-        run_step(
+) -> list[np.ndarray]:  # int32 [candidates] each
+    "The groups of the candidates, once for each repeat."
+    params = work.params
+    candidates = work.candidates(languages)
+    if params.projection != "none":
+        workers.run(
             "project",
             [
-                Task(offsets[w.lang], save_offset, (w.encoded, params.projection))
-                for w in languages
+                Task(
+                    work.offset(candidates, language.lang),
+                    save_offset,
+                    (language.encoded, params.projection),
+                )
+                for language in languages
             ],
-            jobs,
-            log,
         )
-    if not is_complete(vectors):
-        run_task(Task(vectors, candidate_vectors, (languages, entries, params, offsets)))
-    # hdbscan has no seed
-    seeds = [
-        params.seed + i
-        for i in range(params.n_repeats if params.clusterer == "kmeans" else 1)
-    ]
-    name = f"{name}-{digest(params.n_groups, params.clusterer, params.tau if params.clusterer == 'hdbscan' else None)}"
+    if not is_complete(candidates):
+        stage = entries["stage"]
+        is_candidate = (stage[stage != "pruned"] == "candidate").to_numpy()
+        offsets = load_offsets(work, languages, candidates)
+        args = (work, languages, is_candidate, offsets)
+        run_task(Task(candidates, candidate_vectors, args))
+    n_repeats = (
+        params.n_repeats if params.clusterer == "kmeans" else 1
+    )  # hdbscan has no seed
+    seeds = range(params.seed, params.seed + n_repeats)
     tasks = [
-        Task(
-            work / "groups" / f"{name}-{seed}.npy",
-            group_candidates,
-            (vectors, params, seed),
-        )
+        Task(work.groups(candidates, seed), group_candidates, (candidates, params, seed))
         for seed in seeds
     ]
-    run_step("group", [*beside, *tasks], jobs, log)
-    return vectors, [np.load(fetch_local(t.target)) for t in tasks]
+    workers.run("group", [*beside, *tasks])
+    return [np.load(fetch_local(task.target)) for task in tasks]
 
 # %% ../../nbs/38_mine.pipeline.ipynb #90596889
 def stack_kept(target: Path, languages: list[Language]) -> None:
-    """The vectors of all kept entries of all languages, float16 [kept, d], in the order
-    of rows.
-    """
-    stack_shards(target, [e for w in languages for e in w.encoded])
+    "The vectors of all kept entries of all languages, float16 [kept, d], in the order of rows."
+    stack_shards(
+        target, [encoded for language in languages for encoded in language.encoded]
+    )
 
 
 def fit_cells(target: Path, kept: Path | UPath) -> None:
-    "cell_centers of what keep_vectors wrote."
+    "cell_centers of what stack_kept wrote."
     save_array(target, cell_centers(np.load(fetch_local(kept), mmap_mode="r")))
 
 
 def assign_cells(target: Path, shards: list[Path | UPath], centers: Path | UPath) -> None:
     "The nearest centre of each kept entry of some shards, int32 [kept]."
-    found = np.load(fetch_local(centers))
-    save_array(
-        target, np.concatenate([nearest_center(x, found) for x in vector_shards(shards)])
-    )
+    at = np.load(fetch_local(centers))
+    cells = [nearest_center(vectors, at) for vectors in vector_shards(shards)]
+    save_array(target, np.concatenate(cells))
 
 
-def test_counterparts(
+def compare_entries(
     target: Path,
-    asked: np.ndarray,
+    asked: np.ndarray,  # places among the kept entries, int [a]
     kept: Path | UPath,
-    lang: np.ndarray,
+    lang: np.ndarray,  # a number for the language of each kept entry, int8 [kept]
     centers: Path | UPath,
-    cell: np.ndarray,
+    cell: np.ndarray,  # int32 [kept]
 ) -> None:
-    "has_counterpart of some of the kept entries, bool [asked]."
-    save_array(
-        target,
-        has_counterpart(
-            asked,
-            np.load(fetch_local(kept), mmap_mode="r"),
-            lang,
-            np.load(fetch_local(centers)),
-            cell,
-        ),
-    )
+    "has_counterpart of some of the kept entries, bool [a]."
+    cells = Cells(np.load(fetch_local(centers)), cell)
+    vectors = np.load(fetch_local(kept), mmap_mode="r")
+    save_array(target, has_counterpart(asked, vectors, lang, cells))
 
-# %% ../../nbs/38_mine.pipeline.ipynb #90596891
-ROWS_PER_TASK = 32_768  # entries a task
-SHARDS_PER_TASK = 32  # shards a task
-
-
+# %% ../../nbs/38_mine.pipeline.ipynb #8bef90ec
 def kept_rows(
     entries: pd.DataFrame,  # lang and stage of every entry
-    # of each kept entry a number for its language, int8 [kept]; of every entry its place
-    # among the kept, int [n]
-) -> tuple[np.ndarray, np.ndarray]:
-    "Where the rows of entries are in what keep_vectors wrote."
+) -> tuple[np.ndarray, np.ndarray]:  # int8 [kept]; int [entries]
+    "A number for the language of each kept entry, and the place of every entry among the kept."
     not_pruned = (entries["stage"] != "pruned").to_numpy()
-    return (
-        entries["lang"].astype("category").cat.codes.to_numpy()[not_pruned],
-        np.cumsum(not_pruned) - 1,
-    )
+    lang = entries["lang"].astype("category").cat.codes.to_numpy()
+    return lang[not_pruned], np.cumsum(not_pruned) - 1
 
 
 def counterpart_tester(
-    kept: np.ndarray,  # from keep_vectors, memory-mapped
+    kept: np.ndarray,  # from stack_kept, memory-mapped
     entries: pd.DataFrame,  # lang and stage of every entry
 ) -> Callable[[np.ndarray], np.ndarray]:  # of row numbers: bool
-    "has_counterpart, asked by row number."
-    lang, position = kept_rows(entries)
-    return lambda rows: has_counterpart(position[rows], kept, lang)
+    "has_counterpart, asked by row number: for notebooks."
+    lang, place = kept_rows(entries)
+    return lambda rows: has_counterpart(place[rows], kept, lang)
+
+# %% ../../nbs/38_mine.pipeline.ipynb #90596891
+ROWS_PER_TASK = 32_768
+SHARDS_PER_TASK = 32
 
 
 def parallel_counterpart_tester(
-    kept: Path | UPath,  # from keep_vectors
-    centers: Path | UPath,  # from find_cells
+    work: Work,
     languages: list[Language],
     entries: pd.DataFrame,  # lang and stage of every entry
-    jobs: int,
-    log: RunLog,
+    workers: Workers,
 ) -> Callable[[np.ndarray], np.ndarray]:  # of row numbers: bool
     "The same, by tasks."
-    lang, position = kept_rows(entries)
-    folder = kept.parent.parent / "counterparts"
+    kept = work.kept(languages)
+    centers = work.folder / "cells" / kept.name
+    lang, place = kept_rows(entries)
 
-    def ask(rows: np.ndarray) -> np.ndarray:
-        shards = [e for w in languages for e in w.encoded]
-        parts = [
-            Task(
-                centers.with_name(f"{centers.stem}-{i:07}.npy"),
-                assign_cells,
-                (shards[i : i + SHARDS_PER_TASK], centers),
+    def test(rows: np.ndarray) -> np.ndarray:
+        cell = cells_of_kept(centers, languages, workers)
+        asked = place[rows]
+        by_cell = np.argsort(cell[asked], kind="stable")
+        parts = np.split(asked[by_cell], range(ROWS_PER_TASK, len(rows), ROWS_PER_TASK))
+        tasks = []
+        for part in parts:
+            target = (
+                work.folder / "counterparts" / f"{digest(kept.stem, part.tolist())}.npy"
             )
-            for i in range(0, len(shards), SHARDS_PER_TASK)
-        ]
-        run_step("assign", parts, jobs, log)
-        cell = np.concatenate([np.load(fetch_local(t.target)) for t in parts])
-        near = np.argsort(cell[position[rows]], kind="stable")
-        together = np.split(
-            position[rows[near]], range(ROWS_PER_TASK, len(rows), ROWS_PER_TASK)
-        )
-        tasks = [
-            Task(
-                folder / f"{digest(kept.stem, asked.tolist())}.npy",
-                test_counterparts,
-                (asked, kept, lang, centers, cell),
-            )
-            for asked in together
-        ]
-        run_step("compare", tasks, jobs, log)
+            tasks.append(Task(target, compare_entries, (part, kept, lang, centers, cell)))
+        workers.run("compare", tasks)
         answers = np.empty(len(rows), bool)
-        answers[near] = np.concatenate([np.load(fetch_local(t.target)) for t in tasks])
+        answers[by_cell] = np.concatenate([np.load(fetch_local(t.target)) for t in tasks])
         return answers
 
-    return ask
+    return test
+
+
+def cells_of_kept(
+    centers: Path | UPath,  # from fit_cells
+    languages: list[Language],
+    workers: Workers,
+) -> np.ndarray:  # int32 [kept]
+    "The cell of every kept entry."
+    shards = [encoded for language in languages for encoded in language.encoded]
+    tasks = []
+    for i in range(0, len(shards), SHARDS_PER_TASK):
+        target = centers.with_name(f"{centers.stem}-{i:07}.npy")
+        tasks.append(
+            Task(target, assign_cells, (shards[i : i + SHARDS_PER_TASK], centers))
+        )
+    workers.run("assign", tasks)
+    return np.concatenate([np.load(fetch_local(task.target)) for task in tasks])
 
 # %% ../../nbs/38_mine.pipeline.ipynb #f9dfffbf
+SHARDS_AT_ONCE = 16
+
+
 def write_table(path: Path | UPath, table: pd.DataFrame, columns: dict[str, str]) -> None:
     "Write a table with the columns of TABLES, whole or not at all."
     with atomic_write(path) as unfinished:
         pq.write_table(arrow_table(table, columns), unfinished)
 
-# %% ../../nbs/38_mine.pipeline.ipynb #14d6e1c0
+
 def write_entries(
-    path: Path | UPath, languages: list[Language], entries: pd.DataFrame
+    path: Path | UPath,
+    languages: list[Language],
+    entries: pd.DataFrame,  # from select_points
 ) -> None:
-    """entries.parquet: titles and reasons from the shards, the rest from the table, 16
-    shards at a time.
-    """
-    titles = [e / "titles.parquet" for w in languages for e in w.encoded]
+    "entries.parquet."
+    encoded = [path for language in languages for path in language.encoded]
+    titles = [path / "titles.parquet" for path in encoded]
+    schema = arrow_schema(TABLES["entries"])
     row = 0
-    with (
-        atomic_write(path) as unfinished,
-        pq.ParquetWriter(unfinished, arrow_schema(TABLES["entries"])) as out,
-    ):
-        for i in range(0, len(titles), 16):
-            part = pa.concat_tables(
-                [pq.read_table(fetch_local(t)) for t in titles[i : i + 16]]
-            ).to_pandas()
-            rest = entries.iloc[row : row + len(part)].reset_index(drop=True)
-            part = part.assign(
-                lang=rest["lang"],
-                stage=rest["stage"],
-                dispersion=rest["dispersion"],
-                entropy=rest["entropy"],
-                domain=rest["domain"].where(rest["domain"] >= 0),
-                group=rest["group"].where(rest["group"] >= -1),
-                reason=part["reason"]
-                .astype(object)
-                .where(rest["reason"].isna(), rest["reason"].astype(object)),
-            )
-            out.write_table(arrow_table(part, TABLES["entries"]))
-            row += len(part)
+    with atomic_write(path) as unfinished, pq.ParquetWriter(unfinished, schema) as out:
+        for start in range(0, len(titles), SHARDS_AT_ONCE):
+            here = [
+                fetch_local(title) for title in titles[start : start + SHARDS_AT_ONCE]
+            ]
+            texts = pa.concat_tables([pq.read_table(file) for file in here]).to_pandas()
+            numbers = entries.iloc[row : row + len(texts)].reset_index(drop=True)
+            out.write_table(arrow_table(join_entries(texts, numbers), TABLES["entries"]))
+            row += len(texts)
+
+
+def join_entries(
+    texts: pd.DataFrame,  # id, title, reason, from the shards
+    numbers: pd.DataFrame,  # the same entries from select_points
+) -> pd.DataFrame:
+    "The columns of entries.parquet; a reason of Stage 2 goes before one of the title."
+    stage_two = numbers["reason"].astype(object)
+    return texts.assign(
+        lang=numbers["lang"],
+        stage=numbers["stage"],
+        reason=texts["reason"].astype(object).where(stage_two.isna(), stage_two),
+        domain=numbers["domain"].where(numbers["domain"] >= 0),
+        dispersion=numbers["dispersion"],
+        entropy=numbers["entropy"],
+        group=numbers["group"].where(numbers["group"] >= -1),
+    )
 
 
 def write_points(
     path: Path | UPath,
     languages: list[Language],
     entries: pd.DataFrame,  # lang of every entry
-    points: pd.DataFrame,  # from stage_two, with the row of each
+    points: pd.DataFrame,  # from select_points, with the row of each
 ) -> None:
-    """culture_points.parquet: titles and leads from the shards, the rest from the table,
-    a language at a time.
-    """
+    "culture_points.parquet, a language at a time."
     columns = TABLES["culture_points"]
     with (
         atomic_write(path) as unfinished,
         pq.ParquetWriter(unfinished, arrow_schema(columns)) as out,
     ):
-        for w in languages:
-            own = points[points["lang"] == w.lang]
-            first = (entries["lang"] == w.lang).to_numpy().argmax()
-            if own.empty:
+        for language in languages:
+            of_lang = points[points["lang"] == language.lang]
+            if of_lang.empty:
                 continue
-            order = np.argsort(own["row"].to_numpy())
-            found = read_by_row(
-                w.shards,
-                own["row"].to_numpy()[order] - first,
-                ["id", "title", "paragraphs"],
+            first = (entries["lang"] == language.lang).to_numpy().argmax()
+            texts = read_leads(language.shards, of_lang["row"].to_numpy() - first)
+            given = set(texts.column_names)
+            numbers = arrow_table(
+                of_lang, {n: k for n, k in columns.items() if n not in given}
             )
-            text = pa.concat_tables(
-                t.set_column(2, "lead", pc.list_element(t["paragraphs"], 0))
-                for t in found
-            ).take(np.argsort(order))
-            rest = arrow_table(
-                own,
-                {
-                    name: kind
-                    for name, kind in columns.items()
-                    if name not in text.column_names
-                },
-            )
-            out.write_table(
-                pa.table(
-                    {
-                        name: (text if name in text.column_names else rest)[name]
-                        for name in columns
-                    }
-                )
-            )
+            arrays = {n: (texts if n in given else numbers)[n] for n in columns}
+            out.write_table(pa.table(arrays))
+
+
+def read_leads(
+    shards: list[Path | UPath],  # of a language
+    rows: np.ndarray,  # row numbers within the language, in any order, int [n]
+) -> pa.Table:  # id, title, lead
+    "Ids, titles and leads of some entries, in the order asked for."
+    ascending = np.argsort(rows)
+    tables = read_by_row(shards, rows[ascending], ["id", "title", "paragraphs"])
+    leads = [
+        table.set_column(2, "lead", pc.list_element(table["paragraphs"], 0))
+        for table in tables
+    ]
+    place = np.empty(len(rows), np.int64)
+    place[ascending] = np.arange(len(rows))
+    return pa.concat_tables(leads).take(place)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #2b2d0add
 def is_run(out: Path | UPath) -> bool:
-    "Was this folder made by mine?"
-    cleaned = (
-        not (out / "work").exists()
-        and (out / "run.json").is_file()
-        and (out / "culture_points.parquet").is_file()
-    )
-    return (out / "work" / ".cmining").is_file() or cleaned
+    "Was this folder made by mine_corpus?"
+    if (out / "work" / ".cmining").is_file():
+        return True
+    has_results = (out / "run.json").is_file() and (
+        out / "culture_points.parquet"
+    ).is_file()
+    return has_results and not (out / "work").exists()
 
 
 def open_run(out: Path | UPath) -> Path | UPath:
-    """Make the run folder, or go on in an existing one.
+    """Make a run folder, or go on in an existing one. Returns its work folder.
 
-    A folder with anything else in it is a RunError.
-    """
+    Raises `RunError` for a folder with anything else in it, or one that cannot be written."""
     if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out} is a file; name a folder")
-    if not is_run(out) and any(p.is_file() for p in out.rglob("*")):
+        raise RunError(f"{out} is a file; name a folder for the run")
+    if not is_run(out) and any(path.is_file() for path in out.rglob("*")):
         raise RunError(
             f"{out} holds other files and is no run folder; name a new or empty folder"
         )
+    work = out / "work"
     try:
-        (out / "work").mkdir(parents=True, exist_ok=True)
-        (out / "work" / ".cmining").touch()
+        work.mkdir(parents=True, exist_ok=True)
+        (work / ".cmining").touch()
         if isinstance(out, Path):
             remove_unfinished(out)
     except OSError as e:
+        why = e.strerror or e
         raise RunError(
-            f"cannot write to the run folder {out} ({e.strerror or e}); name another with"
-            " --out"
+            f"cannot write to the run folder {out} ({why}); name another"
         ) from e
-    return out / "work"
+    return work
 
 
 def remove_unfinished(out: Path) -> None:
     "Remove what a killed run left under its temporary names."
-    for unfinished in [
+    left = [
         *out.glob(".*.parquet.*"),
         *out.glob(".run.json.*"),
         *(out / "work").glob("*/.*"),
-    ]:
-        remove_path(unfinished)
-
-# %% ../../nbs/38_mine.pipeline.ipynb #ce62f82f
-def run_stage_one(
-    files: dict[str, list[Path | UPath]],  # corpus files by language
-    digests: dict[Path | UPath, str],  # content of each file
-    work: Path | UPath,
-    params: Params,
-    jobs: int,
-    log: RunLog,
-) -> list[Language]:
-    "Stage 1: read, sort, encode, refine and cohere every language."
-    encoder = cached_encoder(params.encoder)
-    ner = ner_models(params.ner)
-    gpus = [d for d in getattr(encoder, "devices", []) if not d.startswith("cpu")]
-    encode_jobs = min(jobs, len(gpus)) if gpus else jobs  # a process a GPU
-    langs = sorted(files)
-    contents = {lang: sorted(digests[f] for f in files[lang]) for lang in langs}
-    entries = {
-        lang: work / "entries" / f"{lang}-{digest(contents[lang])}" for lang in langs
-    }
-    sort_corpus(files, digests, entries, work, jobs, log)
-    shards = {lang: sorted(entries[lang].glob("*.parquet")) for lang in langs}
-
-    once = isinstance(encoder, StaticEncoder)
-    with_entropy = (params.entropy, params.max_paragraphs) if once else ()
-    model = {lang: [ner[lang], cached_ner(ner[lang]).meta["version"]] for lang in ner}
-    name = {
-        lang: (
-            f"{lang}-{digest(contents[lang], encoder.fingerprint, model.get(lang), params.n_paragraphs, *with_entropy)}"
-        )
-        for lang in langs
-    }
-    encoded = {
-        lang: [work / "vectors" / f"{name[lang]}-{s.stem}" for s in shards[lang]]
-        for lang in langs
-    }
-    run_step(
-        "encode",
-        [
-            Task(t, encode_shard, (s, lang, params, ner.get(lang)))
-            for lang in langs
-            for s, t in zip(shards[lang], encoded[lang])
-        ],
-        encode_jobs,
-        log,
-    )
-
-    name = {
-        lang: (
-            f"{name[lang]}-{digest(params.n_domains, params.k_neighbors, params.density_quantile, params.seed)}"
-        )
-        for lang in langs
-    }
-    refined = {lang: work / "refined" / f"{name[lang]}.parquet" for lang in langs}
-    refine_languages(encoded, refined, work, params, jobs, log)
-
-    if once:
-        entropies = {lang: [e / "entropy.npy" for e in encoded[lang]] for lang in langs}
-    else:
-        name = {
-            lang: f"{name[lang]}-{digest(params.entropy, params.max_paragraphs)}"
-            for lang in langs
-        }
-        entropies = {
-            lang: [work / "entropy" / f"{name[lang]}-{s.stem}.npy" for s in shards[lang]]
-            for lang in langs
-        }
-        run_step(
-            "cohere",
-            [
-                Task(t, shard_entropies, (s, e, dense, params))
-                for lang in langs
-                for s, e, dense, t in zip(
-                    shards[lang],
-                    encoded[lang],
-                    dense_by_shard(refined[lang], encoded[lang]),
-                    entropies[lang],
-                )
-            ],
-            encode_jobs,
-            log,
-        )
-    return [
-        Language(lang, shards[lang], encoded[lang], refined[lang], entropies[lang])
-        for lang in langs
     ]
-
-# %% ../../nbs/38_mine.pipeline.ipynb #86767eda
-def sort_corpus(
-    files: dict[str, list[Path | UPath]],  # corpus files by language
-    digests: dict[Path | UPath, str],  # content of each file
-    entries: dict[str, Path | UPath],  # where each language's shards belong
-    work: Path | UPath,
-    jobs: int,
-    log: RunLog,
-) -> None:
-    "Read the files of each language and sort its entries into shards."
-    left = [lang for lang in sorted(files) if not is_complete(entries[lang])]
-    # Files with the same content are read once and counted as often as they are there.
-    reading = {
-        lang: [
-            Task(work / "read" / f"{lang}-{digest(digests[f])}", sort_file, (f, lang))
-            for f in files[lang]
-        ]
-        for lang in left
-    }
-    run_step(
-        "read",
-        list({t.target: t for lang in left for t in reading[lang]}.values()),
-        jobs,
-        log,
-    )
-    run_step(
-        "sort",
-        [
-            Task(
-                entries[lang],
-                merge_language,
-                (sorted(t.target for t in reading.get(lang, [])),),
-            )
-            for lang in sorted(files)
-        ],
-        jobs,
-        log,
-    )
-    remove_path(work / "read")
-
-# %% ../../nbs/38_mine.pipeline.ipynb #86767edb
-def refine_languages(
-    encoded: dict[str, list[Path | UPath]],  # shards of each language, from encode_shard
-    # where each language's domains and densities belong
-    refined: dict[str, Path | UPath],
-    work: Path | UPath,
-    params: Params,
-    jobs: int,
-    log: RunLog,
-) -> None:
-    "Find the domains of each language, and the dispersion and density of its entries."
-    left = [lang for lang in sorted(refined) if not is_complete(refined[lang])]
-    domains = {lang: work / "domains" / refined[lang].stem for lang in left}
-    run_step(
-        "domains",
-        [Task(domains[lang], find_domains, (encoded[lang], params)) for lang in left],
-        jobs,
-        log,
-    )
-    pieces = {
-        lang: [
-            Task(
-                work / "pieces" / f"{domains[lang].name}-{p.stem}.parquet",
-                refine_piece,
-                (p, params),
-            )
-            for p in sorted(domains[lang].glob("*.npz"))
-        ]
-        for lang in left
-    }
-    run_step("refine", [t for lang in left for t in pieces[lang]], jobs, log)
-    for lang in left:
-        run_task(Task(refined[lang], join_pieces, ([t.target for t in pieces[lang]],)))
-    for folder in ("domains", "pieces"):
-        remove_path(work / folder)
-
-# %% ../../nbs/38_mine.pipeline.ipynb #8f59cd62
-def dense_by_shard(
-    refined: Path | UPath, encoded: list[Path | UPath]
-) -> list[np.ndarray]:
-    "Cut a language's dense column where its shards end."
-    dense = pq.read_table(fetch_local(refined), columns=["dense"])["dense"].to_numpy()
-    sizes = [kept_mask(e).sum() for e in encoded]
-    return np.split(dense, np.cumsum(sizes)[:-1]) if sizes else []
+    for unfinished in left:
+        remove_path(unfinished)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #294d5d02
 PROBE_ENTRIES = 64  # of each language, read and encoded before the run
+GZIP_FACTOR = 2.9  # of JSON with text in several scripts
 
 
 def count_entries(file: Path | UPath, entries: list[dict[str, Any]]) -> int:
-    """About how many entries a file has: Parquet says it, of JSONL the first entries'
-    length tells it.
-    """
+    "About how many entries a file has: Parquet says it, of JSONL the first entries' length tells."
     if file.suffix == ".parquet":
-        with file.open("rb") as f:
-            return pq.read_metadata(f).num_rows
-    # gzip of JSON with text in several scripts
-    size = file.stat().st_size * (2.9 if file.suffix == ".gz" else 1)
-    text = sum(
-        len(json.dumps(e, ensure_ascii=False).encode("utf-8", "replace")) for e in entries
-    )
+        with file.open("rb") as stream:
+            return pq.read_metadata(stream).num_rows
+    size = file.stat().st_size * (GZIP_FACTOR if file.suffix == ".gz" else 1)
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    text = sum(len(line.encode("utf-8", "replace")) for line in lines)
     return round(size / text * len(entries)) if text else 0
 
-# %% ../../nbs/38_mine.pipeline.ipynb #cafa42a5
+
+class Probe(NamedTuple):
+    "What the first entries of a language say of all, estimates."
+
+    entries: int
+    seconds: float  # of one core, to encode
+    tokens: int  # of the bundled encoder
+    characters: float
+
+
+def probe_language(
+    files: list[Path | UPath],  # of the language
+    lang: str,
+    params: Params,
+) -> Probe:
+    "Read and encode the first entries of a language."
+    with scratch_folder():
+        stream = read_entries(fetch_local(files[0]), lang, Counter())
+        first = list(islice(stream, PROBE_ENTRIES))
+    n = sum(count_entries(file, first) for file in files)
+    if not first:
+        return Probe(n, 0.0, 0, 0.0)
+    titles = [entry_text(e["title"], e["paragraphs"], params.n_paragraphs) for e in first]
+    dense_half = [e["paragraphs"][: params.max_paragraphs] for e in first[::2]]
+    paragraphs = [text for texts in dense_half for text in texts]
+    start = time.process_time()
+    with threadpool_limits(1):
+        cached_encoder(params.encoder).encode(titles + paragraphs)
+    seconds = time.process_time() - start
+    whole = [" ".join([e["title"], *e["paragraphs"]]) for e in first]
+    n_tokens = len(cached_encoder(None).tokens(whole)[0])
+    scale = n / len(first)
+    return Probe(
+        n, seconds * scale, round(n_tokens * scale), sum(map(len, whole)) * scale
+    )
+
+# %% ../../nbs/38_mine.pipeline.ipynb #3475b9a4
+TASK_BYTES = 300 << 20  # a task's own memory: a sorted run of text, a sample of vectors
+ENTRY_BYTES = 200  # what the process that puts everything together knows of an entry
+OTHER_SECONDS = 2e-4  # an entry, for all but encoding
+
+
 def plan_run(
     files: dict[str, list[Path | UPath]],  # corpus files by language
     params: Params,
     jobs: int,
-) -> dict[
-    str,
-    Any,
-    # entries and tokens by language, characters, seconds, bytes of disk and memory: all
-    # estimates
-]:
-    "What mining these files will need, from a short probe."
-    encoder = cached_encoder(params.encoder)
-    total = {}
-    tokens = {}
-    characters = 0.0
-    seconds = 0.0
-    for lang, same in files.items():
-        with scratch_folder():
-            first = list(
-                islice(read_entries(fetch_local(same[0]), lang, Counter()), PROBE_ENTRIES)
-            )
-        total[lang] = sum(count_entries(f, first) for f in same)
-        if not first:
-            continue
-        texts = [
-            entry_text(e["title"], e["paragraphs"], params.n_paragraphs) for e in first
-        ]
-        # of the dense half
-        paragraphs = [
-            p for e in first[::2] for p in e["paragraphs"][: params.max_paragraphs]
-        ]
-        start = time.process_time()
-        with threadpool_limits(1):
-            encoder.encode(texts + paragraphs)
-        seconds += (time.process_time() - start) / len(first) * total[lang]
-        whole_texts = [" ".join([e["title"], *e["paragraphs"]]) for e in first]
-        tokens[lang] = round(
-            len(cached_encoder(None).tokens(whole_texts)[0]) / len(first) * total[lang]
-        )
-        characters += sum(map(len, whole_texts)) / len(first) * total[lang]
-    n = sum(total.values())
-    process = peak_memory()
-    # not at the same time
-    workers = (jobs + 1) * process + jobs * min(TASK_BYTES, 10 * characters)
-    at_the_end = process + n * ENTRY_BYTES
-    return {
-        "entries": total,
-        "tokens": tokens,
-        "characters": round(characters),
-        "seconds": round((seconds + n * 2e-4) / jobs),
-        "disk_bytes": round(2 * characters + n * (3 * 2 * encoder.dim + 300)),
-        "memory_bytes": round(max(workers, at_the_end)),
-    }
+) -> dict[str, Any]:
+    """What mining these files will need, from a short probe; all numbers are estimates.
 
-# %% ../../nbs/38_mine.pipeline.ipynb #3475b9a4
-# a task's own memory: a sorted run of text, a sample of vectors for the centres
-TASK_BYTES = 300 << 20
-# what is known of an entry, in the process that puts everything together
-ENTRY_BYTES = 200
+    entries and tokens by language, characters, seconds, disk_bytes, memory_bytes."""
+    probes = {lang: probe_language(same, lang, params) for lang, same in files.items()}
+    n = sum(probe.entries for probe in probes.values())
+    characters = sum(probe.characters for probe in probes.values())
+    encoding = sum(probe.seconds for probe in probes.values())
+    process = peak_memory()
+    # Workers and the last step do not need their memory at the same time.
+    for_workers = (jobs + 1) * process + jobs * min(TASK_BYTES, 10 * characters)
+    at_the_end = process + n * ENTRY_BYTES
+    vectors = (
+        n * 2 * cached_encoder(params.encoder).dim
+    )  # bytes; they are written three times
+    return {
+        "entries": {lang: probe.entries for lang, probe in probes.items()},
+        "tokens": {
+            lang: probe.tokens for lang, probe in probes.items() if probe.characters
+        },
+        "characters": round(characters),
+        "seconds": round((encoding + n * OTHER_SECONDS) / jobs),
+        "disk_bytes": round(2 * characters + 3 * vectors + 300 * n),
+        "memory_bytes": round(max(for_workers, at_the_end)),
+    }
 
 
 def check_plan(needs: dict[str, Any], out: Path | UPath) -> None:
-    "A RunError when the disk or the memory cannot hold the run."
+    "Raises `RunError` when the disk or the memory cannot hold the run."
     if isinstance(out, Path):
-        # what is done needs no new space
-        free = shutil.disk_usage(out).free + sum(
+        done = sum(
             f.stat().st_size for f in out.rglob("*") if f.is_file()
-        )
+        )  # is there already
+        free = shutil.disk_usage(out).free + done
         if needs["disk_bytes"] > free:
             raise RunError(
-                f"the run needs about {needs['disk_bytes'] / 1e9:,.1f} GB of disk, and"
-                f" {out} has {free / 1e9:,.1f} GB; name a folder on another disk with"
-                " --out"
+                f"the run needs about {needs['disk_bytes'] / 1e9:,.1f} GB of disk, and {out} has"
+                f" {free / 1e9:,.1f} GB; name a run folder on another disk"
             )
-    if needs["memory_bytes"] > (free := psutil.virtual_memory().available):
+    free = psutil.virtual_memory().available
+    if needs["memory_bytes"] > free:
         raise RunError(
             f"the run needs about {needs['memory_bytes'] / 1e9:,.1f} GB of memory, and"
-            f" {free / 1e9:,.1f} GB are free; close other programs or take fewer --jobs"
+            f" {free / 1e9:,.1f} GB are free; close other programs or take fewer jobs"
         )
+
+# %% ../../nbs/38_mine.pipeline.ipynb #23cc8746
+def format_duration(seconds: float) -> str:
+    "A duration for people."
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def plan_text(corpus: Any, needs: dict[str, Any], encoder: str, jobs: int) -> str:
+    "The plan in two lines, before the run."
+    entries = needs["entries"]
+    processes = f"{jobs} process{'es' if jobs > 1 else ''}"
+    return (
+        f"{corpus}: about {sum(entries.values()):,} entries in {len(entries)} languages"
+        f" ({', '.join(sorted(entries))}). Encoder: {encoder}.\n"
+        f"The run needs about {needs['disk_bytes'] / 1e6:,.0f} MB of disk,"
+        f" {needs['memory_bytes'] / 1e6:,.0f} MB of memory and"
+        f" {format_duration(needs['seconds'])} in {processes}."
+    )
+
+# %% ../../nbs/38_mine.pipeline.ipynb #8d97e7b7
+def control_run(work: Work, languages: list[Language]) -> dict[str, Any]:
+    "The encoder control of a run, from encoder_control."
+    params = work.params
+    offsets = load_offsets(work, languages, work.candidates(languages))
+    return encoder_control(
+        work.encoder,
+        work.langs,
+        params,
+        lambda vectors, lang: project(vectors, lang, params.projection, offsets),
+    )
+
+# %% ../../nbs/38_mine.pipeline.ipynb #ce4e83c5
+PACKAGES = (
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "hdbscan",
+    "spacy",
+    "tokenizers",
+)
+
+
+def input_record(corpus: Any, work: Work) -> dict[str, Any]:
+    "What went in: parameters, encoder, corpus files."
+    encoder = work.encoder
+    files = [
+        {
+            "lang": lang,
+            "name": file.name,
+            "bytes": file.stat().st_size,
+            "blake2b": work.digests[file],
+        }
+        for lang in work.langs
+        for file in work.files[lang]
+    ]
+    return {
+        "params": asdict(work.params),
+        "encoder": {
+            "name": encoder.name,
+            "dim": encoder.dim,
+            "fingerprint": encoder.fingerprint,
+        },
+        "corpus": {"path": str(corpus), "files": files},
+    }
+
+
+def count_record(out: Path | UPath, languages: list[Language]) -> dict[str, Any]:
+    "What became of the entries: by stage, the pruned by reason, and what was no entry."
+    columns = ["lang", "stage", "reason"]
+    entries = pq.read_table(fetch_local(out / "entries.parquet"), columns=columns)
+    stopped = entries.group_by(columns).aggregate([([], "count_all")]).to_pandas()
+    pruned = stopped[stopped["stage"] == "pruned"]
+    langs = [language.lang for language in languages]
+
+    def count(rows: pd.DataFrame, by: str) -> dict[str, dict[str, int]]:
+        sums = {
+            lang: rows[rows["lang"] == lang].groupby(by)["count_all"].sum()
+            for lang in langs
+        }
+        return {
+            lang: {k: int(n) for k, n in of_lang.items()}
+            for lang, of_lang in sums.items()
+        }
+
+    counts = count(stopped, "stage")
+    skipped: Counter[str] = Counter()
+    for language in languages:
+        if language.shards:
+            of_lang = json.loads((language.shards[0].parent / "counts.json").read_text())
+            skipped += Counter(of_lang)
+    return {
+        "counts": counts,
+        "pruned": count(pruned, "reason"),
+        "skipped": dict(skipped),
+        "culture_points": sum(c.get("culture_point", 0) for c in counts.values()),
+    }
+
+
+def run_record(needs: dict[str, Any], workers: Workers, seconds: float) -> dict[str, Any]:
+    "What it took."
+    log = workers.log
+    versions = {"cmining": __version__, "python": platform.python_version()}
+    return {
+        "plan": needs,
+        "tokens": needs[
+            "tokens"
+        ],  # of the bundled encoder, estimated from the first entries
+        "steps": log.steps,
+        "seconds": round(seconds, 2),
+        "peak_memory_bytes": log.peak(workers.jobs),  # of all processes together
+        "jobs": workers.jobs,
+        "versions": versions | {package: version(package) for package in PACKAGES},
+    }
+
+
+def work_record(
+    work: Work, out: Path | UPath, languages: list[Language]
+) -> dict[str, Any]:
+    "Where the work lies, for whoever reads the run."
+    is_here = isinstance(work.folder, Path) and isinstance(out, Path)
+    return {
+        "work": os.path.relpath(work.folder, out) if is_here else str(work.folder),
+        "entries": {w.lang: [work.relative(s) for s in w.shards] for w in languages},
+        "candidates": work.relative(work.candidates(languages)),
+        "kept": work.relative(work.kept(languages)),
+        "vectors": {w.lang: [work.relative(e) for e in w.encoded] for w in languages},
+    }
+
+# %% ../../nbs/38_mine.pipeline.ipynb #7a5c0f0e
+def discover(
+    work: Work, languages: list[Language], workers: Workers
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    "Stage 2 as far as it is not done, and the selection: entries, groups, points."
+    collected = [collect_stage_one(w, work.langs, work.params) for w in languages]
+    entries = pd.concat(collected, ignore_index=True)
+    kept = work.kept(languages)
+    if not is_complete(kept):
+        run_task(Task(kept, stack_kept, (languages,)))
+    beside = []
+    if work.params.counterparts == "drop":
+        beside = [Task(work.folder / "cells" / kept.name, fit_cells, (kept,))]
+    repeats = group_repeatedly(work, languages, entries, workers, beside)
+    vectors = np.load(fetch_local(work.candidates(languages)), mmap_mode="r")
+    test = parallel_counterpart_tester(work, languages, entries, workers)
+    with threadpool_limits(1):
+        return select_points(entries, vectors, repeats, work.params.rule, test)
+
+
+def write_run(
+    out: Path | UPath,
+    languages: list[Language],
+    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],  # from discover
+) -> None:
+    "The three tables of the run folder."
+    entries, groups, points = tables
+    per_lang = {column: "int32" for column in groups if column.startswith("n_")}
+    write_entries(out / "entries.parquet", languages, entries)
+    write_table(out / "groups.parquet", groups, TABLES["groups"] | per_lang)
+    write_points(out / "culture_points.parquet", languages, entries, points)
 
 # %% ../../nbs/38_mine.pipeline.ipynb #1e00658d
 def mine_corpus(
@@ -997,304 +1163,54 @@ def mine_corpus(
     quiet: bool = True,  # no progress
     backend: str = "loky",  # who runs the tasks: loky, ray or dask
     address: str | None = None,  # of a Ray or Dask cluster
-    # a run folder whose work is shared; out itself when left out
-    work: str | Path | UPath | None = None,
-) -> pd.DataFrame:  # the culture points
+    work: str
+    | Path
+    | UPath
+    | None = None,  # a run whose work is shared; out itself when left out
+) -> pd.DataFrame:  # the culture points, as culture_points.parquet has them
     """C-Mining, Algorithm 1: a corpus folder becomes a run folder.
 
-    Raises CorpusError when there is no corpus, RunError for a run folder that cannot be
-    used or needs more than there is.
-    """
+    Raises `CorpusError` when there is no corpus, `RunError` for a run folder that cannot be used
+    or needs more than there is."""
+    start = time.perf_counter()
     out = as_path(out)
     params = params or Params()
     log = RunLog(quiet)
-    start = time.perf_counter()
     files = corpus_files(as_path(corpus))
-    place = open_run(out)
-    shared = open_run(as_path(work)) if work else None
+    own_work = open_run(out)
+    folder = open_run(as_path(work)) if work else own_work
+    prepare = partial(warm_up, params.encoder)
     try:
         with scratch_folder(), log.watching():
-            points = mine_files(
-                corpus,
-                files,
-                out,
-                shared or place,
-                params,
-                (backend, jobs, address),
-                log,
-                start,
+            with start_engine(backend, jobs, address, prepare) as n_jobs:
+                needs = plan_run(files, params, n_jobs)
+                log.say(
+                    plan_text(corpus, needs, cached_encoder(params.encoder).name, n_jobs)
+                )
+                check_plan(needs, out)
+                digests = {
+                    file: file_digest(file) for same in files.values() for file in same
+                }
+                run = Work(folder, files, digests, params)
+                workers = Workers(n_jobs, log)
+                languages = run_stage_one(run, workers)
+                discovering = time.perf_counter() - log.seconds()
+                tables = discover(run, languages, workers)
+            write_run(out, languages, tables)
+            control = control_run(run, languages)
+            log.finish(
+                "discover", 1, 0, time.perf_counter() - discovering - log.seconds()
             )
+            if control["warning"]:
+                log.say(f"Careful: {control['warning']}")
+            record = input_record(corpus, run) | count_record(out, languages)
+            record |= {"control": control}
+            record |= run_record(needs, workers, time.perf_counter() - start)
+            record |= work_record(run, out, languages)
+            write_json(out / "run.json", record)
+            points = read_run(out, "culture_points")
     except OSError as e:
         raise disk_full_error(e, out / "work") from e
     if clean:
-        remove_path(place)
+        remove_path(own_work)
     return points
-
-# %% ../../nbs/38_mine.pipeline.ipynb #7a5c0f0e
-def tasks_of(
-    corpus: str | Path | UPath,
-    files: dict[str, list[Path | UPath]],
-    out: Path | UPath,
-    work: Path | UPath,
-    params: Params,
-    jobs: int,
-    log: RunLog,
-) -> tuple[
-    dict[str, Any],
-    dict[Path | UPath, str],
-    list[Language],
-    pd.DataFrame,
-    Path | UPath,
-    Path | UPath,
-    Path | UPath,
-    list[np.ndarray],
-]:
-    """The steps up to the groups: the plan, the files' digests, the languages, all
-    entries after Stage 1, all kept vectors, the centres of their cells, the
-    candidates' vectors, their groups.
-    """
-    needs = plan_run(files, params, jobs)
-    log.say(
-        f"{corpus}: about {sum(needs['entries'].values()):,} entries in {len(files)}"
-        f" languages ({', '.join(sorted(files))}). Encoder:"
-        f" {cached_encoder(params.encoder).name}.\nThe run needs about"
-        f" {needs['disk_bytes'] / 1e6:,.0f} MB of disk,"
-        f" {needs['memory_bytes'] / 1e6:,.0f} MB of memory and"
-        f" {format_duration(needs['seconds'])} in {jobs}"
-        f" process{'es' if jobs > 1 else ''}."
-    )
-    check_plan(needs, out)
-    digests = {f: file_digest(f) for same in files.values() for f in same}
-    languages = run_stage_one(files, digests, work, params, jobs, log)
-
-    entries = pd.concat(
-        [collect_stage_one(w, sorted(files), params) for w in languages],
-        ignore_index=True,
-    )
-    kept = (
-        work
-        / "kept"
-        / f"{digest([e.relative_to(work).as_posix() for w in languages for e in w.encoded])}.npy"
-    )
-    if not is_complete(kept):
-        run_task(Task(kept, stack_kept, (languages,)))
-    centers = work / "cells" / kept.name
-    cells = [Task(centers, fit_cells, (kept,))] if params.counterparts == "drop" else []
-    vectors, repeats = group_repeatedly(
-        languages, entries, work, params, jobs, log, cells
-    )
-    return needs, digests, languages, entries, kept, centers, vectors, repeats
-
-# %% ../../nbs/38_mine.pipeline.ipynb #5bcd4ddd
-def mine_files(
-    corpus: str | Path | UPath,
-    files: dict[str, list[Path | UPath]],
-    out: Path | UPath,
-    work: Path | UPath,
-    params: Params,
-    by: tuple[str, int | None, str | None],  # backend, jobs, address
-    log: RunLog,
-    start: float,
-) -> pd.DataFrame:
-    "The steps of mine, once it is clear what, where and by whom."
-    with start_engine(*by, partial(warm_up, params.encoder)) as jobs:
-        needs, digests, languages, entries, kept, centers, vectors, repeats = tasks_of(
-            corpus, files, out, work, params, jobs, log
-        )
-        begin = time.perf_counter() - log.seconds()
-        with threadpool_limits(1):
-            test = parallel_counterpart_tester(
-                kept, centers, languages, entries, jobs, log
-            )
-            entries, groups, points = select_points(
-                entries,
-                np.load(fetch_local(vectors), mmap_mode="r"),
-                repeats,
-                params,
-                test,
-            )
-    write_entries(out / "entries.parquet", languages, entries)
-    write_table(
-        out / "groups.parquet",
-        groups,
-        TABLES["groups"] | {c: "int32" for c in groups if c.startswith("n_")},
-    )
-    write_points(out / "culture_points.parquet", languages, entries, points)
-    control = control_run(languages, vectors, params)
-    log.finish("discover", 1, 0, time.perf_counter() - begin - log.seconds())
-    if control["warning"]:
-        log.say(f"Careful: {control['warning']}")
-    write_json(
-        out / "run.json",
-        make_record(
-            corpus,
-            files,
-            digests,
-            languages,
-            out,
-            work,
-            needs,
-            vectors,
-            kept,
-            control,
-            params,
-            jobs,
-            log,
-            time.perf_counter() - start,
-        ),
-    )
-    return read_run(out, "culture_points")
-
-# %% ../../nbs/38_mine.pipeline.ipynb #8d97e7b7
-def control_run(
-    languages: list[Language],
-    vectors: Path | UPath,  # of the candidates
-    params: Params,
-) -> dict[str, Any]:  # from encoder_control
-    "The encoder control of a run."
-    offsets = (
-        {}
-        if params.projection == "none"
-        else {
-            w.lang: np.load(
-                fetch_local(
-                    vectors.parent.parent / "offsets" / f"{w.lang}-{vectors.name}"
-                )
-            )
-            for w in languages
-        }
-    )
-    return encoder_control(
-        cached_encoder(params.encoder),
-        [w.lang for w in languages],
-        lambda x, lang: project(x, lang, params.projection, offsets),
-        tau=params.tau,
-        theta=params.theta,
-        seed=params.seed,
-    )
-
-# %% ../../nbs/38_mine.pipeline.ipynb #23cc8746
-def format_duration(seconds: float) -> str:
-    "A duration for people."
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else (
-            f"{seconds / 60:.0f} minutes"
-            if seconds < 5400
-            else f"{seconds / 3600:.1f} hours"
-        )
-    )
-
-# %% ../../nbs/38_mine.pipeline.ipynb #ce4e83c5
-def make_record(
-    corpus: str | Path | UPath,
-    files: dict[str, list[Path | UPath]],  # corpus files by language
-    digests: dict[Path | UPath, str],  # content of each file
-    languages: list[Language],
-    out: Path | UPath,  # where entries.parquet is
-    work: Path | UPath,
-    needs: dict[str, Any],  # from plan
-    vectors: Path | UPath,  # of the candidates
-    kept: Path | UPath,  # from keep_vectors
-    control: dict[str, Any],  # from control_of
-    params: Params,
-    jobs: int,
-    log: RunLog,
-    seconds: float,  # all in all
-) -> dict[str, Any]:
-    """What run.json says: enough to know what was done, with what, and to find the work
-    again.
-    """
-    encoder = cached_encoder(params.encoder)
-    packages = (
-        "numpy",
-        "pandas",
-        "pyarrow",
-        "scikit-learn",
-        "hdbscan",
-        "spacy",
-        "tokenizers",
-    )
-    stopped = (
-        pq.read_table(
-            fetch_local(out / "entries.parquet"), columns=["lang", "stage", "reason"]
-        )
-        .group_by(["lang", "stage", "reason"])
-        .aggregate([([], "count_all")])
-        .to_pandas()
-    )
-
-    def count(rows: pd.DataFrame, by: str) -> dict[str, dict[str, int]]:
-        return {
-            w.lang: {
-                k: int(v)
-                for k, v in (
-                    rows[rows["lang"] == w.lang].groupby(by)["count_all"].sum().items()
-                )
-            }
-            for w in languages
-        }
-
-    counts = count(stopped, "stage")
-    return {
-        "params": asdict(params),
-        "encoder": {
-            "name": encoder.name,
-            "dim": encoder.dim,
-            "fingerprint": encoder.fingerprint,
-        },
-        "corpus": {
-            "path": str(corpus),
-            "files": [
-                {
-                    "lang": lang,
-                    "name": f.name,
-                    "bytes": f.stat().st_size,
-                    "blake2b": digests[f],
-                }
-                for lang in sorted(files)
-                for f in files[lang]
-            ],
-        },
-        "counts": counts,
-        "pruned": count(stopped[stopped["stage"] == "pruned"], "reason"),
-        "skipped": dict(
-            sum(
-                (
-                    Counter(json.loads((w.shards[0].parent / "counts.json").read_text()))
-                    for w in languages
-                    if w.shards
-                ),
-                Counter(),
-            )
-        ),
-        "culture_points": sum(c.get("culture_point", 0) for c in counts.values()),
-        "control": control,
-        "plan": needs,
-        # of the bundled encoder, estimated from the first entries
-        "tokens": needs["tokens"],
-        "steps": log.steps,
-        "seconds": round(seconds, 2),
-        # of all processes together, looked at every second
-        "peak_memory_bytes": log.peak(jobs),
-        "jobs": jobs,
-        "versions": {
-            "cmining": __version__,
-            "python": platform.python_version(),
-            **{p: version(p) for p in packages},
-        },
-        "work": (
-            os.path.relpath(work, out)
-            if isinstance(work, Path) and isinstance(out, Path)
-            else str(work)
-        ),
-        "entries": {
-            w.lang: [s.relative_to(work).as_posix() for s in w.shards] for w in languages
-        },
-        "candidates": vectors.relative_to(work).as_posix(),
-        "kept": kept.relative_to(work).as_posix(),
-        "vectors": {
-            w.lang: [e.relative_to(work).as_posix() for e in w.encoded] for w in languages
-        },
-    }

@@ -18,9 +18,9 @@ __all__ = ['default_n_domains', 'dispersion', 'domain_quantile', 'is_dense', 'en
 def default_n_domains(
     n: int,  # entries of the language
 ) -> int:
-    """One domain for 100 entries, at most 100 (the authors' constant for a million);
-    beyond a million one for 10,000, since δ takes quadratic time in a domain.
-    """
+    """One domain for 100 entries, at most 100, the authors' constant for a million.
+
+    Beyond a million one for 10,000, since δ takes quadratic time in a domain."""
     return max(min(n // 100, 100), n // 10_000, 1)
 
 # %% ../../nbs/32_mine.refine.ipynb #c27865ac
@@ -63,7 +63,7 @@ def domain_quantile(
 def is_dense(
     delta: np.ndarray,  # dispersion, float [n]
     domain: np.ndarray,  # int [n]
-    quantile: float = 0.5,  # 0.5 is the paper's median
+    quantile: float,  # 0.5 is the paper's median
 ) -> np.ndarray:  # bool [n]
     "Which entries have a dispersion strictly below their domain's quantile."
     return np.asarray(delta, np.float64) < domain_quantile(delta, domain, quantile)
@@ -73,10 +73,9 @@ def entropy(
     paragraphs: np.ndarray,  # unit vectors of one entry's paragraphs, float [n, d]
     kind: str = "normalized",  # "paper" is Eq. 3; "normalized" divides it by ln n
 ) -> float:
-    """Mean row entropy of the paragraph similarities, Eq.
+    """Mean row entropy of the paragraph similarities, Eq. 2-3.
 
-    2-3, in nats (paper) or as a share of its maximum (normalized).
-    """
+    In nats (paper), or as a share of its maximum (normalized)."""
     if kind not in ("paper", "normalized"):
         raise ValueError(f'entropy is "paper" or "normalized", not {kind!r}')
     n = len(paragraphs)
@@ -94,7 +93,7 @@ def entropy(
 def is_coherent(
     h: np.ndarray,  # entropy of the entries that survived density, float [n]
     domain: np.ndarray,  # int [n]
-    keep: float = 0.2,  # share kept, the ones with the highest entropy
+    keep: float,  # share kept, the ones with the highest entropy
 ) -> np.ndarray:  # bool [n]
     "Which entries have an entropy at or above their domain's (1 - keep) quantile."
     return np.asarray(h, np.float64) >= domain_quantile(h, domain, 1 - keep)

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 # %% auto #0
 __all__ = ['MAPPED_ROWS', 'FIT_ROWS', 'START_ROWS', 'sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans',
-           'cell_centers']
+           'Cells', 'default_n_cells', 'cell_centers', 'make_cells', 'nearest_by_lang']
 
 # %% ../../nbs/31_mine.vectors.ipynb #f2c192e9
 def sample_rows(
@@ -26,34 +28,31 @@ def sample_rows(
     return np.sort(np.random.default_rng(seed).choice(n, n_sample, replace=False))
 
 # %% ../../nbs/31_mine.vectors.ipynb #1e7600a1
-MAPPED_ROWS = 65_536  # rows of a memory map that are mapped at a time
+MAPPED_ROWS = 65_536  # rows of the file in one part
 
 
 def take_rows(
     vectors: np.ndarray,  # float16 or float32 [n, d], may be a memory map
-    # row numbers in any order, int [m]; or bool [n]; or a slice
-    rows: np.ndarray | slice,
+    rows: np.ndarray
+    | slice,  # row numbers in any order, int [m]; or bool [n]; or a slice
 ) -> np.ndarray:  # float32 [m, d]
-    """Some rows, in memory; the pages of a memory map are given back, and read again when
-    they are needed.
-    """
-    if not (isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")):
+    "Copy some rows; pages of a memory map that were touched are given back to the system."
+    is_mapped = isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")
+    if not is_mapped:
         return np.asarray(vectors[rows], np.float32)
     if isinstance(rows, slice):
         rows = np.arange(*rows.indices(len(vectors)))
     elif rows.dtype == bool:
         rows = np.flatnonzero(rows)
-    x = np.empty((len(rows), vectors.shape[1]), np.float32)
-    order = np.argsort(rows, kind="stable")
-    for stretch in np.split(
-        order,
-        np.searchsorted(rows[order], np.arange(MAPPED_ROWS, len(vectors), MAPPED_ROWS)),
-    ):
-        if not len(stretch):
-            continue
-        x[stretch] = vectors[rows[stretch]]
-        vectors.base.madvise(mmap.MADV_DONTNEED)
-    return x
+    copied = np.empty((len(rows), vectors.shape[1]), np.float32)
+    in_file_order = np.argsort(rows, kind="stable")
+    part_ends = np.arange(MAPPED_ROWS, len(vectors), MAPPED_ROWS)
+    cuts = np.searchsorted(rows[in_file_order], part_ends)
+    for places in np.split(in_file_order, cuts):
+        if len(places):
+            copied[places] = vectors[rows[places]]
+            vectors.base.madvise(mmap.MADV_DONTNEED)
+    return copied
 
 # %% ../../nbs/31_mine.vectors.ipynb #4d6fc473
 def nearest_center(
@@ -64,45 +63,45 @@ def nearest_center(
     "The number of the nearest centre of each vector."
     half_norms = 0.5 * (centers**2).sum(1)
     labels = np.empty(len(vectors), np.int32)
-    for i in range(0, len(vectors), block):
-        x = take_rows(vectors, slice(i, i + block))
-        labels[i : i + block] = (x @ centers.T - half_norms).argmax(1)
+    for start in range(0, len(vectors), block):
+        x = take_rows(vectors, slice(start, start + block))
+        labels[start : start + block] = (x @ centers.T - half_norms).argmax(1)
     return labels
 
 # %% ../../nbs/31_mine.vectors.ipynb #c53ecb90
 FIT_ROWS = 65_536  # points that centres are fitted on, and 256 for each of them, at most
-# points that k-means++ chooses the first centres from, and 10 for each of them, at least
-START_ROWS = 10_000
+START_ROWS = (
+    10_000  # points that the start is chosen from, and 10 for each centre, at least
+)
+
+
+def _starting_centers(sample: np.ndarray, k: int, seed: int) -> np.ndarray | str:
+    "The first centres by k-means++ on a part of the sample, or the word for all of it."
+    start = sample[sample_rows(len(sample), max(START_ROWS, 10 * k), seed)]
+    if len(start) == len(sample):
+        return "k-means++"
+    # float64 is faster here: of float32 points scikit-learn makes a copy in float64 for
+    # every centre.
+    centers, _ = kmeans_plusplus(start.astype(np.float64), k, random_state=seed)
+    return centers.astype(np.float32)
 
 
 def fit_centers(
     vectors: np.ndarray,  # float16 or float32 [n, d], n at least 1; may be a memory map
     k: int,  # centres; never more than there are vectors
     seed: int = 0,
-    rows: int = FIT_ROWS,
+    rows: int = FIT_ROWS,  # points to fit on
 ) -> np.ndarray:  # float32 [k, d]
     """The centres of K-Means on a sample.
 
-    The same bytes on one thread for the same input and seed.
-    """
+    The same bytes on one thread for the same input and seed."""
     k = min(k, len(vectors))
-    x = take_rows(vectors, sample_rows(len(vectors), min(256 * k, max(rows, k)), seed))
-    start = x[sample_rows(len(x), max(START_ROWS, 10 * k), seed)]
-    # float64 is faster here: of float32 points scikit-learn makes a copy in float64 for
-    # every centre.
-    init = (
-        "k-means++"
-        if len(start) == len(x)
-        else kmeans_plusplus(start.astype(np.float64), k, random_state=seed)[0].astype(
-            np.float32
-        )
-    )
+    n_sample = min(256 * k, max(rows, k))
+    sample = take_rows(vectors, sample_rows(len(vectors), n_sample, seed))
+    init = _starting_centers(sample, k, seed)
     # After 25 rounds the inertia is within a thousandth of where it ends.
-    return (
-        KMeans(k, init=init, n_init=1, max_iter=25, random_state=seed)
-        .fit(x)
-        .cluster_centers_
-    )
+    fitted = KMeans(k, init=init, n_init=1, max_iter=25, random_state=seed).fit(sample)
+    return fitted.cluster_centers_
 
 
 def kmeans(
@@ -113,40 +112,125 @@ def kmeans(
 ) -> np.ndarray:  # cluster of each vector, int32 [n], numbered 0 to k-1
     """K-Means fitted on a sample, applied to all.
 
-    The same bytes on one thread for the same input and seed.
-    """
-    return (
-        nearest_center(vectors, fit_centers(vectors, k, seed, rows))
-        if len(vectors)
-        else np.empty(0, np.int32)
-    )
+    The same bytes on one thread for the same input and seed."""
+    if not len(vectors):
+        return np.empty(0, np.int32)
+    return nearest_center(vectors, fit_centers(vectors, k, seed, rows))
 
 # %% ../../nbs/31_mine.vectors.ipynb #7c0de411
+class Cells(NamedTuple):
+    "An inverted file: in which cell each vector lies."
+
+    centers: np.ndarray  # float32 [cells, d]
+    cell: np.ndarray  # int [n], the nearest centre of each vector
+
+
+def default_n_cells(n: int) -> int:
+    "One cell up to 50,000 vectors, then one for 1,000, at most 4,096."
+    return 1 if n <= 50_000 else min(n // 1000, 4096)
+
+
 def cell_centers(
     vectors: np.ndarray,  # unit length, float16 or float32 [n, d], may be a memory map
-    # one up to 50,000 vectors, then one for 1,000, at most 4,096, when left out
-    n_cells: int | None = None,
+    n_cells: int | None = None,  # default_n_cells when left out
 ) -> np.ndarray:  # float32 [n_cells, d]
-    "The centres of the cells of an inverted file."
-    n_cells = n_cells or (
-        1 if len(vectors) <= 50_000 else min(len(vectors) // 1000, 4096)
-    )
-    return (
-        fit_centers(vectors, n_cells)
-        if n_cells > 1
-        else np.zeros((1, vectors.shape[1]), np.float32)
-    )
+    "The centres of the cells."
+    n_cells = n_cells or default_n_cells(len(vectors))
+    if n_cells == 1:
+        return np.zeros((1, vectors.shape[1]), np.float32)
+    return fit_centers(vectors, n_cells)
+
+
+def make_cells(
+    vectors: np.ndarray,  # unit length, float16 or float32 [n, d], may be a memory map
+    n_cells: int | None = None,  # default_n_cells when left out
+) -> Cells:
+    "Cut the space into cells."
+    centers = cell_centers(vectors, n_cells)
+    return Cells(centers, nearest_center(vectors, centers))
 
 # %% ../../nbs/31_mine.vectors.ipynb #c0ffee01
 def nearest_cells(
-    vectors: np.ndarray, asked: np.ndarray, centers: np.ndarray, k: int, block: int = 8192
-) -> np.ndarray:
-    "The k nearest centres of some rows, int [a, k]."
+    vectors: np.ndarray,  # float16 or float32 [n, d], may be a memory map
+    asked: np.ndarray,  # rows, int [a]
+    centers: np.ndarray,  # float32 [cells, d]
+    k: int,
+    block: int = 8192,  # rows that are float32 at a time
+) -> np.ndarray:  # int32 [a, k], in no order
+    "The k cells that each of some rows is nearest to."
     if k == len(centers):
         return np.tile(np.arange(k), (len(asked), 1))
     half_norms = 0.5 * (centers**2).sum(1)
-    found = np.empty((len(asked), k), np.int32)
-    for i in range(0, len(asked), block):
-        near = half_norms - take_rows(vectors, asked[i : i + block]) @ centers.T
-        found[i : i + block] = np.argpartition(near, k - 1, axis=1)[:, :k]
-    return found
+    nearest = np.empty((len(asked), k), np.int32)
+    for start in range(0, len(asked), block):
+        x = take_rows(vectors, asked[start : start + block])
+        distance = half_norms - x @ centers.T
+        nearest[start : start + block] = np.argpartition(distance, k - 1, axis=1)[:, :k]
+    return nearest
+
+
+def visitors_by_cell(
+    visits: np.ndarray,  # cells that each of those who ask looks into, int [a, k]
+    n_cells: int,
+) -> list[np.ndarray]:  # for each cell: numbers from 0 to a - 1
+    "Who looks into which cell."
+    cell_of_visit = visits.ravel()
+    visitor = np.argsort(cell_of_visit, kind="stable") // visits.shape[1]
+    ends = np.cumsum(np.bincount(cell_of_visit, minlength=n_cells))
+    return np.split(visitor, ends[:-1])
+
+
+def blocks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    "Consecutive pieces of an array."
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+# %% ../../nbs/31_mine.vectors.ipynb #3d810a5c
+def hide_itself(
+    cosine: np.ndarray,  # float32 [s, m], changed in place
+    own_column: np.ndarray,  # int [s]; outside 0 … m - 1 where the entry is no member
+) -> None:
+    "An entry is not its own neighbour."
+    rows = np.flatnonzero((own_column >= 0) & (own_column < cosine.shape[1]))
+    cosine[rows, own_column[rows]] = -np.inf
+
+
+def keep_best(
+    best: np.ndarray,  # float32 [a, languages], changed in place
+    rows: np.ndarray,  # rows of best, int [s]
+    cosine: np.ndarray,  # float32 [s, m]
+    code: np.ndarray,  # ascending language numbers of the columns, int [m]
+) -> None:
+    "Raise the best of each language to that of these columns."
+    first_columns = np.flatnonzero(np.diff(code, prepend=-1))
+    of_columns = np.maximum.reduceat(cosine, first_columns, axis=1)
+    there = np.ix_(rows, code[first_columns])
+    best[there] = np.maximum(best[there], of_columns)
+
+# %% ../../nbs/31_mine.vectors.ipynb #ad837903
+def nearest_by_lang(
+    asked: np.ndarray,  # rows of the entries asked about, int [a]
+    vectors: np.ndarray,  # unit length, float16 or float32 [n, d], may be a memory map
+    code: np.ndarray,  # number of each vector's language, int [n]
+    cells: Cells,
+    probes: int = 8,  # cells that an entry looks into
+    block: int = 2048,  # entries on either side of a product
+) -> (
+    np.ndarray
+):  # float32 [a, languages]; -inf where no cell that was looked into has an entry
+    "Cosine of some entries to the nearest other entry in each language."
+    n_cells = len(cells.centers)
+    visits = nearest_cells(vectors, asked, cells.centers, min(probes, n_cells))
+    by_cell_and_lang = np.lexsort((code, cells.cell))
+    ends = np.searchsorted(cells.cell[by_cell_and_lang], np.arange(n_cells + 1))
+    place = np.argsort(by_cell_and_lang)
+    best = np.full((len(asked), code.max(initial=-1) + 1), -np.inf, np.float32)
+    for start, end, visitors in zip(ends, ends[1:], visitors_by_cell(visits, n_cells)):
+        for some in blocks(visitors, block):
+            x = take_rows(vectors, asked[some])
+            for first in range(start, end, block):
+                members = by_cell_and_lang[first : min(first + block, end)]
+                cosine = x @ take_rows(vectors, members).T
+                hide_itself(cosine, place[asked[some]] - first)
+                keep_best(best, some, cosine, code[members])
+    return best
