@@ -5,6 +5,7 @@
 # make bench  measure speed and memory into reports/bench
 # make report regenerate reports/sample, the example report
 # make lab    open the notebooks in JupyterLab
+# make format notebooks and tests in one style, the library exported from them
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mine test docs bench report lab readme clean
+.PHONY: help setup mine test docs bench report lab format readme clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -36,7 +37,7 @@ $(VENV)/.test: $(VENV)/.base constraints.txt
 
 setup: $(VENV)/.test
 	@$(BIN)/nbdev_install_hooks
-	@echo "Ready. Edit nbs/*.ipynb, then: $(BIN)/nbdev_export && $(BIN)/nbdev_clean && make test"
+	@echo "Ready. Edit nbs/*.ipynb, then: make format && make test"
 
 mine: $(VENV)/.base
 	@$(BIN)/cmining mine data/sample --out runs/sample
@@ -63,6 +64,13 @@ report: $(VENV)/.test
 
 lab: $(VENV)/.test
 	@$(BIN)/jupyter lab nbs
+
+# Sort imports, one statement a line, 90 characters; then what follows from the notebooks.
+format: $(VENV)/.test
+	@$(BIN)/ruff check --quiet --select I --fix nbs tests
+	@$(BIN)/ruff format --quiet nbs tests
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
 
 # README.md is the text of nbs/index.ipynb.
 readme: $(VENV)/.test
