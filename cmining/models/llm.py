@@ -286,12 +286,12 @@ JSON_TYPES = {
 
 
 def has_type(value: Any, types: Sequence[str]) -> bool:
-    "Whether a value is of one of these JSON types; a type that is unknown allows all."
+    "Whether a value is of one of these JSON types; an unknown type allows any value."
     if isinstance(value, bool):  # an int in Python, but not in JSON
         return "boolean" in types
     return any(isinstance(value, JSON_TYPES.get(name, object)) for name in types)
 
-
+# %% ../../nbs/11_models.llm.ipynb #5a7151bf
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
     "Whether a value has the shape that a JSON schema asks for."
     types = schema.get("type", [])
@@ -670,7 +670,7 @@ class Outcome(NamedTuple):
         "Whether the server gave an answer, which is paid for and not asked again."
         return self.failure is None and self.reply.error != BUDGET_SPENT
 
-
+# %% ../../nbs/11_models.llm.ipynb #cb0f9877
 def has_answer(completion: Any) -> bool:
     "Whether the server's JSON is a chat completion with a message in it."
     choices = completion.get("choices") if isinstance(completion, dict) else None
@@ -807,7 +807,7 @@ class Session:
                 return
             await asyncio.sleep(min(left, 0.1))
 
-
+# %% ../../nbs/11_models.llm.ipynb #ae83c279
 def open_session(
     endpoint: Endpoint,
     journal: Journal,
@@ -888,7 +888,7 @@ async def wait_for_turn(session: Session, tokens: int) -> None:
 def correct_parameter(
     session: Session, failure: RequestFailed, body: dict[str, Any]
 ) -> None:
-    "If the server refuses a parameter of this request, word all further ones otherwise."
+    "Rename a parameter that the server refuses, or leave it out, from now on."
     name = failure.param
     if failure.status == 400 and name in PARAM_FALLBACKS and name in body:
         session.modes["params"][name] = PARAM_FALLBACKS[name]
@@ -896,6 +896,15 @@ def correct_parameter(
         failure.corrected = True
 
 
+async def wait_to_retry(session: Session, failure: RequestFailed, attempt: int) -> None:
+    "Wait after a failed attempt; if the server says how long, all requests wait."
+    seconds = backoff(attempt)
+    if failure.wait is not None:
+        session.limiter.pause(time.monotonic() + failure.wait)
+        seconds = failure.wait * random.uniform(1, 1.1)
+    await session.sleep_until(time.monotonic() + seconds)
+
+# %% ../../nbs/11_models.llm.ipynb #735cb1c8
 async def attempt_request(
     session: Session,
     prompt: Prompt,
@@ -919,15 +928,6 @@ async def attempt_request(
         raise
     finally:
         session.budget.settle(reserved, spent)
-
-
-async def wait_to_retry(session: Session, failure: RequestFailed, attempt: int) -> None:
-    "Wait after a failed attempt; if the server says how long, all requests wait."
-    seconds = backoff(attempt)
-    if failure.wait is not None:
-        session.limiter.pause(time.monotonic() + failure.wait)
-        seconds = failure.wait * random.uniform(1, 1.1)
-    await session.sleep_until(time.monotonic() + seconds)
 
 # %% ../../nbs/11_models.llm.ipynb #0b6bcf94
 async def complete_with_retries(
@@ -1075,6 +1075,12 @@ async def answer_prompt(session: Session, prompt: Prompt) -> Reply:
     count_unanswered(session, outcome.failure)
     return reply
 
+# %% ../../nbs/11_models.llm.ipynb #ee84c076
+def check_question(key: str, digest: str, other: str) -> None:
+    "A RunError when two prompts with the same key have different digests."
+    if digest != other:
+        raise RunError(f"two prompts ask different things under the key {key!r}")
+
 # %% ../../nbs/11_models.llm.ipynb #5c7fd2ba
 WINDOW = 10_000  # replies that may wait for an earlier one, or for the caller
 
@@ -1086,12 +1092,6 @@ class InFlight:
     slots: asyncio.Semaphore  # a request may start when one is free
     futures: dict[str, tuple[str, Future[Reply]]] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-
-def check_question(key: str, digest: str, other: str) -> None:
-    "A RunError when two prompts with the same key have different digests."
-    if digest != other:
-        raise RunError(f"two prompts ask different things under the key {key!r}")
 
 
 def give_up(session: Session, error: BaseException) -> None:
@@ -1116,7 +1116,7 @@ async def fill_future(
         in_flight.slots.release()
         del in_flight.futures[prompt.key]
 
-
+# %% ../../nbs/11_models.llm.ipynb #d8124960
 async def future_reply(
     session: Session, in_flight: InFlight, prompt: Prompt
 ) -> Future[Reply]:
@@ -1141,7 +1141,7 @@ async def future_reply(
     task.add_done_callback(in_flight.tasks.discard)
     return future
 
-
+# %% ../../nbs/11_models.llm.ipynb #0240902e
 async def ask_all(
     session: Session,
     prompts: Iterable[Prompt],
@@ -1361,7 +1361,7 @@ class BatchSession:
         factor = self.price["batch"]
         return {"in": self.price["in"] * factor, "out": self.price["out"] * factor}
 
-
+# %% ../../nbs/11_models.llm.ipynb #639c5461
 def find_batch(client: Any, file: Path) -> str | None:
     "The id of the batch of a file, if an earlier process has submitted it."
     for batch in client.batches.list(limit=100):
@@ -1386,7 +1386,7 @@ def submit_batch(session: BatchSession, file: Path) -> str:
     )
     return batch.id
 
-
+# %% ../../nbs/11_models.llm.ipynb #acb79afa
 def record_batch(file: Path, batch: str, collected: bool = False) -> dict[str, Any]:
     "Remember the batch of a file, and whether its answers are in the journal."
     record = {"batch": batch, "collected": collected}
@@ -1439,7 +1439,7 @@ def batch_line(
     )
     return BatchLine(json_line(request), json_line(context._asdict()))
 
-
+# %% ../../nbs/11_models.llm.ipynb #67045ce4
 def mode_and_params(
     session: BatchSession, prompt: Prompt
 ) -> tuple[str | None, dict[str, Any]]:
@@ -1454,7 +1454,7 @@ def mode_and_params(
 
     return run_in_thread(find())
 
-
+# %% ../../nbs/11_models.llm.ipynb #33acafe0
 def batch_requests(
     session: BatchSession, prompts: Iterable[Prompt]
 ) -> Iterator[BatchLine]:
@@ -1527,7 +1527,7 @@ def no_answer_reason(batch: Any) -> str:
     messages = error_line("; ".join(str(error.message) for error in errors))
     return f"the batch {batch.status} without an answer {messages}".strip()
 
-
+# %% ../../nbs/11_models.llm.ipynb #3e6c5a04
 def add_result(
     session: BatchSession, context: BatchContext, result: dict[str, Any]
 ) -> None:
