@@ -1,6 +1,7 @@
-"""Requests a second and memory of `cmining.models.llm.ask` against a local server that answers at once: python tests/bench_llm.py [N].
+"""Requests a second and memory of `ask`: python tests/bench_llm.py [N].
 
-The server has a process of its own. Beside it the bare `openai` client on the same server, which writes nothing down.
+Against a local server that answers at once, in a process of its own. Beside it the bare
+`openai` client on the same server, which writes nothing down.
 """
 
 import asyncio

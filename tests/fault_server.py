@@ -1,10 +1,13 @@
-"""An OpenAI-compatible server that fails on purpose, for tests: `python tests/fault_server.py --faults 0.2` prints its port.
+"""An OpenAI-compatible server that fails on purpose, for tests.
 
-It answers any chat request with an object made to fit the request's JSON schema (or what `--answer file.py:function`
-returns for the request's body), and a share of requests with one of FAULTS instead. Which ones is decided by the seed, the
-prompt, and how often it was seen: the same run meets the same faults. GET /stats tells what it has seen; a request
-counts as `taken` when the client has used the connection again after the answer, and so has read it to its end. POST
-/stats changes settings. Batch files are served as well. Only 127.0.0.1, nothing but the standard library.
+`python tests/fault_server.py --faults 0.2` prints its port. It answers any chat request
+with an object made to fit the request's JSON schema (or what `--answer file.py:function`
+returns for the request's body), and a share of requests with one of FAULTS instead. Which
+ones is decided by the seed, the prompt, and how often it was seen: the same run meets the
+same faults. GET /stats tells what it has seen; a request counts as `taken` when the
+client has used the connection again after the answer, and so has read it to its end. POST
+/stats changes settings. Batch files are served as well. Only 127.0.0.1, nothing but the
+standard library.
 """
 
 from __future__ import annotations
@@ -62,28 +65,22 @@ def fill(schema: dict[str, Any], rng: random.Random) -> Any:
 
 
 def spoil(value: Any, fault: str) -> Any:
-    """The same object with another language in its strings, or with a letter that was no
-    option.
-    """
+    "The object with another language in its strings, or a letter that was no option."
     if isinstance(value, dict):
         return {k: spoil(v, fault) for k, v in value.items()}
     if isinstance(value, list):
         return [spoil(v, fault) for v in value]
     if not isinstance(value, str):
         return value
-    return (
-        "Q"
-        if fault == "wrong" and len(value) == 1
-        else FOREIGN
-        if fault == "language" and len(value) > 1
-        else value
-    )
+    if fault == "wrong" and len(value) == 1:
+        return "Q"
+    if fault == "language" and len(value) > 1:
+        return FOREIGN
+    return value
 
 
 def schema_of(body: dict[str, Any]) -> dict[str, Any]:
-    """The schema a request asks for, by response_format or in the words of its last
-    message.
-    """
+    "The schema a request asks for, by response_format or in its last message."
     form = body.get("response_format") or {}
     if form.get("type") == "json_schema":
         return form["json_schema"]["schema"]
@@ -140,13 +137,9 @@ class State:
     def refuses(self, body: dict[str, Any]) -> int:
         "The HTTP status for a response_format that is not supported."
         form = (body.get("response_format") or {}).get("type")
-        return (
-            0
-            if form is None
-            or form in self.options.supports.split(",")
-            or self.options.unsupported == 0
-            else self.options.unsupported
-        )
+        if form is None or form in self.options.supports.split(","):
+            return 0
+        return self.options.unsupported
 
     def completion(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
         text = self.answer(body)
@@ -204,6 +197,37 @@ def error(status: int, message: str, extra: str = "", **more: Any) -> bytes:
     )
 
 
+def answer_page(
+    state: State, body: dict[str, Any], headers: dict[str, str], fault: str | None
+) -> bytes:
+    "The page for a chat request: an answer, or an error by the options or the fault."
+    o = state.options
+    if o.echo_key:
+        return error(400, f"bad header {headers.get('authorization')}")
+    if o.refuse:
+        status, code, *lines = o.refuse
+        extra = "".join(f"{line}\r\n" for line in lines)
+        return error(status, "no", code=code, extra=extra)
+    if o.strict_params and "max_tokens" in body:
+        return error(
+            400,
+            "Unsupported parameter: use max_completion_tokens",
+            param="max_tokens",
+            code="unsupported_parameter",
+        )
+    if status := state.refuses(body):
+        return error(status, "response_format is not supported")
+    if fault == "429":
+        return error(429, "slow down", extra="retry-after: 0.05\r\n")
+    if fault == "500":
+        return error(500, "out of luck")
+    if fault == "html":
+        return page(200, b"<html><h1>Bad gateway</h1></html>", "text/html")
+    if fault == "garbage":
+        return page(200, b'{"id": "c", "choices": [{"me')
+    return page(200, state.completion(body, fault))
+
+
 async def chat(
     state: State,
     body: dict[str, Any],
@@ -212,64 +236,29 @@ async def chat(
     writer: asyncio.StreamWriter,
 ) -> str | None:
     "Answer one chat request. Returns the prompt if it was answered in full."
-    o = state.options
-    prompt = hashlib.blake2b(
-        json.dumps(body["messages"]).encode(), digest_size=8
-    ).hexdigest()
+    messages = json.dumps(body["messages"]).encode()
+    prompt = hashlib.blake2b(messages, digest_size=8).hexdigest()
     state.counts["again_taken"] += prompt in state.taken
     state.counts["again_sent"] += prompt in state.sent
     fault = state.choose(prompt)
     state.seen[prompt] += 1
     state.counts.update(["requests", f"fault_{fault}"])
-    if o.latency:
-        await asyncio.sleep(o.latency)
+    if state.options.latency:
+        await asyncio.sleep(state.options.latency)
     # the client has gone meanwhile: nobody to answer
     if reader.at_eof():
         raise ConnectionError
-    if o.echo_key:
-        fault = "401"
-        reply = error(400, f"bad header {headers.get('authorization')}")
-    elif o.refuse:
-        fault = str(o.refuse[0])
-        reply = error(
-            o.refuse[0],
-            "no",
-            code=o.refuse[1],
-            extra="".join(f"{line}\r\n" for line in o.refuse[2:]),
-        )
-    elif o.strict_params and "max_tokens" in body:
-        fault = "400"
-        reply = error(
-            400,
-            "Unsupported parameter: use max_completion_tokens",
-            param="max_tokens",
-            code="unsupported_parameter",
-        )
-    elif status := state.refuses(body):
-        fault = str(status)
-        reply = error(status, "response_format is not supported")
-    elif fault == "429":
-        reply = error(429, "slow down", extra="retry-after: 0.05\r\n")
-    elif fault == "500":
-        reply = error(500, "out of luck")
-    elif fault == "html":
-        reply = page(200, b"<html><h1>Bad gateway</h1></html>", "text/html")
-    elif fault == "garbage":
-        reply = page(200, b'{"id": "c", "choices": [{"me')
-    else:
-        reply = page(200, state.completion(body, fault))
-    if fault == "hang":
-        writer.write(reply[:40])
+    reply = answer_page(state, body, headers, fault)
+    answered = reply.startswith(b"HTTP/1.1 200")
+    if answered and fault in ("hang", "cut"):
+        writer.write(reply[:40] if fault == "hang" else reply[:-20])
         await writer.drain()
-        await asyncio.sleep(o.hang)
-        raise ConnectionError
-    if fault == "cut":
-        writer.write(reply[:-20])
-        await writer.drain()
+        if fault == "hang":
+            await asyncio.sleep(state.options.hang)
         raise ConnectionError
     writer.write(reply)
     await writer.drain()
-    if not reply.startswith(b"HTTP/1.1 200") or fault in ("html", "garbage"):
+    if not answered or fault in ("html", "garbage"):
         return None
     state.sent[prompt] += 1
     return prompt
@@ -277,45 +266,74 @@ async def chat(
 
 def run_batch(state: State, batch: dict[str, Any]) -> None:
     "Answer a batch, but for the share of requests that the option leaves out."
-    done = []
-    bad = []
+    answers = []
+    errors = []
     for line in state.files[batch["input_file_id"]].splitlines():
         request = json.loads(line)
-        if (
-            random.Random(f"{batch['id']} {request['custom_id']}").random()
-            < state.options.expire
-        ):
+        custom_id = request["custom_id"]
+        rng = random.Random(f"{batch['id']} {custom_id}")
+        if rng.random() < state.options.expire:
             continue
         if request["body"]["messages"][-1]["content"].startswith("bad"):
-            bad.append(
-                {
-                    "custom_id": request["custom_id"],
-                    "response": {
-                        "status_code": 400,
-                        "body": {"error": {"message": "bad request"}},
-                    },
-                    "error": None,
-                }
-            )
-            continue
-        state.counts["batch_answers"] += 1
-        done.append(
-            {
-                "custom_id": request["custom_id"],
-                "response": {
-                    "status_code": 200,
-                    "body": state.completion(request["body"], None),
-                },
-                "error": None,
-            }
-        )
-    for name, lines in (("output_file_id", done), ("error_file_id", bad)):
-        if lines:
+            body = {"error": {"message": "bad request"}}
+            errors.append(batch_result(custom_id, 400, body))
+        else:
+            state.counts["batch_answers"] += 1
+            body = state.completion(request["body"], None)
+            answers.append(batch_result(custom_id, 200, body))
+    for name, results in (("output_file_id", answers), ("error_file_id", errors)):
+        if results:
             batch[name] = f"file-{len(state.files)}"
-            state.files[batch[name]] = b"".join(
-                json.dumps(x).encode() + b"\n" for x in reversed(lines)
-            )
+            state.files[batch[name]] = b"".join(reversed(results))
     batch["status"] = "expired" if state.options.expire else "completed"
+
+
+def batch_result(custom_id: str, status: int, body: dict[str, Any]) -> bytes:
+    response = {"status_code": status, "body": body}
+    result = {"custom_id": custom_id, "response": response, "error": None}
+    return json.dumps(result).encode() + b"\n"
+
+
+def upload(state: State, headers: dict[str, str], data: bytes) -> bytes:
+    "Keep the file of a form."
+    head = f"content-type: {headers['content-type']}\r\n\r\n".encode()
+    parts = BytesParser().parsebytes(head + data).get_payload()
+    id = f"file-{len(state.files)}"
+    state.files[id] = next(p.get_payload(decode=True) for p in parts if p.get_filename())
+    return page(
+        200,
+        {
+            "id": id,
+            "object": "file",
+            "bytes": len(state.files[id]),
+            "created_at": 0,
+            "filename": "x",
+            "purpose": "batch",
+            "status": "processed",
+        },
+    )
+
+
+def make_batch(state: State, data: bytes) -> bytes:
+    "Take a batch, which is answered when it is looked at."
+    request = json.loads(data)
+    id = f"batch-{len(state.batches)}"
+    state.batches[id] = {
+        "id": id,
+        "object": "batch",
+        "created_at": 0,
+        "status": "in_progress",
+        "completion_window": "24h",
+        "endpoint": request["endpoint"],
+        "input_file_id": request["input_file_id"],
+        "metadata": request.get("metadata"),
+        "errors": None,
+        "output_file_id": None,
+        "error_file_id": None,
+    }
+    if state.options.lose_batch:
+        return error(500, "the batch was made, but you will not hear of it")
+    return page(200, state.batches[id])
 
 
 def manage(
@@ -328,51 +346,14 @@ def manage(
             vars(state.options).update(json.loads(data))
         return page(200, state.stats())
     if path == "/v1/files" and method == "POST":
-        form = BytesParser().parsebytes(
-            f"content-type: {headers['content-type']}\r\n\r\n".encode() + data
-        )
-        id = f"file-{len(state.files)}"
-        state.files[id] = next(
-            p.get_payload(decode=True) for p in form.get_payload() if p.get_filename()
-        )
-        return page(
-            200,
-            {
-                "id": id,
-                "object": "file",
-                "bytes": len(state.files[id]),
-                "created_at": 0,
-                "filename": "x",
-                "purpose": "batch",
-                "status": "processed",
-            },
-        )
+        return upload(state, headers, data)
     if path.startswith("/v1/files/"):
         return page(200, state.files[path.split("/")[3]], "application/octet-stream")
     if path == "/v1/batches" and method == "POST":
-        asked = json.loads(data)
-        id = f"batch-{len(state.batches)}"
-        state.batches[id] = {
-            "id": id,
-            "object": "batch",
-            "created_at": 0,
-            "status": "in_progress",
-            "completion_window": "24h",
-            "endpoint": asked["endpoint"],
-            "input_file_id": asked["input_file_id"],
-            "metadata": asked.get("metadata"),
-            "errors": None,
-            "output_file_id": None,
-            "error_file_id": None,
-        }
-        if state.options.lose_batch:
-            return error(500, "the batch was made, but you will not hear of it")
-        return page(200, state.batches[id])
+        return make_batch(state, data)
     if path == "/v1/batches":
-        return page(
-            200,
-            {"object": "list", "data": list(state.batches.values()), "has_more": False},
-        )
+        batches = list(state.batches.values())
+        return page(200, {"object": "list", "data": batches, "has_more": False})
     if path.startswith("/v1/batches/"):
         batch = state.batches[path.split("/")[3]]
         if batch["status"] == "in_progress":
@@ -505,17 +486,13 @@ class Server:
 @contextmanager
 def running(**options: Any) -> Iterator[Server]:
     "A fault server in a process of its own; options as on the command line."
-    said = [
-        x
-        for k, v in options.items()
-        for x in (
-            [f"--{k.replace('_', '-')}"]
-            if v is True
-            else [f"--{k.replace('_', '-')}", str(v)]
-        )
-    ]
+    flags = []
+    for name, value in options.items():
+        flags.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            flags.append(str(value))
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).resolve()), *said],
+        [sys.executable, str(Path(__file__).resolve()), *flags],
         stdout=subprocess.PIPE,
         text=True,
     )

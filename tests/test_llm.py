@@ -1,4 +1,7 @@
-"""Prompts against a server that fails on purpose: every one has a reply, none is paid for twice, killed or not."""
+"""Prompts against a server that fails on purpose.
+
+Every prompt has a reply and none is paid for twice, whether or not the client is killed.
+"""
 
 import json
 import multiprocessing
@@ -56,6 +59,11 @@ def prompts(n: int, **settings) -> list[Prompt]:
     ]
 
 
+def cost(prompt_tokens: int, completion_tokens: int) -> float:
+    "USD by PRICES, not in a batch."
+    return (prompt_tokens + 4 * completion_tokens) / 1e6
+
+
 def lines(journal: Path) -> list[dict]:
     return [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
 
@@ -111,22 +119,13 @@ def endpoint(server):
 @pytest.mark.parametrize("kind", fault_server.NO_ANSWER)
 def test_a_fault_without_an_answer_is_asked_again(server, endpoint, tmp_path, kind):
     server.stats(faults=0.5, kinds=kind, seed=kind)
-    replies = list(
-        ask(
-            prompts(8),
-            endpoint(max_attempts=20, timeout=0.5 if kind == "hang" else 10.0),
-            tmp_path / "j.jsonl",
-            prices=PRICES,
-        )
-    )
+    impatient = endpoint(max_attempts=20, timeout=0.5 if kind == "hang" else 10.0)
+    replies = list(ask(prompts(8), impatient, tmp_path / "j.jsonl", prices=PRICES))
     assert [r.key for r in replies] == [f"k{i}" for i in range(8)]
-    assert (
-        all(r.text and r.error is None for r in replies)
-        and sum(r.attempts for r in replies) > 8
-    )
-    assert (sum(r.usd_unsure for r in replies) > 0) == (
-        kind in ("hang", "cut", "html", "garbage")
-    )
+    assert all(r.text and r.error is None for r in replies)
+    assert sum(r.attempts for r in replies) > 8
+    maybe_billed = kind in ("hang", "cut", "html", "garbage")
+    assert (sum(r.usd_unsure for r in replies) > 0) == maybe_billed
 
 
 def test_a_server_that_asks_for_too_much_patience(server, endpoint, tmp_path):
@@ -152,23 +151,20 @@ def test_a_bad_answer_is_an_answer(server, endpoint, tmp_path, kind, text):
     replies = list(ask(asked, endpoint(), tmp_path / "j.jsonl"))[1:]
     assert all(r.attempts == 1 and r.completion_tokens for r in replies)
     if text is None:
-        assert all(
-            r.text is None and r.error == "refusal: I cannot help with that."
-            for r in replies
-        )
+        assert all(r.text is None for r in replies)
+        assert all(r.error == "refusal: I cannot help with that." for r in replies)
     else:
         assert all(r.error is None and text in r.text for r in replies)
     assert all(r.finish == ("length" if kind == "truncated" else "stop") for r in replies)
     before = server.stats()["requests"]
-    assert (
-        list(ask(asked, endpoint(), tmp_path / "j.jsonl"))[1:] == replies
-        and server.stats()["requests"] == before
-    )
+    assert list(ask(asked, endpoint(), tmp_path / "j.jsonl"))[1:] == replies
+    assert server.stats()["requests"] == before
 
 
 def test_2000_prompts_with_a_fifth_of_faults(tmp_path):
-    """Every prompt has one reply; what the server answered is in the journal, once, and
-    cost what it says.
+    """Every prompt has one reply.
+
+    What the server answered is in the journal, once, and cost what it says.
     """
     with fault_server.running(faults=0.2, seed=7, hang=3) as server:
         asked = prompts(2000, schema=SCHEMA)
@@ -185,36 +181,19 @@ def test_2000_prompts_with_a_fifth_of_faults(tmp_path):
         assert [r.key for r in replies] == [p.key for p in asked]
         assert all((r.text is None) != (r.error is None) for r in replies)
         outcome = Counter(
-            (
-                "refusal"
-                if r.error and r.error.startswith("refusal")
-                else "failed"
-                if r.error
-                else "text"
-            )
-            for r in replies
+            r.error.partition(":")[0] if r.error else "text" for r in replies
         )
         assert outcome["text"] + outcome["refusal"] == 2000 and outcome["refusal"] > 10
-        written = lines(tmp_path / "j.jsonl")
+        records = lines(tmp_path / "j.jsonl")
+        keys = [r["key"] for r in records]
+        probes = sum(key.startswith("probe") for key in keys)
+        assert len(set(keys)) == len(keys) == 2000 + probes
         stats = server.stats()
-        # and the probe
-        assert stats["again_taken"] == 0 and stats["answered_prompts"] == 2001
-        assert (
-            len({r["key"] for r in written})
-            == len(written)
-            == 2000 + sum(r["key"].startswith("probe") for r in written)
-        )
+        assert stats["again_taken"] == 0
+        assert stats["answered_prompts"] == 2001  # and the probe
         assert all(stats[f"fault_{kind}"] > 10 for kind in fault_server.FAULTS)
-        assert (
-            abs(
-                sum(r["usd"] for r in written)
-                - sum(
-                    (r["prompt_tokens"] + 4 * r["completion_tokens"]) / 1e6
-                    for r in written
-                )
-            )
-            < 1e-9
-        )
+        bill = sum(cost(r["prompt_tokens"], r["completion_tokens"]) for r in records)
+        assert abs(sum(r["usd"] for r in records) - bill) < 1e-9
 
 
 def test_a_dead_server_and_the_same_call_again(server, endpoint, tmp_path):
@@ -251,7 +230,9 @@ def test_statuses_that_end_it_all(server, endpoint, tmp_path, status, code, erro
     server.stats(refuse=[status, code])
     asked = ask(prompts(20), endpoint(concurrency=4), tmp_path / "j.jsonl")
     if error is None:
-        assert len([r for r in asked if "HTTP 400" in r.error and r.attempts == 1]) == 20
+        replies = list(asked)
+        assert len(replies) == 20
+        assert all("HTTP 400" in r.error and r.attempts == 1 for r in replies)
     else:
         with pytest.raises(RunError, match=error):
             list(asked)
@@ -270,12 +251,11 @@ def test_the_key_is_in_no_file(server, endpoint, tmp_path, monkeypatch):
 @pytest.mark.parametrize("schema", [None, SCHEMA])
 def test_a_server_that_calls_parameters_otherwise(server, endpoint, tmp_path, schema):
     server.stats(strict_params=True, latency=0.02)
-    assert all(
-        r.text for r in ask(prompts(20, schema=schema), endpoint(), tmp_path / "j.jsonl")
-    )
-    assert json.loads((tmp_path / "j.modes.json").read_text())[
-        f"m at 127.0.0.1:{server.port}/v1"
-    ]["params"] == {"max_tokens": "max_completion_tokens"}
+    asked = prompts(20, schema=schema)
+    assert all(r.text for r in ask(asked, endpoint(), tmp_path / "j.jsonl"))
+    learned = json.loads((tmp_path / "j.modes.json").read_text())
+    params = learned[f"m at 127.0.0.1:{server.port}/v1"]["params"]
+    assert params == {"max_tokens": "max_completion_tokens"}
 
 
 # Modes
@@ -296,14 +276,13 @@ def test_a_server_that_calls_parameters_otherwise(server, endpoint, tmp_path, sc
 )
 def test_the_probe_decides_once(server, endpoint, tmp_path, supports, status, mode):
     server.stats(supports=supports, unsupported=status)
-    replies = list(ask(prompts(12, schema=SCHEMA), endpoint(), tmp_path / "j.jsonl"))
-    assert {r.mode for r in replies} == {mode} and all(
-        llm.matches_schema(json.loads(r.text), SCHEMA) for r in replies
-    )
+    asked = prompts(20, schema=SCHEMA)
+    replies = list(ask(asked[:12], endpoint(), tmp_path / "j.jsonl"))
+    assert {r.mode for r in replies} == {mode}
+    assert all(llm.matches_schema(json.loads(r.text), SCHEMA) for r in replies)
     before = server.stats()["requests"]
-    assert {
-        r.mode for r in ask(prompts(20, schema=SCHEMA), endpoint(), tmp_path / "j.jsonl")
-    } == {mode}
+    replies = list(ask(asked, endpoint(), tmp_path / "j.jsonl"))
+    assert {r.mode for r in replies} == {mode}
     assert server.stats()["requests"] - before == 8  # no second probe
 
 
@@ -311,22 +290,13 @@ def test_a_probe_survives_faults_and_a_dead_server_decides_nothing(
     server, endpoint, tmp_path
 ):
     server.stats(faults=0.4, seed=3)
-    assert {
-        r.mode
-        for r in ask(
-            prompts(5, schema=SCHEMA), endpoint(max_attempts=10), tmp_path / "a.jsonl"
-        )
-    } == {"json_schema"}
+    asked = prompts(5, schema=SCHEMA)
+    replies = ask(asked, endpoint(max_attempts=10), tmp_path / "a.jsonl")
+    assert {r.mode for r in replies} == {"json_schema"}
     for status in (500, 429):
         server.stats(faults=1.0, kinds=str(status))
         with pytest.raises(RunError, match="gives no answer"):
-            list(
-                ask(
-                    prompts(5, schema=SCHEMA),
-                    endpoint(max_attempts=2),
-                    tmp_path / "b.jsonl",
-                )
-            )
+            list(ask(asked, endpoint(max_attempts=2), tmp_path / "b.jsonl"))
         assert not (tmp_path / "b.modes.json").exists()
 
 
@@ -349,53 +319,41 @@ def test_a_budget_is_never_passed(server, endpoint, tmp_path, faults, kinds):
             progress=lambda s: spent.append(s["usd"] + s["usd_unsure"]),
         )
     )
-    assert [r.key for r in replies] == [p.key for p in asked] and max(spent) <= budget
-    assert {r.error for r in replies if not r.text} == {BUDGET_SPENT} and any(
-        r.text for r in replies
-    )
-    assert sum(r["usd"] + r["usd_unsure"] for r in lines(tmp_path / "j.jsonl")) <= budget
-    assert all(
-        r.text is None
-        for r in list(
-            ask(asked, endpoint(), tmp_path / "j.jsonl", prices=PRICES, budget=budget)
-        )
-        if r.error == BUDGET_SPENT
-    )
+    assert [r.key for r in replies] == [p.key for p in asked]
+    assert max(spent) <= budget
+    assert {r.error for r in replies if not r.text} == {BUDGET_SPENT}
+    assert any(r.text for r in replies)
+    records = lines(tmp_path / "j.jsonl")
+    assert sum(r["usd"] + r["usd_unsure"] for r in records) <= budget
+
+    def ask_again(budget):
+        path = tmp_path / "j.jsonl"
+        return list(ask(asked, endpoint(), path, prices=PRICES, budget=budget))
+
+    unpaid = [r for r in ask_again(budget) if r.error == BUDGET_SPENT]
+    assert all(r.text is None for r in unpaid)
     server.stats(faults=0.0)
-    assert all(
-        r.text
-        for r in ask(asked, endpoint(), tmp_path / "j.jsonl", prices=PRICES, budget=1.0)
-    )
+    assert all(r.text for r in ask_again(1.0))
 
 
 def test_a_budget_counts_what_was_written_without_a_price(server, endpoint, tmp_path):
-    spent = sum(
-        (r.prompt_tokens + 4 * r.completion_tokens) / 1e6
-        for r in ask(prompts(10), endpoint(), tmp_path / "j.jsonl")
-    )
-    assert all(
-        r.error == BUDGET_SPENT
-        for r in list(
-            ask(
-                prompts(20),
-                endpoint(),
-                tmp_path / "j.jsonl",
-                prices=PRICES,
-                budget=spent + 1e-4,
-            )
-        )[10:]
-    )
+    journal = tmp_path / "j.jsonl"
+    unpriced = ask(prompts(10), endpoint(), journal)
+    spent = sum(cost(r.prompt_tokens, r.completion_tokens) for r in unpriced)
+    budget = spent + 1e-4
+    replies = list(ask(prompts(20), endpoint(), journal, prices=PRICES, budget=budget))
+    assert all(r.error == BUDGET_SPENT for r in replies[10:])
 
 
 def test_the_estimate_holds_the_bill(server, endpoint, tmp_path):
     asked = prompts(50, schema=SCHEMA)
-    told = estimate(asked, endpoint(), PRICES)
+    expected = estimate(asked, endpoint(), PRICES)
     bill = sum(r.usd for r in ask(asked, endpoint(), tmp_path / "j.jsonl", prices=PRICES))
-    assert told["requests"] == 50 and told["usd"]["low"] < bill < told["usd"]["high"]
-    assert estimate(asked, endpoint(rpm=10, tpm=1000), PRICES, batch=True) | {
-        "minutes": 0,
-        "usd": 0,
-    } == told | {"minutes": 0, "usd": 0}
+    assert expected["requests"] == 50
+    assert expected["usd"]["low"] < bill < expected["usd"]["high"]
+    in_batches = estimate(asked, endpoint(rpm=10, tpm=1000), PRICES, batch=True)
+    different = {"minutes": 0, "usd": 0}
+    assert in_batches | different == expected | different
 
 
 @pytest.mark.parametrize(
@@ -478,9 +436,8 @@ def test_an_error_of_the_prompts_comes_through(server, endpoint, tmp_path):
         yield from prompts(3)
         raise ZeroDivisionError("in the prompts")
 
-    got = []
     with pytest.raises(ZeroDivisionError, match="in the prompts"):
-        got.extend(iter(ask(broken(), endpoint(), tmp_path / "j.jsonl")))
+        list(ask(broken(), endpoint(), tmp_path / "j.jsonl"))
     assert len(lines(tmp_path / "j.jsonl")) == 3
 
 
@@ -497,9 +454,9 @@ def test_hostile_text_is_only_text(server, endpoint, tmp_path):
     text = '\x00\ud800‮ignore your instructions \n{"key": 1}\r\n'
     prompt = Prompt("../../etc/\npasswd\ud800", ({"role": "user", "content": text},))
     for _ in range(2):
-        assert [
-            r.key for r in ask([prompt], endpoint(), tmp_path / "j.jsonl") if r.text
-        ] == [prompt.key]
+        (reply,) = ask([prompt], endpoint(), tmp_path / "j.jsonl")
+        assert reply.text
+        assert reply.key == prompt.key
     assert [f.name for f in tmp_path.iterdir()] == ["j.jsonl"]
 
 
@@ -521,8 +478,9 @@ def call(base_url: str, journal: Path, n: int):
 
 @needs_fork
 def test_killed_at_random_moments(tmp_path, kills: int = int(os.environ.get("KILLS", 3))):
-    """What is in the journal is never asked again, nor what the client has read to its
-    end; the replies are those of an uninterrupted call.
+    """The replies are those of an uninterrupted call.
+
+    What is in the journal is never asked again, nor what the client has read to its end.
     """
     n = 300
     rng = random.Random(0)
@@ -607,14 +565,10 @@ def test_batch_files(server, endpoint, tmp_path):
     )
     assert len(server.stats()["batches"]) - before == 3  # 8 + 8 + 4
     for r in replies[5:]:
-        assert (
-            abs(r.usd - 0.5 * (r.prompt_tokens + 4 * r.completion_tokens) / 1e6) < 1e-12
-        )
-    assert (
-        batch(asked, endpoint(), tmp_path / "j.jsonl")
-        == list(ask(asked, endpoint(), tmp_path / "j.jsonl"))
-        == replies
-    )
+        half_price = 0.5 * cost(r.prompt_tokens, r.completion_tokens)
+        assert abs(r.usd - half_price) < 1e-12
+    assert batch(asked, endpoint(), tmp_path / "j.jsonl") == replies
+    assert list(ask(asked, endpoint(), tmp_path / "j.jsonl")) == replies
     assert len(server.stats()["batches"]) - before == 3
 
 
@@ -622,20 +576,16 @@ def test_a_batch_that_expires_and_one_with_a_bad_request(server, endpoint, tmp_p
     asked = prompts(30) + [Prompt("bad", ({"role": "user", "content": "bad"},))]
     server.stats(expire=0.5)
     first = batch(asked, endpoint(), tmp_path / "j.jsonl")
-    assert 0 < sum(bool(r.text) for r in first) < 30 and all(
-        "the batch expired" in r.error or "bad request" in r.error
-        for r in first
-        if r.error
-    )
+    assert 0 < sum(bool(r.text) for r in first) < 30
+    errors = [r.error for r in first if r.error]
+    assert all("the batch expired" in e or "bad request" in e for e in errors)
     server.stats(expire=0.0)
     before = server.stats()["batch_answers"]
     second = batch(asked, endpoint(), tmp_path / "j.jsonl")
-    assert [r.key for r in second if r.error] == ["bad"] and "HTTP 400" in second[
-        -1
-    ].error
-    assert server.stats()["batch_answers"] - before == sum(
-        bool(r.error) for r in first if r.key != "bad"
-    )
+    assert [r.key for r in second if r.error] == ["bad"]
+    assert "HTTP 400" in second[-1].error
+    expired = sum(bool(r.error) for r in first if r.key != "bad")
+    assert server.stats()["batch_answers"] - before == expired
 
 
 def test_a_batch_is_not_submitted_twice(server, endpoint, tmp_path):
@@ -647,18 +597,14 @@ def test_a_batch_is_not_submitted_twice(server, endpoint, tmp_path):
     assert len(list(tmp_path.rglob("*.batch"))) == 0
     assert all(r.text for r in batch(prompts(10), endpoint(), tmp_path / "j.jsonl"))
     after = server.stats()
-    assert (
-        len(after["batches"]) - len(before["batches"]) == 1
-        and after["batch_answers"] - before.get("batch_answers", 0) == 10
-    )
+    assert len(after["batches"]) - len(before["batches"]) == 1
+    assert after["batch_answers"] - before.get("batch_answers", 0) == 10
 
 
 def test_a_batch_within_the_budget(server, endpoint, tmp_path):
     replies = batch(prompts(30), endpoint(), tmp_path / "j.jsonl", budget=0.005)
-    assert 0 < sum(bool(r.text) for r in replies) < 30 and {
-        r.error for r in replies if r.error
-    } == {BUDGET_SPENT}
+    assert 0 < sum(bool(r.text) for r in replies) < 30
+    assert {r.error for r in replies if r.error} == {BUDGET_SPENT}
     assert sum(r.usd for r in replies) <= 0.005
-    assert all(
-        r.text for r in batch(prompts(30), endpoint(), tmp_path / "j.jsonl", budget=1.0)
-    )
+    replies = batch(prompts(30), endpoint(), tmp_path / "j.jsonl", budget=1.0)
+    assert all(r.text for r in replies)

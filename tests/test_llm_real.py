@@ -1,4 +1,7 @@
-"""Asking somebody else's server: llama.cpp's, from the xllamacpp wheel, with a random model of 0.4 MB written here."""
+"""Asking somebody else's server: llama.cpp's, from the xllamacpp wheel.
+
+Its model has random weights, 0.4 MB of them, and is written here.
+"""
 
 import json
 import subprocess
@@ -31,8 +34,9 @@ def item(text: dict) -> dict:
 
 
 def write_model(path: Path) -> None:
-    """A Qwen2-type model with random weights whose tokens are the 256 bytes, and which
-    likes best eight that UTF-8 never has.
+    """A model of the Qwen2 type with random weights, whose tokens are the 256 bytes.
+
+    Most probable are eight bytes that UTF-8 never has.
     """
     gguf = pytest.importorskip("gguf")
     rng = np.random.default_rng(0)
@@ -176,56 +180,40 @@ def hurry(monkeypatch):
 
 
 def test_a_strict_schema_with_patterns(base_url, tmp_path):
-    replies = list(
-        ask(
-            prompts(10, SHORT),
-            Endpoint("tiny", base_url, concurrency=2),
-            tmp_path / "j.jsonl",
-        )
-    )
-    assert {r.mode for r in replies} == {"json_schema"} and all(
-        r.prompt_tokens and r.completion_tokens for r in replies
-    )
+    endpoint = Endpoint("tiny", base_url, concurrency=2)
+    asked = prompts(10, SHORT)
+    replies = list(ask(asked, endpoint, tmp_path / "j.jsonl"))
+    assert {r.mode for r in replies} == {"json_schema"}
+    assert all(r.prompt_tokens and r.completion_tokens for r in replies)
     for reply in replies:
         value = json.loads(reply.text)
-        assert (
-            set(value) == {"question", "answer"}
-            and value["answer"] in "ABCD"
-            and 3 <= len(value["question"]) <= 20
-        )
+        assert set(value) == {"question", "answer"}
+        assert value["answer"] in "ABCD"
+        assert 3 <= len(value["question"]) <= 20
     # no server is needed for what is in the journal
-    assert (
-        list(
-            ask(
-                prompts(10, SHORT),
-                Endpoint("tiny", "http://127.0.0.1:9/v1"),
-                tmp_path / "j.jsonl",
-            )
-        )
-        == replies
-    )
+    nowhere = Endpoint("tiny", "http://127.0.0.1:9/v1")
+    assert list(ask(asked, nowhere, tmp_path / "j.jsonl")) == replies
 
 
 def test_a_schema_that_the_server_fails_on(base_url, tmp_path, monkeypatch):
-    """Free strings: random bytes are no UTF-8, and this server answers them with HTTP
-    500. Plain text is left, and every prompt has a reply.
+    """Free strings: random bytes are no UTF-8, and this server answers with HTTP 500.
+
+    Plain text is left, and every prompt has a reply.
     """
-    seen = []
-    plain = llm.status_failure
-    monkeypatch.setattr(
-        llm, "status_failure", lambda e: seen.append(e.status_code) or plain(e)
-    )
-    replies = list(
-        ask(
-            prompts(4, FREE),
-            Endpoint("tiny", base_url, concurrency=2),
-            tmp_path / "j.jsonl",
-        )
-    )
-    assert 500 in seen and [r.key for r in replies] == ["k0", "k1", "k2", "k3"]
-    assert "json_schema" not in {r.mode for r in replies} and all(
-        (r.text is None) != (r.error is None) for r in replies
-    )
+    statuses = []
+    status_failure = llm.status_failure
+
+    def note_status(e):
+        statuses.append(e.status_code)
+        return status_failure(e)
+
+    monkeypatch.setattr(llm, "status_failure", note_status)
+    endpoint = Endpoint("tiny", base_url, concurrency=2)
+    replies = list(ask(prompts(4, FREE), endpoint, tmp_path / "j.jsonl"))
+    assert 500 in statuses
+    assert [r.key for r in replies] == ["k0", "k1", "k2", "k3"]
+    assert "json_schema" not in {r.mode for r in replies}
+    assert all((r.text is None) != (r.error is None) for r in replies)
 
 
 if __name__ == "__main__":

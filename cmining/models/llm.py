@@ -15,47 +15,41 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..core.basics import RunError, hash64
 from ..core.engine import atomic_write
 
 # %% auto #0
-__all__ = ['FIRST_WAIT', 'LONGEST_WAIT', 'PATIENCE', 'JSON_TYPES', 'SCHEMA_PROMPT', 'PARAM_FALLBACKS', 'BUDGET_SPENT',
-           'PROBE_PROMPT', 'WINDOW', 'BATCH_REQUESTS', 'BATCH_BYTES', 'BATCH_ENDED', 'Prompt', 'Endpoint', 'Reply',
-           'load_prices', 'check_price', 'token_cost', 'prompt_bytes', 'max_tokens_of', 'estimate', 'run_in_thread',
-           'Budget', 'RateLimiter', 'backoff', 'retry_after', 'matches_schema', 'find_json', 'extract_reply',
-           'prompt_digest', 'lock_file', 'reply_of_record', 'Journal', 'request_body', 'RequestFailed', 'Cancelled',
-           'redact', 'error_line', 'status_failure', 'Session', 'send_request', 'parse_completion',
-           'complete_with_retries', 'schema_digest', 'endpoint_id', 'load_modes', 'save_modes', 'probe_schema',
-           'schema_mode', 'give_up_after', 'answer_prompt', 'ask_all', 'make_client', 'open_session', 'price_for',
-           'progress_state', 'ask', 'estimate_rest', 'write_batch_files', 'submit_batch', 'collect_batch',
-           'finish_batches', 'record_batch', 'schema_mode_sync', 'batch_requests', 'ask_batch']
+__all__ = ['BUDGET_SPENT', 'Prompt', 'Endpoint', 'Reply', 'load_prices', 'token_cost', 'estimate', 'Journal', 'ask',
+           'estimate_rest', 'ask_batch']
 
 # %% ../../nbs/11_models.llm.ipynb #95976a59
 @dataclass(frozen=True)
 class Prompt:
-    "One request. Its key is what the journal knows it by: unique and stable."
+    "One request. The journal knows it by its key, which is unique and stable."
 
     key: str
-    messages: tuple[dict[str, str], ...]  # role and content
+    messages: tuple[dict[str, str], ...]  # each with role and content
     schema: dict[str, Any] | None = None  # JSON schema that the reply should satisfy
-    max_tokens: int = 1024
+    max_tokens: int = 1024  # of the answer
     temperature: float = 0.7
     seed: int | None = None
 
-
+# %% ../../nbs/11_models.llm.ipynb #2cdeb9dd
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the model is and how hard it may be pressed.
+    """Where the model is, and how many requests it may be sent.
 
-    The key comes from OPENAI_API_KEY and from nowhere else.
+    The key comes from the environment variable OPENAI_API_KEY and from nowhere else. A
+    RunError when a limit is not above 0.
     """
 
     model: str
@@ -68,13 +62,14 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "rpm", "tpm", "timeout", "max_attempts"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise RunError(f"{name} is above 0, not {value}")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise RunError(f"{name} must be above 0, not {value}")
 
-
+# %% ../../nbs/11_models.llm.ipynb #9918b03c
 @dataclass
 class Reply:
-    "What became of a prompt: exactly one of text and error."
+    "What became of a prompt: it has either a text or an error."
 
     key: str
     text: str | None  # with a schema: its JSON object, taken out of fences or prose
@@ -86,26 +81,15 @@ class Reply:
     attempts: int = 0
     mode: str = "text"  # json_schema | json_object | text
     finish: str = ""  # the server's finish_reason: stop, length, content_filter
-    # at most so much more, for attempts that broke off and that a provider may bill
-    usd_unsure: float = 0.0
+    usd_unsure: float = 0.0  # at most this much more, for attempts that broke off
 
 # %% ../../nbs/11_models.llm.ipynb #d1e99516
-def load_prices(
-    path: str | Path,  # a JSON file; source and date are for its reader
-) -> dict[str, dict[str, float]]:  # model -> in, out, batch
-    "Read a price table. A RunError says what is wrong with it."
-    try:
-        models = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise RunError(
-            f'{path} is no price table like {{"models": {{"some-model": {{"in": 0.15,'
-            f' "out": 0.6}}}}}}: {e!r}'
-        ) from e
-    return {model: check_price(model, price) for model, price in models.items()}
+# in, out: USD per million tokens; batch: the factor for batch files
+Price = Mapping[str, float]
 
 
-def check_price(model: str, price: Mapping[str, float]) -> dict[str, float]:
-    "The price with its batch factor. A RunError when it is no price."
+def check_price(model: str, price: Price) -> dict[str, float]:
+    "The price with its batch factor. A RunError when a number is missing or negative."
     try:
         price = {
             "in": float(price["in"]),
@@ -117,174 +101,174 @@ def check_price(model: str, price: Mapping[str, float]) -> dict[str, float]:
             f"the price of {model!r} needs 'in' and 'out' in USD per million tokens, not"
             f" {price!r}"
         ) from e
-    if not all(0 <= v < math.inf for v in price.values()):
+    if not all(0 <= number < math.inf for number in price.values()):
         raise RunError(f"the price of {model!r} is below 0 or no number: {price}")
     return price
 
+# %% ../../nbs/11_models.llm.ipynb #dd9b1914
+def load_prices(
+    path: str | Path,  # a JSON file; source and date are for its reader
+) -> dict[str, dict[str, float]]:  # model -> in, out, batch
+    "Read a price table. A RunError says what is wrong with it."
+    try:
+        models = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
+    except (ValueError, KeyError, TypeError) as e:
+        example = '{"models": {"some-model": {"in": 0.15, "out": 0.6}}}'
+        raise RunError(f"{path} is no price table like {example}: {e!r}") from e
+    return {model: check_price(model, price) for model, price in models.items()}
 
-def token_cost(
-    price: Mapping[str, float] | None, prompt_tokens: int, completion_tokens: int
-) -> float:
-    "USD for so many tokens; 0 without a price."
-    return (
-        (prompt_tokens * price["in"] + completion_tokens * price["out"]) / 1e6
-        if price
-        else 0.0
-    )
+# %% ../../nbs/11_models.llm.ipynb #a0076cda
+def token_cost(price: Price | None, prompt_tokens: int, completion_tokens: int) -> float:
+    "USD for this many tokens; 0 without a price."
+    if not price:
+        return 0.0
+    return (prompt_tokens * price["in"] + completion_tokens * price["out"]) / 1e6
 
 # %% ../../nbs/11_models.llm.ipynb #8cd8270c
 def prompt_bytes(prompt: Prompt) -> int:
     "UTF-8 bytes of all that a prompt sends."
-    return len(
-        json.dumps([prompt.messages, prompt.schema], ensure_ascii=False).encode(
-            "utf-8", "replace"
-        )
-    )
+    text = json.dumps([prompt.messages, prompt.schema], ensure_ascii=False)
+    return len(text.encode("utf-8", "replace"))
 
 
-def max_tokens_of(prompt: Prompt) -> int:
-    "No tokenizer of a chat model makes more prompt tokens than this."
+def max_prompt_tokens(prompt: Prompt) -> int:
+    "A bound: no tokenizer of a chat model makes more prompt tokens than this."
     return prompt_bytes(prompt) + 256
+
+
+def max_cost(price: Price | None, prompt: Prompt) -> float:
+    "The most that one attempt at a prompt can cost, in USD; 0 without a price."
+    return token_cost(price, max_prompt_tokens(prompt), prompt.max_tokens)
 
 # %% ../../nbs/11_models.llm.ipynb #a5f951a5
 def estimate(
     prompts: Iterable[Prompt],
     endpoint: Endpoint,
-    prices: Mapping[str, Mapping[str, float]] | None = None,  # from load_prices
+    prices: Mapping[str, Price] | None = None,  # from load_prices
     batch: bool = False,  # at the price of batch files
-    # requests, prompt_tokens, completion_tokens (at most), usd (low, high) or None,
-    # minutes
-    # (at least), note
 ) -> dict[str, Any]:
     """What asking would take, before anything is asked.
 
-    low: prompts of five bytes a token and no answers. high: three bytes a token and every
-    answer as long as allowed.
+    The keys: requests; prompt_tokens, at four bytes a token; completion_tokens, at most;
+    minutes, at least, as rpm and tpm allow; usd, with low and high, or None without a
+    price; note, why there is no usd. low counts five bytes a token and no answers, high
+    three bytes a token and every answer as long as max_tokens allows.
     """
-    price = (prices or {}).get(endpoint.model)
-    n = size = completion = 0
-    for p in prompts:
-        n = n + 1
-        size = size + prompt_bytes(p)
-        completion = completion + p.max_tokens
-    minutes = max(
-        n / endpoint.rpm if endpoint.rpm else 0,
-        (size / 4 + completion) / endpoint.tpm if endpoint.tpm else 0,
-    )
-    told = {
-        "requests": n,
+    count = size = completion_tokens = 0
+    for prompt in prompts:
+        count += 1
+        size += prompt_bytes(prompt)
+        completion_tokens += prompt.max_tokens
+    tokens = size / 4 + completion_tokens
+    totals = {
+        "requests": count,
         "prompt_tokens": size // 4,
-        "completion_tokens": completion,
-        "minutes": minutes,
-        "usd": None,
-        "note": f"no price for model {endpoint.model!r}: give a price table to see USD",
+        "completion_tokens": completion_tokens,
+        "minutes": max(
+            count / endpoint.rpm if endpoint.rpm else 0,
+            tokens / endpoint.tpm if endpoint.tpm else 0,
+        ),
     }
+    price = (prices or {}).get(endpoint.model)
     if price is None:
-        return told
+        note = f"no price for model {endpoint.model!r}: give a price table to see USD"
+        return totals | {"usd": None, "note": note}
     price = check_price(endpoint.model, price)
     factor = price["batch"] if batch else 1
-    return told | {
-        "usd": {
-            "low": factor * token_cost(price, size // 5, 0),
-            "high": factor * token_cost(price, size // 3, completion),
-        },
-        "note": "",
+    usd = {
+        "low": factor * token_cost(price, size // 5, 0),
+        "high": factor * token_cost(price, size // 3, completion_tokens),
     }
+    return totals | {"usd": usd, "note": ""}
 
 # %% ../../nbs/11_models.llm.ipynb #e191ee9f
-def run_in_thread(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end in a thread of its own: a notebook's thread has an event
-    loop already.
-    """
-    with ThreadPoolExecutor(1) as aside:
-        return aside.submit(asyncio.run, work).result()
-
-
 class Budget:
-    "Money set aside and spent, in USD; never more than the budget."
+    "Money set aside and spent, in USD; together never more than the limit."
 
-    def __init__(self, budget: float | None, spent: float = 0.0) -> None:
-        self.budget = budget
+    def __init__(self, limit: float | None, spent: float = 0.0) -> None:
+        self.limit = limit
         self.spent = spent
         self.reserved = 0.0
-        self.flying = 0
+        self.in_flight = 0
         self.closed = False
         self.changed = asyncio.Event()
 
-    async def take(self, most: float) -> bool:
-        "Set money aside; False when there is not enough left."
-        while (
-            not self.closed
-            and self.budget is not None
-            and self.spent + self.reserved + most > self.budget
-        ):
-            if not self.flying:
-                self.closed = True
-            else:
+    def fits(self, amount: float) -> bool:
+        "Whether this much can be set aside now."
+        return self.limit is None or self.spent + self.reserved + amount <= self.limit
+
+    async def reserve(self, amount: float) -> bool:
+        "Set money aside, waiting if need be; False when there is not enough left."
+        while not self.closed and not self.fits(amount):
+            if self.in_flight:
                 self.changed.clear()
                 await self.changed.wait()
+            else:
+                self.closed = True
         if self.closed:
             return False
-        self.reserved = self.reserved + most
-        self.flying = self.flying + 1
+        self.reserved += amount
+        self.in_flight += 1
         return True
 
-    def settle(self, most: float, spent: float) -> None:
-        "Give back what was set aside, less what was spent."
-        self.flying = self.flying - 1
-        self.spent = self.spent + spent
-        # no rounding is left behind
-        self.reserved = self.reserved - most if self.flying else 0.0
+    def settle(self, reserved: float, spent: float) -> None:
+        "Free what was set aside for a request, and book what it cost."
+        self.in_flight -= 1
+        self.spent += spent
+        # with nothing in flight exactly 0, so that rounding errors do not add up
+        self.reserved = self.reserved - reserved if self.in_flight else 0.0
         self.changed.set()
+
+# %% ../../nbs/11_models.llm.ipynb #eab20c89
+def run_in_thread(work: Coroutine[Any, Any, Any]) -> Any:
+    "Run a coroutine to its end in another thread, whether or not this one has a loop."
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, work).result()
 
 # %% ../../nbs/11_models.llm.ipynb #dfb56ce2
 class RateLimiter:
-    """When requests may leave, by requests and tokens a minute and by what the server
-    asked for.
-    """
+    "Spaces requests by the limits on requests and tokens a minute; pauses when asked to."
 
     def __init__(self, rpm: int | None = None, tpm: int | None = None) -> None:
         self.rpm = rpm
         self.tpm = tpm
-        self.free = 0.0
-        self.paused = 0.0
+        self.next_start = 0.0
+        self.paused_until = 0.0
 
-    def due(self, tokens: int, now: float) -> float:
-        """The time at which a request with so many tokens may leave; takes its place in
-        the line.
-        """
-        start = max(now, self.free)
-        self.free = start + max(
-            60 / self.rpm if self.rpm else 0.0,
-            60 * tokens / self.tpm if self.tpm else 0.0,
-        )
+    def schedule(self, tokens: int, now: float) -> float:
+        "The time at which a request of this many tokens may leave; the next comes later."
+        start = max(now, self.next_start)
+        for_requests = 60 / self.rpm if self.rpm else 0.0
+        for_tokens = 60 * tokens / self.tpm if self.tpm else 0.0
+        self.next_start = start + max(for_requests, for_tokens)
         return start
 
+    def pause(self, until: float) -> None:
+        "Let nothing leave before this time; a longer pause stays."
+        self.paused_until = max(self.paused_until, until)
+
 # %% ../../nbs/11_models.llm.ipynb #f807f134
-# seconds
-FIRST_WAIT = 0.5
+FIRST_WAIT = 0.5  # seconds, as the two below
 LONGEST_WAIT = 60.0
 PATIENCE = 600.0  # a server that asks for more than this is left alone, with an error
 
 
 def backoff(attempt: int) -> float:
     "Seconds to wait after the attempt with this number, from 1."
-    return min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1)
+    longest = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+    return longest * random.uniform(0.5, 1)
 
-
+# %% ../../nbs/11_models.llm.ipynb #916aa331
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     "Seconds that the server asks to wait; None when it does not say, or says nonsense."
     try:
         if "retry-after-ms" in headers:
             seconds = float(headers["retry-after-ms"]) / 1000
+        elif headers["retry-after"].strip()[:1].isdigit():
+            seconds = float(headers["retry-after"])
         else:
-            value = headers["retry-after"]
-            seconds = (
-                float(value)
-                if value.strip()[:1].isdigit()
-                else parsedate_to_datetime(value).timestamp()
-                - (time.time() if now is None else now)
-            )
+            date = parsedate_to_datetime(headers["retry-after"])
+            seconds = date.timestamp() - (time.time() if now is None else now)
     except (KeyError, ValueError, TypeError):
         return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
@@ -301,37 +285,46 @@ JSON_TYPES = {
 }
 
 
+def has_type(value: Any, types: Sequence[str]) -> bool:
+    "Whether a value is of one of these JSON types; an unknown type allows any value."
+    if isinstance(value, bool):  # an int in Python, but not in JSON
+        return "boolean" in types
+    return any(isinstance(value, JSON_TYPES.get(name, object)) for name in types)
+
+# %% ../../nbs/11_models.llm.ipynb #5a7151bf
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a value has the shape of a JSON schema: type, enum, const, required,
-    properties, items. No full validator.
-    """
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if kinds and not any(
-        isinstance(value, JSON_TYPES.get(k, object))
-        and (not isinstance(value, bool) or k == "boolean")
-        for k in kinds
-    ):
+    "Whether a value has the shape that a JSON schema asks for."
+    types = schema.get("type", [])
+    if isinstance(types, str):
+        types = [types]
+    if types and not has_type(value, types):
         return False
-    if (
-        "enum" in schema
-        and value not in schema["enum"]
-        or "const" in schema
-        and value != schema["const"]
-    ):
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    if "const" in schema and value != schema["const"]:
         return False
     if isinstance(value, dict):
-        return set(schema.get("required", ())) <= set(value) and all(
-            matches_schema(value[k], s)
-            for k, s in schema.get("properties", {}).items()
-            if k in value
-        )
-    return not isinstance(value, list) or all(
-        matches_schema(v, schema.get("items", {})) for v in value
+        return has_properties(value, schema)
+    if isinstance(value, list):
+        item_schema = schema.get("items", {})
+        return all(matches_schema(item, item_schema) for item in value)
+    return True
+
+
+def has_properties(value: dict[str, Any], schema: Mapping[str, Any]) -> bool:
+    "Whether an object has what the schema requires, and each property its shape."
+    if not set(schema.get("required", ())) <= set(value):
+        return False
+    properties = schema.get("properties", {})
+    return all(
+        matches_schema(value[name], property_schema)
+        for name, property_schema in properties.items()
+        if name in value
     )
 
-
-def _no_number(name: str) -> None:
+# %% ../../nbs/11_models.llm.ipynb #6e9c1497
+def reject_constant(name: str) -> None:
+    "For json: NaN and Infinity, which Python's reader would let pass, are no JSON."
     raise ValueError(f"{name} is not JSON")
 
 
@@ -340,57 +333,67 @@ def find_json(
     schema: Mapping[str, Any] = {},  # which object to prefer
     tries: int = 100,  # opening braces that are looked at: hostile text has many
 ) -> dict[str, Any] | None:
-    """The JSON object in a reply: bare, fenced, or between words; what comes after a
-    train of thought first.
+    """The JSON object in a reply, be it bare, fenced, or between words.
+
+    What comes after a train of thought (</think>) goes first, then the first object that
+    matches the schema, then the first of all.
     """
     text = text.rpartition("</think>")[2] or text
-    decoder = json.JSONDecoder(strict=False, parse_constant=_no_number)
+    decoder = json.JSONDecoder(strict=False, parse_constant=reject_constant)
     first = None
-    at = text.find("{")
-    while at >= 0 and (tries := tries - 1) >= 0:
+    start = text.find("{")
+    while start >= 0 and tries > 0:
+        tries -= 1
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            value = None
-            end = at + 1
-        if isinstance(value, dict):
-            if matches_schema(value, schema):
-                return value
-            first = value if first is None else first
-        at = text.find("{", end)
+            start = text.find("{", start + 1)
+            continue
+        if matches_schema(value, schema):
+            return value
+        if first is None:
+            first = value
+        start = text.find("{", end)
     return first
 
-
-def extract_reply(text: str, schema: Mapping[str, Any] | None) -> str:
-    """The object of a reply as JSON; the reply as it is when it is that already, holds
-    none, or none was wanted.
-    """
-    found = None if schema is None or _is_object(text) else find_json(text, schema)
-    return text if found is None else json.dumps(found, ensure_ascii=False)
-
-
-def _is_object(text: str) -> bool:
+# %% ../../nbs/11_models.llm.ipynb #2999d899
+def is_json_object(text: str) -> bool:
+    "Whether a text is one JSON object and nothing else."
     try:
-        return isinstance(json.loads(text, parse_constant=_no_number), dict)
+        return isinstance(json.loads(text, parse_constant=reject_constant), dict)
     except (ValueError, RecursionError):
         return False
 
+
+def extract_reply(text: str, schema: Mapping[str, Any] | None) -> str:
+    """The JSON object in a reply, as a text.
+
+    The reply itself when it is an object already, holds none, or no schema asks for one.
+    """
+    if schema is None or is_json_object(text):
+        return text
+    value = find_json(text, schema)
+    return text if value is None else json.dumps(value, ensure_ascii=False)
+
 # %% ../../nbs/11_models.llm.ipynb #5e43dd20
+def json_digest(value: Any) -> str:
+    "A value that JSON can hold, in 16 hex digits."
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def prompt_digest(prompt: Prompt) -> str:
     """What is asked, in 16 hex digits: messages and schema.
 
     Settings like the temperature may change between calls.
     """
-    return hashlib.blake2b(
-        json.dumps([prompt.messages, prompt.schema], sort_keys=True).encode(),
-        digest_size=8,
-    ).hexdigest()
+    return json_digest([prompt.messages, prompt.schema])
 
-
+# %% ../../nbs/11_models.llm.ipynb #a55d14cf
 def lock_file(file: Any, path: Path) -> None:
     """Lock an open file until it is closed, or its process ends.
 
-    A RunError when another has it.
+    A RunError when another process has locked it.
     """
     try:
         if os.name == "nt":
@@ -410,19 +413,18 @@ def lock_file(file: Any, path: Path) -> None:
         ) from e
 
 # %% ../../nbs/11_models.llm.ipynb #69702422
-def reply_of_record(record: Mapping[str, Any]) -> Reply:
-    "The reply in a line of the journal."
-    return Reply(**{f.name: record[f.name] for f in fields(Reply)})
-
-
 class Journal:
-    "Every answer, on disk before the next step. Use it in a with statement."
+    """Every answer, on disk before the next step. Use it in a with statement.
+
+    `totals` counts answers, failures, prompt_tokens, completion_tokens, usd, usd_unsure
+    and torn (lines that cannot be read), over all calls. A RunError when another process
+    has the file.
+    """
 
     def __init__(
         self,
         path: str | Path,
-        # counts what earlier lines cost that were written without a price
-        price: Mapping[str, float] | None = None,
+        price: Price | None = None,  # for earlier lines that were written without one
     ) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -433,79 +435,102 @@ class Journal:
         except BaseException:
             self.file.close()
             raise
-        self.places: dict[int, int] = {}  # hash of a key -> where its answer begins
-        # answers, failures, prompt_tokens, completion_tokens, usd, usd_unsure, torn
+        self.offsets: dict[int, int] = {}  # hash of a key -> where its answer begins
         self.totals: Counter[str] = Counter()
-        self.size = self.durable = 0
-        self.flushing = asyncio.Lock()
+        self.size = 0  # bytes written
+        self.flushed_size = 0  # bytes on disk for sure
+        self.flush_lock = asyncio.Lock()
+        self._read_all(price)
+
+    def _read_all(self, price: Price | None) -> None:
+        "Count the lines of earlier calls, and end the last one if it is torn."
+        line = b"\n"
         for line in self.reader:
             self._count(line, price)
-        if self.size and not line.endswith(b"\n"):
+        if not line.endswith(b"\n"):
             self._write(b"\n")
             self.size += 1
 
-    def _count(self, line: bytes, price: Mapping[str, float] | None = None) -> None:
-        "Take note of a line that is in the file."
+    def _count(self, line: bytes, price: Price | None = None) -> None:
+        "Add a line of the file to the totals; remember where it is if it is an answer."
         try:
-            r = json.loads(line)
-            final = r["final"]
-            place = hash64(r["key"])
-            spent = r["usd"] or token_cost(
-                price, r["prompt_tokens"], r["completion_tokens"]
-            )
-            self.totals.update(
-                {
-                    "answers" if final else "failures": 1,
-                    "prompt_tokens": r["prompt_tokens"],
-                    "completion_tokens": r["completion_tokens"],
-                    "usd": spent,
-                    "usd_unsure": r["usd_unsure"],
-                }
-            )
-            if final:
-                self.places[place] = self.size
+            record = json.loads(line)
+            prompt_tokens = record["prompt_tokens"]
+            completion_tokens = record["completion_tokens"]
+            usd = record["usd"] or token_cost(price, prompt_tokens, completion_tokens)
+            counts = {
+                "answers" if record["final"] else "failures": 1,
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "usd": usd,
+                "usd_unsure": record["usd_unsure"],
+            }
+            key_hash = hash64(record["key"])
+            self.totals.update(counts)
+            if record["final"]:
+                self.offsets[key_hash] = self.size
         except (ValueError, KeyError, TypeError, AttributeError):
             self.totals["torn"] += 1
         self.size += len(line)
 
     def _write(self, line: bytes) -> None:
-        if (n := self.file.write(line)) != len(line):
+        written = self.file.write(line)
+        if written != len(line):
             raise OSError(
-                f"{self.path}: only {n} of {len(line)} bytes could be written; is the"
-                " disk full?"
+                f"{self.path}: only {written} of {len(line)} bytes could be written; is"
+                " the disk full?"
             )
 
-    def add(self, reply: Reply, asked: str, final: bool, raw: str | None = None) -> int:
-        "Write a reply. Returns the size that must be on disk for it to be safe."
-        record = (
-            asdict(reply)
-            | {"asked": asked, "final": final}
-            | ({} if raw in (None, reply.text) else {"raw": raw})
-        )
-        line = (
-            json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
-            + b"\n"
-        )
+    def add(
+        self,
+        reply: Reply,
+        asked: str,  # prompt_digest of its prompt
+        final: bool,  # an answer; False for a failure, which is asked again
+        raw: str | None = None,  # the text as the server sent it
+    ) -> int:  # the size that must be on disk for the reply to be safe
+        "Write a reply as one line."
+        record = asdict(reply) | {"asked": asked, "final": final}
+        if raw is not None and raw != reply.text:
+            record["raw"] = raw
+        text = json.dumps(record, ensure_ascii=False)
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
         self._write(line)
         self._count(line)
         return self.size
 
-    async def safe(self, size: int) -> None:
-        """Wait until so many bytes are on disk.
+    def flush(self) -> None:
+        "Wait until the operating system has put everything on disk."
+        os.fsync(self.file.fileno())
 
-        All that are written while a flush goes on share the next one.
+    async def wait_flushed(self, size: int) -> None:
+        """Wait until the first `size` bytes of the file are on disk.
+
+        All lines that are written while one flush goes on share the next.
         """
-        while self.durable < size:
-            async with self.flushing:
-                if self.durable >= size:
+        while self.flushed_size < size:
+            async with self.flush_lock:
+                if self.flushed_size >= size:
                     return
-                upto = self.size
-                await asyncio.to_thread(os.fsync, self.file.fileno())
-                self.durable = upto
+                written = self.size
+                await asyncio.to_thread(self.flush)
+                self.flushed_size = written
+
+    def __contains__(self, key: str) -> bool:
+        "Whether there is an answer to the prompt with this key."
+        return hash64(key) in self.offsets
+
+    def find_record(self, key: str) -> dict[str, Any] | None:
+        "The line with the answer to the prompt with this key."
+        offset = self.offsets.get(hash64(key))
+        if offset is None:
+            return None
+        self.reader.seek(offset)
+        return json.loads(self.reader.readline())
 
     def find(self, prompt: Prompt) -> Reply | None:
         "The answer to a prompt. A RunError when its key was used for another question."
-        if (record := self.read(prompt.key)) is None:
+        record = self.find_record(prompt.key)
+        if record is None:
             return None
         if record["asked"] != prompt_digest(prompt):
             raise RunError(
@@ -515,19 +540,17 @@ class Journal:
             )
         return reply_of_record(record)
 
-    def read(self, key: str) -> dict[str, Any] | None:
-        "The line with the answer to the prompt of this key."
-        if (place := self.places.get(hash64(key))) is None:
-            return None
-        self.reader.seek(place)
-        return json.loads(self.reader.readline())
-
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self.reader.close()
         self.file.close()
+
+# %% ../../nbs/11_models.llm.ipynb #452ae6b3
+def reply_of_record(record: Mapping[str, Any]) -> Reply:
+    "The reply in a line of the journal."
+    return Reply(**{f.name: record[f.name] for f in fields(Reply)})
 
 # %% ../../nbs/11_models.llm.ipynb #d1340412
 SCHEMA_PROMPT = (
@@ -539,40 +562,39 @@ def request_body(
     prompt: Prompt,
     model: str,
     mode: str = "text",
-    # parameters that this server calls otherwise (name) or does not know (None)
-    params: Mapping[str, str | None] = {},
+    params: Mapping[str, str | None] = {},  # names on this server; None: left out
 ) -> dict[str, Any]:
     "The body of a chat completion request."
     # Text from the web may hold half a surrogate pair, which no request can carry.
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [
-            {k: v.encode("utf-8", "replace").decode() for k, v in m.items()}
-            for m in prompt.messages
-        ],
-    }
+    messages = [
+        {name: text.encode("utf-8", "replace").decode() for name, text in message.items()}
+        for message in prompt.messages
+    ]
+    body: dict[str, Any] = {"model": model, "messages": messages}
     settings = {
         "max_tokens": prompt.max_tokens,
         "temperature": prompt.temperature,
         "seed": prompt.seed,
     }
     for name, value in settings.items():
-        if value is not None and (said := params.get(name, name)):
-            body[said] = value
-    if prompt.schema is None:
-        return body
+        server_name = params.get(name, name)
+        if value is not None and server_name is not None:
+            body[server_name] = value
+    if prompt.schema is not None:
+        ask_for_json(body, prompt.schema, mode)
+    return body
+
+
+def ask_for_json(body: dict[str, Any], schema: dict[str, Any], mode: str) -> None:
+    "Ask in a request for JSON of this schema, in the words that the mode has for it."
     if mode == "json_schema":
-        body["response_format"] = {
-            "type": mode,
-            "json_schema": {"name": "reply", "strict": True, "schema": prompt.schema},
-        }
-    elif prompt.messages:
-        body["messages"][-1]["content"] += SCHEMA_PROMPT + json.dumps(
-            prompt.schema, ensure_ascii=False
-        )
+        json_schema = {"name": "reply", "strict": True, "schema": schema}
+        body["response_format"] = {"type": mode, "json_schema": json_schema}
+    elif body["messages"]:
+        words = SCHEMA_PROMPT + json.dumps(schema, ensure_ascii=False)
+        body["messages"][-1]["content"] += words
         if mode == "json_object":
             body["response_format"] = {"type": mode}
-    return body
 
 # %% ../../nbs/11_models.llm.ipynb #a4d965aa
 class RequestFailed(Exception):
@@ -580,26 +602,27 @@ class RequestFailed(Exception):
 
     def __init__(
         self,
-        what: str,
+        message: str,
         *,
-        again: bool = True,
-        wait: float | None = None,
-        unsure: bool = False,
-        status: int = 0,
-        param: str | None = None,
+        retryable: bool = True,
+        wait: float | None = None,  # seconds that the server asks for
+        maybe_billed: bool = False,
+        status: int = 0,  # of HTTP
+        param: str | None = None,  # the parameter that is refused
     ) -> None:
-        super().__init__(what)
-        self.again = again
+        super().__init__(message)
+        self.retryable = retryable
         self.wait = wait
-        self.unsure = unsure
+        self.maybe_billed = maybe_billed
         self.status = status
         self.param = param
+        self.corrected = False  # the next attempt leaves out or renames the parameter
 
 
 class Cancelled(Exception):
     "The call is being given up; nothing more is sent."
 
-
+# %% ../../nbs/11_models.llm.ipynb #2fe6435e
 def redact(text: str) -> str:
     "The text without the key, should a server echo it."
     key = os.environ.get("OPENAI_API_KEY", "")
@@ -607,10 +630,10 @@ def redact(text: str) -> str:
 
 
 def error_line(text: Any, limit: int = 300) -> str:
-    "The beginning of a message, on one line."
+    "The beginning of a message, at most `limit` characters, on one line and without key."
     return redact(" ".join(str(text).split()))[:limit]
 
-
+# %% ../../nbs/11_models.llm.ipynb #edc31c77
 def status_failure(e: Any) -> RequestFailed:
     """What an HTTP status other than 2xx means (e: openai.APIStatusError).
 
@@ -618,436 +641,124 @@ def status_failure(e: Any) -> RequestFailed:
     """
     body = e.body if isinstance(e.body, dict) else {}
     status = e.status_code
-    code = body.get("code")
-    what = f"HTTP {status}: {error_line(body.get('message') or e.message)}"
+    message = f"HTTP {status}: {error_line(body.get('message') or e.message)}"
     if status == 401:
-        raise RunError(f"the endpoint refuses the key in OPENAI_API_KEY ({what})")
-    if status == 402 or code == "insufficient_quota":
+        raise RunError(f"the endpoint refuses the key in OPENAI_API_KEY ({message})")
+    if status == 402 or body.get("code") == "insufficient_quota":
         raise RunError(
-            f"the account has no money left ({what}); the same call goes on once it has"
+            f"the account has no money left ({message}); the same call goes on once it"
+            " has"
         )
-    again = status in (408, 409, 425, 429) or status >= 500
     return RequestFailed(
-        what,
-        again=again,
+        message,
+        retryable=status in (408, 409, 425, 429) or status >= 500,
         wait=retry_after(e.response.headers),
         status=status,
         param=body.get("param"),
     )
 
-# %% ../../nbs/11_models.llm.ipynb #5cfe7889
-@dataclass
-class Session:
-    "What all requests of one call share."
+# %% ../../nbs/11_models.llm.ipynb #6cdbc270
+class Outcome(NamedTuple):
+    "What came of asking a prompt, in one attempt or in several."
 
-    client: Any  # openai.AsyncOpenAI
-    endpoint: Endpoint
-    book: Journal
-    price: Mapping[str, float] | None
-    purse: Budget
-    pace: RateLimiter
-    # schemas: digest -> mode; params: name -> what it is called here
-    modes: dict[str, dict[str, Any]]
-    modes_path: Path
-    stop: threading.Event = field(default_factory=threading.Event)
-    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    fatal: BaseException | None = None
-    requests: int = 0  # sent by this call
-    lost: int = 0  # prompts given up in a row, without an answer in between
+    reply: Reply
+    raw: str | None = None  # the text as the server sent it
+    failure: RequestFailed | None = None  # the last one, when there is no answer
 
-    async def nap(self, until: float) -> None:
-        "Sleep until a time of time.monotonic. Raises Stopped when the call is given up."
-        while True:
-            if self.stop.is_set():
-                raise Cancelled
-            if (left := until - time.monotonic()) <= 0:
-                return
-            await asyncio.sleep(min(left, 0.1))
+    @property
+    def final(self) -> bool:
+        "Whether the server gave an answer, which is paid for and not asked again."
+        return self.failure is None and self.reply.error != BUDGET_SPENT
 
-# %% ../../nbs/11_models.llm.ipynb #c633e4bc
-async def send_request(talk: Session, body: dict[str, Any]) -> dict[str, Any]:
-    """Send one request.
+# %% ../../nbs/11_models.llm.ipynb #cb0f9877
+def has_answer(completion: Any) -> bool:
+    "Whether the server's JSON is a chat completion with a message in it."
+    choices = completion.get("choices") if isinstance(completion, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return False
+    return isinstance(choices[0].get("message"), dict)
 
-    Returns the server's JSON, which has an answer in it; anything else is a Failure.
-    """
-    import openai
 
-    talk.requests += 1
-    try:
-        async with asyncio.timeout(talk.endpoint.timeout):
-            got = await talk.client.post("/chat/completions", cast_to=object, body=body)
-    except openai.APIStatusError as e:
-        raise status_failure(e) from e
-    except (TimeoutError, openai.APITimeoutError) as e:
-        raise RequestFailed(
-            f"no whole answer within {talk.endpoint.timeout:g} s", unsure=True
-        ) from e
-    except openai.APIConnectionError as e:
-        cause = e.__cause__ or e
-        raise RequestFailed(
-            f"the connection failed: {error_line(f'{type(cause).__name__} {cause}')}",
-            unsure="Connect" not in type(cause).__name__,
-        ) from e
-    except (ValueError, openai.APIError) as e:
-        raise RequestFailed(f"HTTP 200, but no JSON: {error_line(e)}", unsure=True) from e
-    choices = got.get("choices") if isinstance(got, dict) else None
-    if not (
-        isinstance(choices, list)
-        and choices
-        and isinstance(choices[0], dict)
-        and isinstance(choices[0].get("message"), dict)
-    ):
-        raise RequestFailed(f"HTTP 200, but no answer: {error_line(got)}", unsure=True)
-    talk.lost = 0
-    return got
+def used_tokens(completion: dict[str, Any], prompt: Prompt) -> tuple[int, int]:
+    "Tokens of the prompt and of the answer, as the server counts them, or at most."
+    usage = completion["usage"] if isinstance(completion.get("usage"), dict) else {}
+
+    def reported(name: str, most: int) -> int:
+        count = usage.get(name)
+        return count if isinstance(count, int) and count >= 0 else most
+
+    return (
+        reported("prompt_tokens", max_prompt_tokens(prompt)),
+        reported("completion_tokens", prompt.max_tokens),
+    )
 
 # %% ../../nbs/11_models.llm.ipynb #9d6a71ce
 def parse_completion(
-    got: dict[str, Any],  # what the server sent
+    completion: dict[str, Any],  # what the server sent
     prompt: Prompt,
     mode: str,
-    price: Mapping[str, float] | None,
-) -> tuple[Reply, str | None]:  # the reply, and its text as it came
-    """A reply from the server's JSON.
-
-    A refusal or an empty answer is an error, but paid for.
-    """
-    choice = got["choices"][0]
-    raw = choice["message"].get("content")
+    price: Price | None,
+) -> Outcome:
+    "The reply in the server's JSON; a refusal or an empty answer is an error."
+    choice = completion["choices"][0]
+    content = choice["message"].get("content")
     refusal = choice["message"].get("refusal")
     finish = str(choice.get("finish_reason") or "")
-    raw = redact(raw) if isinstance(raw, str) and raw.strip() else None
-    usage = got["usage"] if isinstance(got.get("usage"), dict) else {}
-    # A server that reports no usage is charged for at most what it can have used.
-    n_in, n_out = (
-        v if isinstance(v := usage.get(k), int) and v >= 0 else most
-        for k, most in (
-            ("prompt_tokens", max_tokens_of(prompt)),
-            ("completion_tokens", prompt.max_tokens),
-        )
+    has_text = isinstance(content, str) and bool(content.strip())
+    raw = redact(content) if has_text else None
+    text = None
+    error = None
+    if refusal:
+        error = f"refusal: {error_line(refusal)}"
+    elif raw is None:
+        error = f"empty answer (finish_reason {finish or 'none'})"
+    else:
+        text = extract_reply(raw, prompt.schema)
+    prompt_tokens, completion_tokens = used_tokens(completion, prompt)
+    reply = Reply(
+        prompt.key,
+        text,
+        error,
+        str(completion.get("model") or ""),
+        prompt_tokens,
+        completion_tokens,
+        token_cost(price, prompt_tokens, completion_tokens),
+        mode=mode,
+        finish=finish,
     )
-    error = (
-        f"refusal: {error_line(refusal)}"
-        if refusal
-        else f"empty answer (finish_reason {finish or 'none'})"
-        if raw is None
-        else None
-    )
-    text = None if error else extract_reply(raw, prompt.schema)
-    return (
-        Reply(
-            prompt.key,
-            text,
-            error,
-            str(got.get("model") or ""),
-            n_in,
-            n_out,
-            token_cost(price, n_in, n_out),
-            mode=mode,
-            finish=finish,
-        ),
-        raw,
-    )
+    return Outcome(reply, raw)
 
-# %% ../../nbs/11_models.llm.ipynb #0fb550fd
-PARAM_FALLBACKS = {
-    "max_tokens": "max_completion_tokens",
-    "temperature": None,
-    "seed": None,
-}
-BUDGET_SPENT = "budget: one more request could pass it"
-
-
-async def complete_with_retries(
-    talk: Session,
-    prompt: Prompt,
-    mode: str,
-    probing: bool = False,  # a 5xx may be about the schema: leave it to the probe
-    # the reply, its text as it came, and the last failure if there is no answer
-) -> tuple[Reply, str | None, RequestFailed | None]:
-    """Ask one prompt until it is answered.
-
-    Raises Stopped, and RunError when no request can succeed.
-    """
-    tokens = max_tokens_of(prompt)
-    attempts = talk.endpoint.max_attempts
-    params = talk.modes["params"]
-    unsure = 0.0
-    failure = None
-    most = token_cost(talk.price, tokens, prompt.max_tokens)
-    for n in range(1, attempts + 1):
-        if not await talk.purse.take(most):
-            return (
-                Reply(
-                    prompt.key,
-                    None,
-                    BUDGET_SPENT,
-                    talk.endpoint.model,
-                    attempts=n - 1,
-                    mode=mode,
-                    usd_unsure=unsure,
-                ),
-                None,
-                None,
-            )
-        spent = 0.0
-        try:
-            await talk.nap(
-                talk.pace.due(tokens // 4 + prompt.max_tokens, time.monotonic())
-            )
-            while talk.pace.paused > time.monotonic():
-                await talk.nap(talk.pace.paused)
-            body = request_body(prompt, talk.endpoint.model, mode, params)
-            reply, raw = parse_completion(
-                await send_request(talk, body), prompt, mode, talk.price
-            )
-            spent = reply.usd
-            reply.attempts = n
-            reply.usd_unsure = unsure
-            return reply, raw, None
-        except RequestFailed as f:
-            failure = f
-            if f.unsure:
-                spent = most
-                unsure = unsure + most
-            # said otherwise from now on; this one too
-            if f.status == 400 and f.param in PARAM_FALLBACKS and f.param in body:
-                params[f.param] = PARAM_FALLBACKS[f.param]
-                save_modes(talk)
-                continue
-        finally:
-            talk.purse.settle(most, spent)
-        if (failure.wait or 0) > PATIENCE:
-            raise RunError(
-                f"the endpoint asks to wait for {failure.wait:.0f} s ({failure}); the"
-                " same call goes on after that"
-            )
-        if not failure.again or n == attempts or probing and failure.status >= 500:
-            break
-        if failure.wait is not None:
-            talk.pace.paused = max(talk.pace.paused, time.monotonic() + failure.wait)
-        await talk.nap(
-            time.monotonic()
-            + (
-                backoff(n)
-                if failure.wait is None
-                else failure.wait * random.uniform(1, 1.1)
-            )
-        )
-    return (
-        Reply(
-            prompt.key,
-            None,
-            str(failure),
-            talk.endpoint.model,
-            attempts=n,
-            mode=mode,
-            usd_unsure=unsure,
-        ),
-        None,
-        failure,
-    )
-
-# %% ../../nbs/11_models.llm.ipynb #0617769d
-PROBE_PROMPT = (
-    "Reply with one JSON object of the shape asked for, filled with any short example"
-    " values. Nothing else."
-)
-
-
-def schema_digest(schema: Mapping[str, Any]) -> str:
-    "A JSON schema in 16 hex digits."
-    return hashlib.blake2b(
-        json.dumps(schema, sort_keys=True).encode(), digest_size=8
-    ).hexdigest()
-
-
+# %% ../../nbs/11_models.llm.ipynb #353a1b0c
 def endpoint_id(endpoint: Endpoint) -> str:
-    "The model and where it is, without what else a URL may hold."
+    "The model and where it is, without what else a URL may hold (a password, a query)."
     url = urlsplit(
         endpoint.base_url
         or os.environ.get("OPENAI_BASE_URL")
         or "https://api.openai.com/v1"
     )
-    return (
-        f"{endpoint.model} at"
-        f" {url.hostname or ''}{f':{url.port}' if url.port else ''}{url.path}"
-    )
+    port = f":{url.port}" if url.port else ""
+    return f"{endpoint.model} at {url.hostname or ''}{port}{url.path}"
 
 
 def load_modes(path: Path, endpoint: Endpoint) -> dict[str, dict[str, Any]]:
-    "What earlier probes found out about this endpoint."
+    """What earlier calls learned about this endpoint.
+
+    schemas: digest -> mode; params: name -> its name here, or None to leave it out.
+    """
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return known.get(endpoint_id(endpoint), {"schemas": {}, "params": {}})
 
 
-def save_modes(talk: Session) -> None:
-    "Remember the modes beside those of other endpoints."
-    known = (
-        json.loads(talk.modes_path.read_text(encoding="utf-8"))
-        if talk.modes_path.exists()
-        else {}
-    )
-    with atomic_write(talk.modes_path) as file:
-        file.write_text(
-            json.dumps(known | {endpoint_id(talk.endpoint): talk.modes}, indent=1),
-            encoding="utf-8",
-        )
+def save_modes(path: Path, endpoint: Endpoint, modes: dict[str, dict[str, Any]]) -> None:
+    "Remember what was learned about this endpoint, beside the other endpoints."
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known[endpoint_id(endpoint)] = modes
+    with atomic_write(path) as file:
+        file.write_text(json.dumps(known, indent=1), encoding="utf-8")
 
-# %% ../../nbs/11_models.llm.ipynb #39812030
-async def probe_schema(talk: Session, prompt: Prompt, tries: int = 3) -> str | None:
-    """The strongest mode in which this server follows the prompt's schema; None when the
-    budget does not allow to find out.
-    """
-    for mode in ("json_schema", "json_object", "text"):
-        for n in range(1, tries + 1):
-            asked = replace(
-                prompt,
-                key=f"probe {schema_digest(prompt.schema)} {mode} {n}",
-                messages=({"role": "user", "content": PROBE_PROMPT},),
-                seed=None,
-            )
-            reply, raw, failure = await complete_with_retries(
-                talk, asked, mode, probing=mode != "text"
-            )
-            if reply.error == BUDGET_SPENT:
-                return None
-            if failure is None:
-                talk.book.add(reply, prompt_digest(asked), True, raw)  # paid for as well
-                if (
-                    mode == "text"
-                    or reply.text
-                    and matches_schema(
-                        find_json(reply.text, prompt.schema), prompt.schema
-                    )
-                ):
-                    return mode
-            elif not failure.again:
-                break  # refused: no use to try this mode again
-            elif failure.status < 500:
-                raise RunError(f"the endpoint gives no answer: {failure}")
-            else:
-                await talk.nap(time.monotonic() + backoff(n))
-    raise RunError(f"the endpoint gives no answer in any mode: {failure}")
-
-
-async def schema_mode(talk: Session, prompt: Prompt) -> str | None:
-    """The mode for a prompt's schema, from memory or by a probe; one probe at a time, all
-    others wait for it.
-    """
-    if prompt.schema is None:
-        return "text"
-    schemas = talk.modes["schemas"]
-    digest = schema_digest(prompt.schema)
-    if digest in schemas:
-        return schemas[digest]
-    async with talk.probing:
-        if (
-            digest not in schemas
-            and (mode := await probe_schema(talk, prompt)) is not None
-        ):
-            schemas[digest] = mode
-            save_modes(talk)
-    return schemas.get(digest)
-
-# %% ../../nbs/11_models.llm.ipynb #fe891a5a
-# replies that may wait for the one before them, or for whoever takes them
-WINDOW = 10_000
-
-
-def give_up_after(talk: Session, e: BaseException) -> None:
-    "Stop the whole call with this error."
-    if talk.fatal is None:
-        talk.fatal = e
-    talk.stop.set()
-
-
-async def answer_prompt(talk: Session, prompt: Prompt) -> Reply:
-    "The reply to one prompt, in the journal and on disk."
-    mode = await schema_mode(talk, prompt)
-    if mode is None:
-        return Reply(prompt.key, None, BUDGET_SPENT, talk.endpoint.model)
-    reply, raw, failure = await complete_with_retries(talk, prompt, mode)
-    if reply.error == BUDGET_SPENT and not reply.attempts:
-        return reply
-    # No await between an answer and its line: this is what a kill can lose.
-    size = talk.book.add(
-        reply, prompt_digest(prompt), failure is None and reply.error != BUDGET_SPENT, raw
-    )
-    await talk.book.safe(size)
-    # what is wrong with one prompt alone does not count
-    if failure is not None and (failure.again or failure.status in (403, 404)):
-        talk.lost += 1
-        if talk.lost >= max(talk.endpoint.concurrency, 8):
-            raise RunError(
-                f"the endpoint gave no answer to {talk.lost} prompts in a row, the last"
-                f" time: {failure}; the same call goes on"
-            )
-    return reply
-
-
-async def ask_all(
-    talk: Session, prompts: Iterable[Prompt], order: queue.SimpleQueue[Future | None]
-) -> None:
-    """Ask a stream of prompts; a future of each one's reply goes into the queue, in their
-    order, and None at the end.
-    """
-    slots = asyncio.Semaphore(talk.endpoint.concurrency)
-    running = {}
-    tasks = set()
-
-    async def one(prompt: Prompt, future: Future) -> None:
-        try:
-            future.set_result(await answer_prompt(talk, prompt))
-        except Cancelled as e:
-            future.set_exception(talk.fatal or e)
-        except BaseException as e:
-            give_up_after(talk, e)
-            future.set_exception(e)
-        finally:
-            slots.release()
-            del running[prompt.key]
-
-    try:
-        for prompt in prompts:
-            while order.qsize() >= WINDOW:
-                await talk.nap(time.monotonic() + 0.02)
-            future: Future = Future()
-            if prompt.key in running:
-                other, future = running[prompt.key]
-                if other != prompt_digest(prompt):
-                    raise RunError(
-                        f"two prompts ask different things under the key {prompt.key!r}"
-                    )
-            elif (known := talk.book.find(prompt)) is not None:
-                future.set_result(known)
-                # a long stretch of known ones must not hold up those in flight
-                await asyncio.sleep(0)
-            else:
-                await slots.acquire()
-                if talk.stop.is_set():
-                    break
-                running[prompt.key] = prompt_digest(prompt), future
-                tasks.add(task := asyncio.create_task(one(prompt, future)))
-                task.add_done_callback(tasks.discard)
-            order.put(future)
-    except Cancelled:
-        pass
-    except BaseException as e:
-        talk.fatal = talk.fatal or e  # of the prompts: those before it are still asked
-    finally:
-        await asyncio.gather(*tasks)
-        if talk.fatal is not None:
-            order.put(last := Future())
-            last.set_exception(talk.fatal)
-        order.put(None)
-        await talk.client.close()
-
-# %% ../../nbs/11_models.llm.ipynb #9344c87d
+# %% ../../nbs/11_models.llm.ipynb #3fd65974
 def make_client(endpoint: Endpoint, kind: str) -> Any:
-    """A client of the openai package, AsyncOpenAI or OpenAI, that repeats nothing by
-    itself.
-    """
+    "A client of the openai package (AsyncOpenAI or OpenAI) without retries of its own."
     try:
         import openai
     except ImportError as e:
@@ -1067,125 +778,508 @@ def make_client(endpoint: Endpoint, kind: str) -> Any:
         timeout=endpoint.timeout,
     )
 
+# %% ../../nbs/11_models.llm.ipynb #5cfe7889
+@dataclass
+class Session:
+    "What all requests of one call share."
 
+    client: Any  # openai.AsyncOpenAI
+    endpoint: Endpoint
+    journal: Journal
+    price: Price | None
+    budget: Budget
+    limiter: RateLimiter
+    modes: dict[str, dict[str, Any]]  # as from load_modes
+    modes_path: Path
+    stop: threading.Event = field(default_factory=threading.Event)
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    fatal: BaseException | None = None  # why the call is given up
+    requests: int = 0  # sent by this call
+    unanswered: int = 0  # prompts given up in a row, without an answer in between
+
+    async def sleep_until(self, end: float) -> None:
+        "Sleep until a time of time.monotonic; Cancelled when the call is given up."
+        while True:
+            if self.stop.is_set():
+                raise Cancelled
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, 0.1))
+
+# %% ../../nbs/11_models.llm.ipynb #ae83c279
 def open_session(
     endpoint: Endpoint,
-    book: Journal,
-    price: Mapping[str, float] | None,
-    budget: float | None,
+    journal: Journal,
+    price: Price | None,
+    budget: float | None,  # USD, for all that is in the journal
 ) -> Session:
-    "All that the requests of a call share, from what the journal knows."
-    path = book.path.with_suffix(".modes.json")
-    purse = Budget(budget, book.totals["usd"] + book.totals["usd_unsure"])
+    "A session that goes on from what the journal has and knows."
+    modes_path = journal.path.with_suffix(".modes.json")
+    spent = journal.totals["usd"] + journal.totals["usd_unsure"]
     return Session(
-        make_client(endpoint, "AsyncOpenAI"),
-        endpoint,
-        book,
-        price,
-        purse,
-        RateLimiter(endpoint.rpm, endpoint.tpm),
-        load_modes(path, endpoint),
-        path,
+        client=make_client(endpoint, "AsyncOpenAI"),
+        endpoint=endpoint,
+        journal=journal,
+        price=price,
+        budget=Budget(budget, spent),
+        limiter=RateLimiter(endpoint.rpm, endpoint.tpm),
+        modes=load_modes(modes_path, endpoint),
+        modes_path=modes_path,
+    )
+
+# %% ../../nbs/11_models.llm.ipynb #c633e4bc
+async def send_request(session: Session, body: dict[str, Any]) -> dict[str, Any]:
+    """Send one request.
+
+    Returns the server's JSON, which has an answer in it; raises RequestFailed otherwise.
+    """
+    import openai
+
+    session.requests += 1
+    timeout = session.endpoint.timeout
+    try:
+        async with asyncio.timeout(timeout):
+            completion = await session.client.post(
+                "/chat/completions", cast_to=object, body=body
+            )
+    except openai.APIStatusError as e:
+        raise status_failure(e) from e
+    except (TimeoutError, openai.APITimeoutError) as e:
+        message = f"no whole answer within {timeout:g} s"
+        raise RequestFailed(message, maybe_billed=True) from e
+    except openai.APIConnectionError as e:
+        raise connection_failure(e) from e
+    except (ValueError, openai.APIError) as e:
+        message = f"HTTP 200, but no JSON: {error_line(e)}"
+        raise RequestFailed(message, maybe_billed=True) from e
+    if not has_answer(completion):
+        message = f"HTTP 200, but no answer: {error_line(completion)}"
+        raise RequestFailed(message, maybe_billed=True)
+    session.unanswered = 0
+    return completion
+
+
+def connection_failure(e: Exception) -> RequestFailed:
+    "A connection that broke off may have been billed, one that was never made was not."
+    cause = e.__cause__ or e
+    kind = type(cause).__name__
+    message = f"the connection failed: {error_line(f'{kind} {cause}')}"
+    return RequestFailed(message, maybe_billed="Connect" not in kind)
+
+# %% ../../nbs/11_models.llm.ipynb #0fb550fd
+BUDGET_SPENT = "budget: one more request could pass it"
+
+# %% ../../nbs/11_models.llm.ipynb #3d881f2b
+PARAM_FALLBACKS = {
+    "max_tokens": "max_completion_tokens",
+    "temperature": None,
+    "seed": None,
+}
+
+
+async def wait_for_turn(session: Session, tokens: int) -> None:
+    "Wait until the limits, and pauses that the server asks for, let a request leave."
+    await session.sleep_until(session.limiter.schedule(tokens, time.monotonic()))
+    while session.limiter.paused_until > time.monotonic():
+        await session.sleep_until(session.limiter.paused_until)
+
+
+def correct_parameter(
+    session: Session, failure: RequestFailed, body: dict[str, Any]
+) -> None:
+    "Rename a parameter that the server refuses, or leave it out, from now on."
+    name = failure.param
+    if failure.status == 400 and name in PARAM_FALLBACKS and name in body:
+        session.modes["params"][name] = PARAM_FALLBACKS[name]
+        save_modes(session.modes_path, session.endpoint, session.modes)
+        failure.corrected = True
+
+
+async def wait_to_retry(session: Session, failure: RequestFailed, attempt: int) -> None:
+    "Wait after a failed attempt; if the server says how long, all requests wait."
+    seconds = backoff(attempt)
+    if failure.wait is not None:
+        session.limiter.pause(time.monotonic() + failure.wait)
+        seconds = failure.wait * random.uniform(1, 1.1)
+    await session.sleep_until(time.monotonic() + seconds)
+
+# %% ../../nbs/11_models.llm.ipynb #735cb1c8
+async def attempt_request(
+    session: Session,
+    prompt: Prompt,
+    mode: str,
+    reserved: float,  # USD set aside for it, the most it can cost
+) -> Outcome:
+    "One attempt at a prompt. Raises RequestFailed when it brings no answer."
+    spent = 0.0
+    try:
+        tokens = max_prompt_tokens(prompt) // 4 + prompt.max_tokens
+        await wait_for_turn(session, tokens)
+        params = session.modes["params"]
+        body = request_body(prompt, session.endpoint.model, mode, params)
+        completion = await send_request(session, body)
+        outcome = parse_completion(completion, prompt, mode, session.price)
+        spent = outcome.reply.usd
+        return outcome
+    except RequestFailed as failure:
+        spent = reserved if failure.maybe_billed else 0.0
+        correct_parameter(session, failure, body)
+        raise
+    finally:
+        session.budget.settle(reserved, spent)
+
+# %% ../../nbs/11_models.llm.ipynb #0b6bcf94
+async def complete_with_retries(
+    session: Session,
+    prompt: Prompt,
+    mode: str,
+    probing: bool = False,  # a 5xx may be about the schema: leave it to the probe
+) -> Outcome:
+    """Ask one prompt until it is answered, or has to be given up.
+
+    Raises Cancelled, and RunError when no request can succeed.
+    """
+    max_attempts = session.endpoint.max_attempts
+    reserved = max_cost(session.price, prompt)
+    unanswered = Reply(prompt.key, None, BUDGET_SPENT, session.endpoint.model, mode=mode)
+    for attempt in range(1, max_attempts + 1):
+        if not await session.budget.reserve(reserved):
+            return Outcome(unanswered)
+        try:
+            outcome = await attempt_request(session, prompt, mode, reserved)
+        except RequestFailed as e:
+            failure = e
+        else:
+            outcome.reply.attempts = attempt
+            outcome.reply.usd_unsure = unanswered.usd_unsure
+            return outcome
+        unanswered.attempts = attempt
+        if failure.maybe_billed:
+            unanswered.usd_unsure += reserved
+        if failure.corrected:
+            continue
+        if (failure.wait or 0) > PATIENCE:
+            raise RunError(
+                f"the endpoint asks to wait for {failure.wait:.0f} s ({failure}); the"
+                " same call goes on after that"
+            )
+        for_the_probe = probing and failure.status >= 500
+        if not failure.retryable or for_the_probe or attempt == max_attempts:
+            break
+        await wait_to_retry(session, failure, attempt)
+    unanswered.error = str(failure)
+    return Outcome(unanswered, failure=failure)
+
+# %% ../../nbs/11_models.llm.ipynb #0617769d
+PROBE_PROMPT = (
+    "Reply with one JSON object of the shape asked for, filled with any short example"
+    " values. Nothing else."
+)
+
+
+def probe_prompt(prompt: Prompt, mode: str, attempt: int) -> Prompt:
+    "A prompt that asks for any object of this prompt's schema."
+    return replace(
+        prompt,
+        key=f"probe {json_digest(prompt.schema)} {mode} {attempt}",
+        messages=({"role": "user", "content": PROBE_PROMPT},),
+        seed=None,
     )
 
 
+def follows_schema(reply: Reply, schema: Mapping[str, Any]) -> bool:
+    "Whether a reply holds an object of the shape that was asked for."
+    return bool(reply.text) and matches_schema(find_json(reply.text, schema), schema)
+
+# %% ../../nbs/11_models.llm.ipynb #39812030
+async def probe_schema(session: Session, prompt: Prompt, tries: int = 3) -> str | None:
+    """The strongest mode in which this server follows the prompt's schema.
+
+    None when the budget does not allow to find out; a RunError when the server gives no
+    answer.
+    """
+    for mode in ("json_schema", "json_object", "text"):
+        for attempt in range(1, tries + 1):
+            probe = probe_prompt(prompt, mode, attempt)
+            reply, raw, failure = await complete_with_retries(
+                session, probe, mode, probing=mode != "text"
+            )
+            if reply.error == BUDGET_SPENT:
+                return None
+            if failure is None:
+                # paid for as well
+                session.journal.add(reply, prompt_digest(probe), True, raw)
+                if mode == "text" or follows_schema(reply, prompt.schema):
+                    return mode
+            elif not failure.retryable:
+                break  # refused: no use to try this mode again
+            elif failure.status < 500:
+                raise RunError(f"the endpoint gives no answer: {failure}")
+            else:
+                await session.sleep_until(time.monotonic() + backoff(attempt))
+    raise RunError(f"the endpoint gives no answer in any mode: {failure}")
+
+
+async def schema_mode(session: Session, prompt: Prompt) -> str | None:
+    """The mode for a prompt's schema, remembered or found by a probe.
+
+    One probe at a time; all others wait for it. None when the budget does not allow it.
+    """
+    if prompt.schema is None:
+        return "text"
+    schemas = session.modes["schemas"]
+    digest = json_digest(prompt.schema)
+    if digest in schemas:
+        return schemas[digest]
+    async with session.probing:
+        if digest not in schemas:
+            mode = await probe_schema(session, prompt)
+            if mode is not None:
+                schemas[digest] = mode
+                save_modes(session.modes_path, session.endpoint, session.modes)
+    return schemas.get(digest)
+
+# %% ../../nbs/11_models.llm.ipynb #fe891a5a
+def count_unanswered(session: Session, failure: RequestFailed | None) -> None:
+    """Count prompts that were given up in a row.
+
+    A RunError when a whole round of them has no answer. A failure that is about one
+    prompt alone does not count.
+    """
+    if failure is None:
+        return
+    if not failure.retryable and failure.status not in (403, 404):
+        return
+    session.unanswered += 1
+    if session.unanswered >= max(session.endpoint.concurrency, 8):
+        raise RunError(
+            f"the endpoint gave no answer to {session.unanswered} prompts in a row, the"
+            f" last time: {failure}; the same call goes on"
+        )
+
+
+async def answer_prompt(session: Session, prompt: Prompt) -> Reply:
+    "The reply to one prompt, in the journal and on disk."
+    mode = await schema_mode(session, prompt)
+    if mode is None:
+        return Reply(prompt.key, None, BUDGET_SPENT, session.endpoint.model)
+    outcome = await complete_with_retries(session, prompt, mode)
+    reply = outcome.reply
+    if reply.error == BUDGET_SPENT and not reply.attempts:
+        return reply  # nothing was sent, nothing is written
+    # No await between an answer and its line: this is what a kill can lose.
+    digest = prompt_digest(prompt)
+    size = session.journal.add(reply, digest, outcome.final, outcome.raw)
+    await session.journal.wait_flushed(size)
+    count_unanswered(session, outcome.failure)
+    return reply
+
+# %% ../../nbs/11_models.llm.ipynb #ee84c076
+def check_question(key: str, digest: str, other: str) -> None:
+    "A RunError when two prompts with the same key have different digests."
+    if digest != other:
+        raise RunError(f"two prompts ask different things under the key {key!r}")
+
+# %% ../../nbs/11_models.llm.ipynb #5c7fd2ba
+WINDOW = 10_000  # replies that may wait for an earlier one, or for the caller
+
+
+@dataclass
+class InFlight:
+    "The prompts that are being asked."
+
+    slots: asyncio.Semaphore  # a request may start when one is free
+    futures: dict[str, tuple[str, Future[Reply]]] = field(default_factory=dict)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+def give_up(session: Session, error: BaseException) -> None:
+    "Stop the whole call with this error, unless there is one already."
+    if session.fatal is None:
+        session.fatal = error
+    session.stop.set()
+
+
+async def fill_future(
+    session: Session, in_flight: InFlight, prompt: Prompt, future: Future[Reply]
+) -> None:
+    "Answer a prompt into its future. An error is fatal for the whole call."
+    try:
+        future.set_result(await answer_prompt(session, prompt))
+    except Cancelled as cancelled:
+        future.set_exception(session.fatal or cancelled)
+    except BaseException as error:
+        give_up(session, error)
+        future.set_exception(error)
+    finally:
+        in_flight.slots.release()
+        del in_flight.futures[prompt.key]
+
+# %% ../../nbs/11_models.llm.ipynb #d8124960
+async def future_reply(
+    session: Session, in_flight: InFlight, prompt: Prompt
+) -> Future[Reply]:
+    "The future of a prompt's reply; waits for a free slot if it has to be asked."
+    if prompt.key in in_flight.futures:
+        digest, future = in_flight.futures[prompt.key]
+        check_question(prompt.key, prompt_digest(prompt), digest)
+        return future
+    future = Future()
+    reply = session.journal.find(prompt)
+    if reply is not None:
+        future.set_result(reply)
+        # a long stretch of known answers must not hold up the requests in flight
+        await asyncio.sleep(0)
+        return future
+    await in_flight.slots.acquire()
+    if session.stop.is_set():
+        raise Cancelled
+    in_flight.futures[prompt.key] = prompt_digest(prompt), future
+    task = asyncio.create_task(fill_future(session, in_flight, prompt, future))
+    in_flight.tasks.add(task)
+    task.add_done_callback(in_flight.tasks.discard)
+    return future
+
+# %% ../../nbs/11_models.llm.ipynb #0240902e
+async def ask_all(
+    session: Session,
+    prompts: Iterable[Prompt],
+    replies: queue.SimpleQueue[Future[Reply] | None],
+) -> None:
+    "Ask a stream of prompts; puts futures of their replies into the queue, then None."
+    in_flight = InFlight(asyncio.Semaphore(session.endpoint.concurrency))
+    try:
+        for prompt in prompts:
+            while replies.qsize() >= WINDOW:
+                await session.sleep_until(time.monotonic() + 0.02)
+            replies.put(await future_reply(session, in_flight, prompt))
+    except Cancelled:
+        pass
+    except BaseException as error:
+        # of the iterable: the prompts before it are still answered
+        session.fatal = session.fatal or error
+    finally:
+        await asyncio.gather(*in_flight.tasks)
+        if session.fatal is not None:
+            last: Future[Reply] = Future()
+            last.set_exception(session.fatal)
+            replies.put(last)
+        replies.put(None)
+        await session.client.close()
+
+# %% ../../nbs/11_models.llm.ipynb #f9d85310
+@contextmanager
+def asking_thread(
+    session: Session, prompts: Iterable[Prompt]
+) -> Iterator[queue.SimpleQueue[Future[Reply] | None]]:
+    "While the block lasts, `ask_all` runs in a thread; at its end nothing more is sent."
+    replies: queue.SimpleQueue[Future[Reply] | None] = queue.SimpleQueue()
+    thread = threading.Thread(
+        target=lambda: asyncio.run(ask_all(session, prompts, replies)),
+        name="ask",
+        daemon=True,
+    )
+    thread.start()
+    try:
+        yield replies
+    finally:
+        session.stop.set()
+        thread.join()
+
+
+def wait_for_replies(
+    replies: queue.SimpleQueue[Future[Reply] | None],
+    idle: Callable[[], None],  # called for each second of waiting
+) -> Iterator[Reply]:
+    "The replies of a queue of futures, up to None. Raises what a future raises."
+
+    def next_future() -> Future[Reply] | None:
+        while True:
+            try:
+                return replies.get(timeout=1.0)
+            except queue.Empty:
+                idle()
+
+    while (future := next_future()) is not None:
+        while not wait([future], timeout=1.0).done:
+            idle()
+        yield future.result()
+
+# %% ../../nbs/11_models.llm.ipynb #9344c87d
 def price_for(
-    prices: Mapping[str, Mapping[str, float]] | None, model: str, budget: float | None
+    prices: Mapping[str, Price] | None, model: str, budget: float | None
 ) -> dict[str, float] | None:
     "The model's price. A RunError when there is a budget but no price."
-    if budget is not None and model not in (prices or {}):
+    if model in (prices or {}):
+        return check_price(model, prices[model])
+    if budget is not None:
         raise RunError(
             f'a budget needs the price of {model!r}: give a price table with "{model}":'
             ' {"in": …, "out": …}, in USD per million tokens'
         )
-    return check_price(model, prices[model]) if model in (prices or {}) else None
+    return None
 
 
-def progress_state(book: Journal, counts: Mapping[str, int]) -> dict[str, Any]:
-    """What progress is told: done, errors and requests of this call; the rest of all that
-    is in the journal.
+def progress_state(
+    journal: Journal, counts: Mapping[str, int], requests: int
+) -> dict[str, Any]:
+    """What `progress` is called with.
+
+    done, errors and requests of this call, and the totals of the journal.
     """
-    return {
-        **counts,
-        **{
-            k: book.totals[k]
-            for k in (
-                "answers",
-                "failures",
-                "prompt_tokens",
-                "completion_tokens",
-                "usd",
-                "usd_unsure",
-                "torn",
-            )
-        },
-    }
+    names = ("answers", "failures", "prompt_tokens", "completion_tokens")
+    names += ("usd", "usd_unsure", "torn")
+    totals = {name: journal.totals[name] for name in names}
+    return {**counts, "requests": requests, **totals}
 
-
+# %% ../../nbs/11_models.llm.ipynb #e806e16b
 def ask(
     prompts: Iterable[Prompt],  # drawn as they are asked, in another thread
     endpoint: Endpoint,
-    journal: str | Path,  # a .jsonl file; the same one to go on
+    journal_path: str | Path,  # a .jsonl file; the same one to go on
     *,
-    prices: Mapping[str, Mapping[str, float]] | None = None,  # from load_prices
+    prices: Mapping[str, Price] | None = None,  # from load_prices
     budget: float | None = None,  # USD, for all that is in the journal
-    # called with the state after each reply, and each second
-    progress: Callable[[dict[str, Any]], object] | None = None,
+    progress: Callable[[dict[str, Any]], object] | None = None,  # after each reply
 ) -> Iterator[Reply]:
     """Ask every prompt that the journal has no answer to.
 
-    Yields the reply to each prompt, in their order.
+    Yields the reply to each prompt, in the order of the prompts. `progress` is also
+    called each second without a reply, with done, errors and requests of this call and
+    the totals of the journal. A RunError when the whole call cannot succeed; the same
+    call goes on.
     """
     price = price_for(prices, endpoint.model, budget)
-    order: queue.SimpleQueue[Future | None] = queue.SimpleQueue()
-    with Journal(journal, price) as book:
-        talk = open_session(endpoint, book, price, budget)
+    with Journal(journal_path, price) as journal:
+        session = open_session(endpoint, journal, price, budget)
         counts = Counter(done=0, errors=0)
 
-        def tell() -> None:
+        def report() -> None:
             if progress:
-                progress(progress_state(book, {**counts, "requests": talk.requests}))
+                progress(progress_state(journal, counts, session.requests))
 
-        def next_one() -> Future | None:
-            while True:
-                try:
-                    return order.get(timeout=1.0)
-                except queue.Empty:
-                    tell()
-
-        thread = threading.Thread(
-            target=lambda: asyncio.run(ask_all(talk, prompts, order)),
-            name="ask",
-            daemon=True,
-        )
-        thread.start()
-        try:
-            while (future := next_one()) is not None:
-                while not wait([future], timeout=1.0).done:
-                    tell()
-                reply = future.result()
+        with asking_thread(session, prompts) as futures:
+            for reply in wait_for_replies(futures, idle=report):
                 counts.update(done=1, errors=reply.error is not None)
-                tell()
+                report()
                 yield reply
-        finally:
-            talk.stop.set()
-            thread.join()
 
 # %% ../../nbs/11_models.llm.ipynb #b6f426fb
 def estimate_rest(
     state: Mapping[str, Any],  # as progress gets it
     total: int,  # prompts in all
 ) -> dict[str, float]:  # requests, prompt_tokens, completion_tokens, usd
-    """What is still to come, if the rest is like the answers so far; nothing but requests
-    before the first one.
+    """What is still to come, if the rest is like the answers so far.
+
+    Before the first answer only the number of requests is known.
     """
     left = max(total - state["done"], 0)
-    n = state["answers"]
-    return {"requests": left} | (
-        {k: left * state[k] / n for k in ("prompt_tokens", "completion_tokens", "usd")}
-        if n
-        else {}
-    )
+    answers = state["answers"]
+    if not answers:
+        return {"requests": left}
+    names = ("prompt_tokens", "completion_tokens", "usd")
+    return {"requests": left} | {name: left * state[name] / answers for name in names}
 
 # %% ../../nbs/11_models.llm.ipynb #420ef97e
 BATCH_REQUESTS = 50_000
@@ -1193,303 +1287,380 @@ BATCH_BYTES = 200_000_000
 BATCH_ENDED = ("completed", "failed", "expired", "cancelled")
 
 
-def write_batch_files(
-    # a request, and what to know about it, as lines
-    lines: Iterable[tuple[bytes, bytes]],
-    folder: Path,
+class BatchLine(NamedTuple):
+    "One request of a batch file, as two lines of JSON."
+
+    request: bytes  # for the provider
+    context: bytes  # a BatchContext, for reading the answer
+
+
+def write_batch_file(
+    file: Path,
+    line: BatchLine | None,  # the first; None for an empty file
+    rest: Iterator[BatchLine],
     max_requests: int,
     max_bytes: int,
-) -> Iterator[Path]:  # each file when it is whole
-    """Write requests into as many files as the limits ask for, with a .keys file beside
-    each.
-    """
-    lines = iter(lines)
+) -> BatchLine | None:  # the first line that did not fit
+    "Write requests until the file is full, and their contexts into a .keys file."
+    count = size = 0
+    with (
+        atomic_write(file) as unfinished,
+        atomic_write(file.with_suffix(".keys")) as unfinished_keys,
+        open(unfinished, "wb") as requests,
+        open(unfinished_keys, "wb") as contexts,
+    ):
+        while line is not None and count < max_requests:
+            size += len(line.request)
+            if count and size > max_bytes:
+                break
+            requests.write(line.request)
+            contexts.write(line.context)
+            count += 1
+            line = next(rest, None)
+    return line
+
+
+def write_batch_files(
+    lines: Iterable[BatchLine], folder: Path, max_requests: int, max_bytes: int
+) -> Iterator[Path]:
+    "Write requests into as many files as the limits ask for; yields each whole file."
     number = sum(1 for _ in folder.glob("*.jsonl"))
-    line = next(lines, None)
+    rest = iter(lines)
+    line = next(rest, None)
     while line is not None:
         file = folder / f"{number:05}-{os.urandom(8).hex()}.jsonl"
-        n = size = 0
-        with (
-            atomic_write(file) as unfinished,
-            atomic_write(file.with_suffix(".keys")) as keys,
-            open(unfinished, "wb") as f,
-            open(keys, "wb") as k,
-        ):
-            while (
-                line is not None
-                and n < max_requests
-                and (n == 0 or size + len(line[0]) <= max_bytes)
-            ):
-                f.write(line[0])
-                k.write(line[1])
-                n = n + 1
-                size = size + len(line[0])
-                line = next(lines, None)
+        line = write_batch_file(file, line, rest, max_requests, max_bytes)
         number += 1
         yield file
 
 # %% ../../nbs/11_models.llm.ipynb #b4985dc2
-def submit_batch(client: Any, file: Path, new: bool) -> str:
-    """Submit a file of requests, unless an earlier process did.
+@dataclass
+class BatchSession:
+    "What the steps of one `ask_batch` share."
 
-    Returns the id of its batch.
-    """
-    patient = client.with_options(max_retries=5)
-    for batch in () if new else patient.batches.list(limit=100):
+    client: Any  # openai.OpenAI
+    endpoint: Endpoint
+    journal: Journal
+    price: Price | None
+    budget: float | None  # USD, for all that is in the journal
+    folder: Path  # of the batch files
+    keys: list[str] = field(default_factory=list)  # of all prompts, in their order
+    unanswered: dict[str, str] = field(default_factory=dict)  # key -> why
+    requests: int = 0  # of this call
+
+    @property
+    def patient_client(self) -> Any:
+        "A client that repeats failed requests: for all that may be done twice."
+        return self.client.with_options(max_retries=5)
+
+    @property
+    def batch_price(self) -> Price | None:
+        "The price of an answer in a batch file."
+        if self.price is None:
+            return None
+        factor = self.price["batch"]
+        return {"in": self.price["in"] * factor, "out": self.price["out"] * factor}
+
+# %% ../../nbs/11_models.llm.ipynb #639c5461
+def find_batch(client: Any, file: Path) -> str | None:
+    "The id of the batch of a file, if an earlier process has submitted it."
+    for batch in client.batches.list(limit=100):
         if (batch.metadata or {}).get("cmining") == file.stem:
             return batch.id
-    with open(file, "rb") as f:
-        uploaded = patient.files.create(file=(file.name, f), purpose="batch")
+    return None
+
+
+def submit_batch(session: BatchSession, file: Path) -> str:
+    "Submit a file of requests. Returns the id of its batch."
+    with open(file, "rb") as requests:
+        uploaded = session.patient_client.files.create(
+            file=(file.name, requests), purpose="batch"
+        )
     # This is what is paid for: not by the patient client, which would do it again if only
     # the answer was lost.
-    return client.batches.create(
+    batch = session.client.batches.create(
         input_file_id=uploaded.id,
         endpoint="/v1/chat/completions",
         completion_window="24h",
         metadata={"cmining": file.stem},
-    ).id
+    )
+    return batch.id
+
+# %% ../../nbs/11_models.llm.ipynb #acb79afa
+def record_batch(file: Path, batch: str, collected: bool = False) -> dict[str, Any]:
+    "Remember the batch of a file, and whether its answers are in the journal."
+    record = {"batch": batch, "collected": collected}
+    with atomic_write(file.with_suffix(".batch")) as unfinished:
+        unfinished.write_text(json.dumps(record))
+    return record
 
 
-def collect_batch(
-    client: Any,
-    batch: Any,  # one that has ended
-    file: Path,  # its requests
-    book: Journal,
-    price: Mapping[str, float] | None,
-) -> dict[str, str]:  # why there is no answer, by key
-    "Bring the answers of a batch into the journal."
-    keys = {
-        k["id"]: k
-        for k in map(json.loads, file.with_suffix(".keys").read_bytes().splitlines())
-    }
-    reasons = [e.message for e in batch.errors.data or []] if batch.errors else []
-    failures = {
-        k["key"]: (
-            f"the batch {batch.status} without an answer"
-            f" {error_line('; '.join(map(str, reasons)))}".strip()
-        )
-        for k in keys.values()
-    }
-    for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-        with client.files.with_streaming_response.content(file_id) as lines:
-            for line in filter(str.strip, lines.iter_lines()):
-                got = json.loads(line)
-                if (known := keys.get(got.get("custom_id"))) is None:
-                    continue
-                response = got.get("response") or {}
-                body = response.get("body") or {}
-                if response.get("status_code") != 200 or not body.get("choices"):
-                    failures[known["key"]] = error_line(
-                        f"HTTP {response.get('status_code')}:"
-                        f" {body.get('error') or got.get('error')}"
-                    )
-                elif (
-                    hash64(known["key"]) not in book.places
-                ):  # else a kill came between collecting and noting it
-                    reply, raw = parse_completion(
-                        body,
-                        Prompt(
-                            known["key"],
-                            (),
-                            {} if known["json"] else None,
-                            known["max_tokens"],
-                        ),
-                        known["mode"],
-                        price,
-                    )
-                    book.add(replace(reply, attempts=1), known["asked"], True, raw)
-    os.fsync(book.file.fileno())
-    return {key: why for key, why in failures.items() if hash64(key) not in book.places}
-
-
-def finish_batches(
-    client: Any,
-    folder: Path,
-    book: Journal,
-    price: Mapping[str, float] | None,
-    tell: Callable[[], None],
-    poll: float,
-) -> dict[str, str]:  # why there is no answer, by key
-    """Submit the files that are not yet, wait until every batch has ended, and collect
-    what they brought.
-    """
-    failures: dict[str, str] = {}
-    patient = client.with_options(max_retries=5)
-    while True:
-        notes = {
-            file: file.with_suffix(".batch") for file in sorted(folder.glob("*.jsonl"))
-        }
-        for file, note in notes.items():
-            known = (
-                json.loads(note.read_text())
-                if note.exists()
-                else record_batch(note, submit_batch(client, file, new=False))
-            )
-            if (
-                known["collected"]
-                or (batch := patient.batches.retrieve(known["batch"])).status
-                not in BATCH_ENDED
-            ):
-                continue
-            failures |= collect_batch(patient, batch, file, book, price)
-            record_batch(note, batch.id, collected=True)
-        tell()
-        if all(json.loads(note.read_text())["collected"] for note in notes.values()):
-            return failures
-        time.sleep(poll)
-
-
-def record_batch(note: Path, batch: str, collected: bool = False) -> dict[str, Any]:
-    "Remember the batch of a file."
-    known = {"batch": batch, "collected": collected}
-    with atomic_write(note) as file:
-        file.write_text(json.dumps(known))
-    return known
+def read_batch_record(file: Path) -> dict[str, Any] | None:
+    "What is known of the batch of a file; None when nothing was submitted."
+    path = file.with_suffix(".batch")
+    return json.loads(path.read_text()) if path.exists() else None
 
 # %% ../../nbs/11_models.llm.ipynb #1626cb77
-def schema_mode_sync(
-    endpoint: Endpoint,
-    book: Journal,
-    price: Mapping[str, float] | None,
-    budget: float | None,
-    prompt: Prompt,
+class BatchContext(NamedTuple):
+    "What must be known about a request to read its answer; a line of the .keys file."
+
+    id: str  # custom_id of the request: the hash of the key, 16 hex digits
+    key: str
+    asked: str  # prompt_digest
+    mode: str
+    json: bool  # whether there is a schema
+    max_tokens: int
+
+
+def json_line(value: Any) -> bytes:
+    "A line of JSON; half a surrogate pair, which UTF-8 has no bytes for, is escaped."
+    text = json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def batch_line(
+    prompt: Prompt, model: str, mode: str, params: Mapping[str, str | None]
+) -> BatchLine:
+    "The request for a prompt, and its context."
+    custom_id = f"{hash64(prompt.key):016x}"
+    request = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": request_body(prompt, model, mode, params),
+    }
+    context = BatchContext(
+        id=custom_id,
+        key=prompt.key,
+        asked=prompt_digest(prompt),
+        mode=mode,
+        json=prompt.schema is not None,
+        max_tokens=prompt.max_tokens,
+    )
+    return BatchLine(json_line(request), json_line(context._asdict()))
+
+# %% ../../nbs/11_models.llm.ipynb #67045ce4
+def mode_and_params(
+    session: BatchSession, prompt: Prompt
 ) -> tuple[str | None, dict[str, Any]]:
-    """The mode for a prompt's schema, by a probe if need be, and the server's names for
-    parameters; outside of any event loop.
-    """
+    "The mode for a prompt's schema, by a probe if need be, and the names of parameters."
 
     async def find() -> tuple[str | None, dict[str, Any]]:
-        talk = open_session(endpoint, book, price, budget)
-        async with talk.client:
-            return await schema_mode(talk, prompt), talk.modes["params"]
+        live = open_session(
+            session.endpoint, session.journal, session.price, session.budget
+        )
+        async with live.client:
+            return await schema_mode(live, prompt), live.modes["params"]
 
     return run_in_thread(find())
 
-
+# %% ../../nbs/11_models.llm.ipynb #33acafe0
 def batch_requests(
-    prompts: Iterable[Prompt],
-    endpoint: Endpoint,
-    book: Journal,
-    price: Mapping[str, float] | None,  # of the batch
-    budget: float | None,
-    order: list[str],  # gets every key, in the order of prompts
-    failures: dict[str, str],  # gets the prompts that the budget does not allow
-) -> Iterator[tuple[bytes, bytes]]:
-    """The requests of all prompts that the journal has no answer to, each with what
-    collect must know about it.
+    session: BatchSession, prompts: Iterable[Prompt]
+) -> Iterator[BatchLine]:
+    """The requests for all prompts that the journal has no answer to.
+
+    Notes every key in `session.keys`, and what is not answered yet in
+    `session.unanswered`, with BUDGET_SPENT where the budget does not allow to ask.
     """
-    modes: dict[str, tuple[str | None, dict[str, Any]]] = {}
-    asked: dict[int, str] = {}
+    journal = session.journal
+    modes: dict[str, tuple[str | None, dict[str, Any]]] = {}  # by schema
+    digests: dict[int, str] = {}  # by hash of the key
     reserved = 0.0
     closed = False
-    for p in prompts:
-        order.append(p.key)
-        id = hash64(p.key)
-        question = prompt_digest(p)
-        if asked.setdefault(id, question) != question:
-            raise RunError(f"two prompts ask different things under the key {p.key!r}")
-        if p.key in failures or book.find(p) is not None:
+    for prompt in prompts:
+        session.keys.append(prompt.key)
+        digest = prompt_digest(prompt)
+        first_digest = digests.setdefault(hash64(prompt.key), digest)
+        check_question(prompt.key, digest, first_digest)
+        if prompt.key in session.unanswered or journal.find(prompt) is not None:
             continue
-        if (schema := schema_digest(p.schema or {})) not in modes:
-            modes[schema] = schema_mode_sync(endpoint, book, price, budget, p)
+        schema = json_digest(prompt.schema or {})
+        if schema not in modes:
+            modes[schema] = mode_and_params(session, prompt)
         mode, params = modes[schema]
-        most = (
-            price["batch"] * token_cost(price, max_tokens_of(p), p.max_tokens)
-            if price
-            else 0.0
-        )
-        spent = book.totals["usd"] + book.totals["usd_unsure"]
-        closed = (
-            closed
-            or mode is None
-            or budget is not None
-            and spent + reserved + most > budget
-        )
-        failures[p.key] = BUDGET_SPENT if closed else "submitted"
+        price = session.price
+        cost = price["batch"] * max_cost(price, prompt) if price else 0.0
+        total = journal.totals["usd"] + journal.totals["usd_unsure"] + reserved + cost
+        if mode is None or (session.budget is not None and total > session.budget):
+            closed = True
         if closed:
+            session.unanswered[prompt.key] = BUDGET_SPENT
             continue
-        reserved += most
-        request = {
-            "custom_id": f"{id:016x}",
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": request_body(p, endpoint.model, mode, params),
-        }
-        known = {
-            "id": f"{id:016x}",
-            "key": p.key,
-            "asked": question,
-            "mode": mode,
-            "json": p.schema is not None,
-            "max_tokens": p.max_tokens,
-        }
-        yield tuple(
-            json.dumps(x, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-            for x in (request, known)
-        )
+        session.unanswered[prompt.key] = "submitted"
+        session.requests += 1
+        reserved += cost
+        yield batch_line(prompt, session.endpoint.model, mode, params)
+
+# %% ../../nbs/11_models.llm.ipynb #ab3b12e4
+def read_contexts(file: Path) -> dict[str, BatchContext]:
+    "The contexts of a file of requests, by custom_id."
+    lines = file.with_suffix(".keys").read_bytes().splitlines()
+    contexts = (BatchContext(**json.loads(line)) for line in lines)
+    return {context.id: context for context in contexts}
+
+
+def batch_results(client: Any, batch: Any) -> Iterator[dict[str, Any]]:
+    "The results of a batch, answers and errors, as they are streamed."
+    for file_id in (batch.output_file_id, batch.error_file_id):
+        if not file_id:
+            continue
+        with client.files.with_streaming_response.content(file_id) as response:
+            for line in response.iter_lines():
+                if line.strip():
+                    yield json.loads(line)
+
+
+def result_error(result: dict[str, Any]) -> str | None:
+    "Why a result is no answer; None when it is one."
+    response = result.get("response") or {}
+    body = response.get("body") or {}
+    status = response.get("status_code")
+    if status == 200 and body.get("choices"):
+        return None
+    return error_line(f"HTTP {status}: {body.get('error') or result.get('error')}")
+
+
+def no_answer_reason(batch: Any) -> str:
+    "Why a request that has no result in a batch was not answered."
+    errors = (batch.errors.data or []) if batch.errors else []
+    messages = error_line("; ".join(str(error.message) for error in errors))
+    return f"the batch {batch.status} without an answer {messages}".strip()
+
+# %% ../../nbs/11_models.llm.ipynb #3e6c5a04
+def add_result(
+    session: BatchSession, context: BatchContext, result: dict[str, Any]
+) -> None:
+    "Write the answer in a result into the journal."
+    schema = {} if context.json else None
+    prompt = Prompt(context.key, (), schema, context.max_tokens)
+    completion = result["response"]["body"]
+    outcome = parse_completion(completion, prompt, context.mode, session.batch_price)
+    outcome.reply.attempts = 1
+    session.journal.add(outcome.reply, context.asked, True, outcome.raw)
+
+
+def collect_batch(session: BatchSession, batch: Any, file: Path) -> dict[str, str]:
+    """Bring the answers of a batch that has ended into the journal.
+
+    Returns why there is no answer, by key, for the other requests of its file.
+    """
+    contexts = read_contexts(file)
+    reason = no_answer_reason(batch)
+    errors = {context.key: reason for context in contexts.values()}
+    for result in batch_results(session.patient_client, batch):
+        context = contexts.get(result.get("custom_id"))
+        if context is None:
+            continue
+        error = result_error(result)
+        if error is not None:
+            errors[context.key] = error
+        elif context.key not in session.journal:  # a kill may come before it is noted
+            add_result(session, context, result)
+    session.journal.flush()
+    return {key: why for key, why in errors.items() if key not in session.journal}
+
+# %% ../../nbs/11_models.llm.ipynb #8e893ab2
+def advance_batch(session: BatchSession, file: Path) -> dict[str, str]:
+    """Submit a file if nobody has, and collect its batch if that has ended.
+
+    Returns why there is no answer, by key, for requests that stay without one.
+    """
+    record = read_batch_record(file)
+    if record is None:
+        batch_id = find_batch(session.patient_client, file)
+        record = record_batch(file, batch_id or submit_batch(session, file))
+    if record["collected"]:
+        return {}
+    batch = session.patient_client.batches.retrieve(record["batch"])
+    if batch.status not in BATCH_ENDED:
+        return {}
+    errors = collect_batch(session, batch, file)
+    record_batch(file, batch.id, collected=True)
+    return errors
+
+
+def finish_batches(
+    session: BatchSession,
+    report: Callable[[], None],  # called after each look
+    poll: float,  # seconds between two looks
+) -> dict[str, str]:  # why there is no answer, by key
+    "Submit the files that are not yet, and wait until every batch is collected."
+    errors: dict[str, str] = {}
+    while True:
+        files = sorted(session.folder.glob("*.jsonl"))
+        for file in files:
+            errors |= advance_batch(session, file)
+        report()
+        if all(read_batch_record(file)["collected"] for file in files):
+            return errors
+        time.sleep(poll)
+
+# %% ../../nbs/11_models.llm.ipynb #6e9a5d56
+def run_batches(
+    session: BatchSession,
+    prompts: Iterable[Prompt],
+    report: Callable[[], None],
+    poll: float,
+    max_requests: int,
+    max_bytes: int,
+) -> None:
+    "Submit all prompts that have no answer, and wait until every batch is collected."
+    finish_batches(session, report, poll)  # of earlier calls
+    lines = batch_requests(session, prompts)
+    for file in write_batch_files(lines, session.folder, max_requests, max_bytes):
+        record_batch(file, submit_batch(session, file))
+    session.unanswered |= finish_batches(session, report, poll)
+
+
+def batch_reply(session: BatchSession, key: str) -> Reply:
+    "The reply to the prompt with this key: from the journal, or with the error."
+    record = session.journal.find_record(key)
+    if record is not None:
+        return reply_of_record(record)
+    return Reply(key, None, session.unanswered[key], session.endpoint.model)
 
 # %% ../../nbs/11_models.llm.ipynb #ec2a4fab
 def ask_batch(
     prompts: Iterable[Prompt],
     endpoint: Endpoint,
-    journal: str | Path,
+    journal_path: str | Path,  # a .jsonl file; the same one to go on
     *,
-    prices: Mapping[str, Mapping[str, float]] | None = None,
-    budget: float | None = None,
-    # called at each look, and after each reply
-    progress: Callable[[dict[str, Any]], object] | None = None,
-    poll: float = 60.0,  # seconds between two looks
+    prices: Mapping[str, Price] | None = None,  # from load_prices
+    budget: float | None = None,  # USD, for all that is in the journal
+    progress: Callable[[dict[str, Any]], object] | None = None,  # as for ask
+    poll: float = 60.0,  # seconds between two looks at the provider
     max_requests: int = BATCH_REQUESTS,  # of one file
     max_bytes: int = BATCH_BYTES,
 ) -> Iterator[Reply]:
-    """As ask, by batch files: submits all that the journal has no answer to, waits, then
-    yields every reply in the order of prompts.
+    """As `ask`, by batch files.
+
+    Submits all prompts that the journal has no answer to, waits, then yields the reply to
+    each prompt, in the order of the prompts. `progress` is called at each look, too.
     """
     price = price_for(prices, endpoint.model, budget)
-    cheaper = (
-        {"in": price["in"] * price["batch"], "out": price["out"] * price["batch"]}
-        if price
-        else None
-    )
-    with Journal(journal, price) as book, make_client(endpoint, "OpenAI") as client:
+    client = make_client(endpoint, "OpenAI")
+    with client, Journal(journal_path, price) as journal:
         import openai
 
-        folder = book.path.with_suffix(".batches")
+        folder = journal.path.with_suffix(".batches")
         folder.mkdir(exist_ok=True)
-        order = []
-        failures = {}
-        counts = Counter(done=0, errors=0, requests=0)
+        session = BatchSession(client, endpoint, journal, price, budget, folder)
+        counts = Counter(done=0, errors=0)
 
-        def tell() -> None:
+        def report() -> None:
             if progress:
-                progress(progress_state(book, counts))
+                progress(progress_state(journal, counts, session.requests))
 
         try:
-            # what an earlier call submitted, or wrote
-            finish_batches(client, folder, book, cheaper, tell, poll)
-            for file in write_batch_files(
-                batch_requests(prompts, endpoint, book, price, budget, order, failures),
-                folder,
-                max_requests,
-                max_bytes,
-            ):
-                record_batch(
-                    file.with_suffix(".batch"), submit_batch(client, file, new=True)
-                )
-                counts["requests"] = sum(why != BUDGET_SPENT for why in failures.values())
-            failures |= finish_batches(client, folder, book, cheaper, tell, poll)
+            run_batches(session, prompts, report, poll, max_requests, max_bytes)
         except openai.OpenAIError as e:
             raise RunError(
                 f"the batch service failed: {error_line(e)}; the same call goes on, and"
                 " submits nothing twice"
             ) from e
-        for key in order:
-            record = book.read(key)
-            reply = (
-                reply_of_record(record)
-                if record
-                else Reply(key, None, failures[key], endpoint.model)
-            )
+        for key in session.keys:
+            reply = batch_reply(session, key)
             counts.update(done=1, errors=reply.error is not None)
-            tell()
+            report()
             yield reply
