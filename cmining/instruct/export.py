@@ -239,7 +239,7 @@ def read_sound_items(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 def trainable_items(
     dataset: str | Path,  # folder with items-*.jsonl
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """All items that can be trained on, by id, and how many others there are by reason.
+    """The items to train on, sorted by id, and how many others there are by reason.
 
     Raises RunError at a broken item, with its file and line, and when nothing is there.
     """
@@ -725,12 +725,12 @@ configs:
 
 # Culture instruction items
 
-{n:,} questions and answers about {n_concepts:,} concepts that belong to a culture, in \
-{n_languages} language{s}. The concepts were
-mined from multilingual text by C-Mining's geometry (a culture-bound concept lies on \
-an island of its own language in a
-multilingual embedding space); the items were made from groups of them. Written by \
-cmining {version}, format `{format}`.
+{n:,} questions and answers about {n_concepts:,} concepts that \
+belong to a culture, in {n_languages} language{s}. The concepts were
+mined from multilingual text by C-Mining's geometry (a \
+culture-bound concept lies on an island of its own language in a
+multilingual embedding space); the items were made from groups of them. \
+Written by cmining {version}, format `{format}`.
 
 {by_language}
 
@@ -750,45 +750,45 @@ and what it is to say:
 
 {by_generator}
 
-`offline` means built from the mined text alone, without a model. Any other name is \
-the model that wrote the items:
-they can be wrong, and its terms of use apply. The files `items-*.jsonl` of the \
-dataset folder name the group, the
+`offline` means built from the mined text alone, without a model. \
+Any other name is the model that wrote the items:
+they can be wrong, and its terms of use apply. \
+The files `items-*.jsonl` of the dataset folder name the group, the
 culture points, the prompt version, the seed and the cost of every item; {trace}
 
 {left_out}
 
 ## Splits
 
-By concept, seed {seed}: what an item of the test split is about is nowhere in train \
-and validation, and what one of the
-validation split is about is nowhere in train; titles are compared without regard to \
-case, width and language. Items
-about a common concept, directly or through other items, stay together; what is too \
-large for a held-out split is in
-train, so held-out items come from smaller groups of items. **Not separated**: a \
-concept and its translation under
-another title, concepts that are only related (most, not all, are held out together), \
-concepts that a held-out item
+By concept, seed {seed}: what an item of the test split is \
+about is nowhere in train and validation, and what one of the
+validation split is about is nowhere in train; \
+titles are compared without regard to case, width and language. Items
+about a common concept, directly or through other items, \
+stay together; what is too large for a held-out split is in
+train, so held-out items come from smaller groups of items. \
+**Not separated**: a concept and its translation under
+another title, concepts that are only related (most, not all, \
+are held out together), concepts that a held-out item
 shows only in its wrong options, and concepts that a text mentions in passing.
 
 ## Licence
 
-Questions, options and answers hold text of the corpus, which keeps its licence: that \
-of Wikipedia, for example, is
-CC BY-SA and asks for attribution. Replace `license` above by what applies before you \
-share this dataset.
+Questions, options and answers hold text of the corpus, \
+which keeps its licence: that of Wikipedia, for example, is
+CC BY-SA and asks for attribution. Replace `license` \
+above by what applies before you share this dataset.
 
 ## Limits
 
-- Language is not culture. A concept is tied to the *language* that has it to itself; \
-a language has many cultures, and
+- Language is not culture. A concept is tied to the *language* \
+that has it to itself; a language has many cultures, and
   an English article may tell of a Māori custom.
-- What no Wikipedia, or whatever the corpus was, has written down is missing. Whoever \
-wrote it shows in what is there.
+- What no Wikipedia, or whatever the corpus was, \
+has written down is missing. Whoever wrote it shows in what is there.
 - Nobody has checked the items one by one. Validators look at form, not at truth.
-- No item is longer than {cutoff:,} tokens of any tokenizer that works on bytes; with \
-a smaller limit a trainer may cut items.
+- No item is longer than {cutoff:,} tokens of any tokenizer that \
+works on bytes; with a smaller limit a trainer may cut items.
 """
 
 # %% ../../nbs/55_instruct.export.ipynb #ac03d2f5

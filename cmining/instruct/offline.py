@@ -594,6 +594,21 @@ def passage_key(material: Material, passage: Passage) -> str:
     return f"{point.lang}/{point.id}/{passage.n}"
 
 # %% ../../nbs/53_instruct.offline.ipynb #315820eb
+def word_passage(
+    material: Material,
+    candidate: Candidate,
+    slot: int,  # for true_false 0 makes a true statement
+    seed: int,
+) -> Wording | None:  # None when there are too few distractors
+    "What a candidate asks about its passage."
+    passage = material.passages[candidate.point][candidate.n]
+    if candidate.task == "short_answer":
+        return word_short_answer(passage, material.points[candidate.point].title)
+    if candidate.task == "true_false":
+        return word_statement(material, passage, slot == 0, seed)
+    return word_single_choice(material, passage, seed)
+
+# %% ../../nbs/53_instruct.offline.ipynb #3cdd42df
 def make_draft(
     material: Material,
     candidate: Candidate,
@@ -601,23 +616,15 @@ def make_draft(
     run: str,  # fingerprint of the run
     seed: int,
 ) -> Draft | Reject:
-    "The item of one passage in one task."
+    "The item of one passage in one task; a reject when there are too few distractors."
     task = candidate.task
     passage = material.passages[candidate.point][candidate.n]
     point = material.points[candidate.point]
     key = passage_key(material, passage)
-    if task == "short_answer":
-        wording = word_short_answer(passage, point.title)
-    elif task == "true_false":
-        wording = word_statement(material, passage, slot == 0, seed)
-    else:
-        wording = word_single_choice(material, passage, seed)
+    wording = word_passage(material, candidate, slot, seed)
     if wording is None:
-        detail = "too few others to choose from"
-        row = {"title": point.title}
+        detail, row = "too few others to choose from", {"title": point.title}
         return Reject("no distractors", detail, task, point.lang, key, row)
-    templates = TEMPLATES.get(point.lang, TEMPLATES["en"])
-    options = (str(wording.answer), *(d.text for d in wording.distractors))
     source = Source(
         culture_points=(point,),
         distractors=tuple(material.points[d.point] for d in wording.distractors),
@@ -628,6 +635,8 @@ def make_draft(
         seed=seed,
         run=run,
     )
+    templates = TEMPLATES.get(point.lang, TEMPLATES["en"])
+    options = (str(wording.answer), *(d.text for d in wording.distractors))
     return Draft(
         task=task,
         lang=point.lang,
