@@ -1,4 +1,7 @@
-"""Exported files are taken by those they are made for, share no concept between splits, and carry nothing that acts."""
+"""Exported files are taken by those they are made for, and carry nothing that acts.
+
+Their splits share no concept.
+"""
 
 import json
 import os
@@ -27,7 +30,13 @@ HOSTILE = (
 def item(n: int, **changes) -> dict:
     lang = ("de", "ja", "en")[n % 3]
     title = f"custom {n // 6}"
-    own = [
+    point = {
+        "id": f"{lang} {title}",
+        "lang": lang,
+        "title": f"{title} {lang}",
+        "lead": "more",
+    }
+    task = [
         {
             "task": "single_choice",
             "options": ["dance", "dish", "feast", f"game {n}"],
@@ -42,20 +51,13 @@ def item(n: int, **changes) -> dict:
         "question": f"What of {title} in {lang}?",
         "explanation": "So says the article." if n % 5 else None,
         "group": n // 60,
-        "culture_points": [
-            {
-                "id": f"{lang} {title}",
-                "lang": lang,
-                "title": f"{title} {lang}",
-                "lead": "more",
-            }
-        ],
+        "culture_points": [point],
         "generator": "offline",
         "prompt_version": 1,
         "seed": 0,
         "usd": 0.0,
         "later": "a field that came later",
-        **own,
+        **task,
         **changes,
     }
 
@@ -126,11 +128,10 @@ def chat_model(dataset, tmp_path_factory):
 def test_datasets_reads_it(exported, format, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
-    found = datasets.load_dataset(str(exported / format), cache_dir=str(tmp_path))
-    assert {s: found[s].num_rows for s in SPLITS} == check_export(
-        exported / format, format
-    )
-    assert sum(found[s].num_rows for s in SPLITS) == 300
+    splits = datasets.load_dataset(str(exported / format), cache_dir=str(tmp_path))
+    n_rows = {split: splits[split].num_rows for split in SPLITS}
+    assert n_rows == check_export(exported / format, format)
+    assert sum(n_rows.values()) == 300
 
 
 @pytest.mark.parametrize("format", ["trl", "hf"])
@@ -139,7 +140,7 @@ def test_trl_trains(exported, chat_model, format, tmp_path, monkeypatch):
     datasets, peft, trl = (
         pytest.importorskip(name) for name in ("datasets", "peft", "trl")
     )
-    found = datasets.load_dataset(
+    splits = datasets.load_dataset(
         str(exported / format), cache_dir=str(tmp_path / "cache")
     )
     settings = trl.SFTConfig(
@@ -158,13 +159,14 @@ def test_trl_trains(exported, chat_model, format, tmp_path, monkeypatch):
     trainer = trl.SFTTrainer(
         str(chat_model),
         settings,
-        train_dataset=found["train"],
-        eval_dataset=found["test"],
+        train_dataset=splits["train"],
+        eval_dataset=splits["test"],
         peft_config=peft.LoraConfig(r=4, target_modules="all-linear"),
     )
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+    assert len(losses) == 2
+    assert all(0 < loss < 20 for loss in losses)
     assert 0 < trainer.evaluate()["eval_loss"] < 20
 
 
@@ -192,7 +194,7 @@ def test_llamafactory_trains(dataset, chat_model, format, tmp_path):
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HOME": str(tmp_path / "home"),
     }
-    ran = subprocess.run(
+    training = subprocess.run(
         [LLAMAFACTORY, "train", "lora.yaml", *(f"{k}={v}" for k, v in changes.items())],
         cwd=tmp_path / "export",
         env=env,
@@ -200,60 +202,48 @@ def test_llamafactory_trains(dataset, chat_model, format, tmp_path):
         text=True,
         timeout=600,
     )
-    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
-    log = json.loads((tmp_path / "export" / "lora" / "trainer_state.json").read_text())[
-        "log_history"
-    ]
+    assert training.returncode == 0, training.stdout[-2000:] + training.stderr[-4000:]
+    state = tmp_path / "export" / "lora" / "trainer_state.json"
+    log = json.loads(state.read_text())["log_history"]
     losses = [row["loss"] for row in log if "loss" in row]
-    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+    assert len(losses) == 2
+    assert all(0 < loss < 20 for loss in losses)
     assert any("eval_loss" in row for row in log)
 
 
 def test_openai_rows_hold_nothing_else(exported):
     for line in open(exported / "openai" / "train.jsonl", encoding="utf-8"):
         row = json.loads(line)
-        assert (
-            list(row) == ["messages"]
-            and [sorted(m) for m in row["messages"]] == [["content", "role"]] * 2
-        )
+        assert list(row) == ["messages"]
+        assert [sorted(m) for m in row["messages"]] == [["content", "role"]] * 2
 
 
 def test_parquet_keeps_the_sources(exported):
     import pandas as pd
 
-    table = (
-        pd.concat([pd.read_parquet(exported / "hf" / f"{s}.parquet") for s in SPLITS])
-        .set_index("id")
-        .sort_index()
-    )
-    assert [i["title"] for i in table.loc["0007", "culture_points"]] == ["custom 1 ja"]
-    assert (
-        table.loc["0003", "answer"] == "false"
-        and table.loc["0000", "answer"] == "A"
-        and set(table["prompt_version"]) == {"1"}
-    )
+    tables = [pd.read_parquet(exported / "hf" / f"{s}.parquet") for s in SPLITS]
+    table = pd.concat(tables).set_index("id").sort_index()
+    points = table.loc["0007", "culture_points"]
+    assert [point["title"] for point in points] == ["custom 1 ja"]
+    assert table.loc["0003", "answer"] == "false"
+    assert table.loc["0000", "answer"] == "A"
+    assert set(table["prompt_version"]) == {"1"}
 
 
 def test_yaml_of_the_card_and_the_settings(exported):
     yaml = pytest.importorskip("yaml")
-    front = yaml.safe_load(
-        (exported / "hf" / "README.md").read_text(encoding="utf-8").split("---\n")[1]
-    )
-    assert front["language"] == ["de", "en", "ja"] and front["size_categories"] == [
-        "n<1K"
-    ]
-    settings = yaml.safe_load(
-        (exported / "llamafactory" / "lora.yaml").read_text(encoding="utf-8")
-    )
-    assert (
-        settings["learning_rate"] == 2e-5
-        and settings["lr_scheduler_type"] == "cosine"
-        and settings["optim"] == "adamw_torch"
-    )
-    assert (
-        settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
-        == 64
-    )
+    card = (exported / "hf" / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["language"] == ["de", "en", "ja"]
+    assert front["size_categories"] == ["n<1K"]
+    lora = (exported / "llamafactory" / "lora.yaml").read_text(encoding="utf-8")
+    settings = yaml.safe_load(lora)
+    assert settings["learning_rate"] == 2e-5
+    assert settings["lr_scheduler_type"] == "cosine"
+    assert settings["optim"] == "adamw_torch"
+    batch = settings["per_device_train_batch_size"]
+    steps = settings["gradient_accumulation_steps"]
+    assert batch * steps == 64
 
 
 # ---- splits
@@ -262,47 +252,37 @@ def test_yaml_of_the_card_and_the_settings(exported):
 def test_no_concept_in_two_splits(exported):
     import pandas as pd
 
-    seen = [
-        set().union(
-            *(
-                concept_set({"culture_points": p})
-                for p in pd.read_parquet(exported / "hf" / f"{s}.parquet")[
-                    "culture_points"
-                ]
-            )
-        )
-        for s in SPLITS
-    ]
-    assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    concepts = {}
+    for split in SPLITS:
+        table = pd.read_parquet(exported / "hf" / f"{split}.parquet")
+        of_items = [concept_set({"culture_points": p}) for p in table["culture_points"]]
+        concepts[split] = set().union(*of_items)
+    assert all(concepts.values())
+    assert not concepts["train"] & concepts["validation"]
+    assert not concepts["train"] & concepts["test"]
+    assert not concepts["validation"] & concepts["test"]
 
 
 def test_what_is_held_out_is_shown_nowhere_in_train(tmp_path):
     "Distractors tie everything together; only the items that show a held-out concept go."
-    write(
-        tmp_path / "set",
-        (
-            item(n, distractors=item((n * 7 + 1) % 300)["culture_points"])
-            for n in range(300)
-        ),
-    )
-    told = export_dataset(tmp_path / "set", "hf", validation=0.1, test=0.1)
     import pandas as pd
 
-    tables = {
-        s: pd.read_parquet(tmp_path / "set" / "hf" / f"{s}.parquet") for s in SPLITS
-    }
-    asks, beside = (
-        {s: {p["title"] for points in tables[s][c] for p in points} for s in SPLITS}
-        for c in ("culture_points", "distractors")
-    )
-    assert not asks["test"] & (
-        asks["train"] | beside["train"] | asks["validation"] | beside["validation"]
-    ) and not asks["validation"] & (asks["train"] | beside["train"])
-    assert told["rows"]["test"] == 30 and told["rows"]["train"] > 150
-    assert (
-        sum(told["rows"].values()) + told["left_out"]["shows a concept that is held out"]
-        == 300
-    )
+    folder = tmp_path / "set"
+    others = [item((n * 7 + 1) % 300)["culture_points"] for n in range(300)]
+    write(folder, (item(n, distractors=points) for n, points in enumerate(others)))
+    record = export_dataset(folder, "hf", validation=0.1, test=0.1)
+    asks, shows = {}, {}
+    for split in SPLITS:
+        table = pd.read_parquet(folder / "hf" / f"{split}.parquet")
+        asks[split] = {p["title"] for points in table["culture_points"] for p in points}
+        beside = {p["title"] for points in table["distractors"] for p in points}
+        shows[split] = asks[split] | beside
+    assert not asks["test"] & (shows["train"] | shows["validation"])
+    assert not asks["validation"] & shows["train"]
+    assert record["rows"]["test"] == 30
+    assert record["rows"]["train"] > 150
+    n_left_out = record["left_out"]["shows a concept that is held out"]
+    assert sum(record["rows"].values()) + n_left_out == 300
 
 
 @pytest.mark.parametrize(
@@ -315,14 +295,11 @@ def test_what_parquet_cannot_hold(tmp_path, changes):
 
 
 def test_same_splits_in_all_formats(exported):
-    ids = [
-        [
-            json.loads(line)["id"]
-            for line in open(exported / f / "test.jsonl", encoding="utf-8")
-        ]
-        for f in ("llamafactory", "sharegpt", "trl")
-    ]
-    assert ids[0] == ids[1] == ids[2]
+    def test_ids(format):
+        lines = (exported / format / "test.jsonl").open(encoding="utf-8")
+        return [json.loads(line)["id"] for line in lines]
+
+    assert test_ids("llamafactory") == test_ids("sharegpt") == test_ids("trl")
 
 
 def test_a_concept_in_every_item_cannot_be_split(tmp_path):
@@ -335,9 +312,8 @@ def test_a_concept_in_every_item_cannot_be_split(tmp_path):
         RunError, match="50 items hang together in 1 components.*0 for none"
     ):
         export_dataset(tmp_path / "one", "trl")
-    assert export_dataset(tmp_path / "one", "trl", validation=0, test=0)["rows"] == {
-        "train": 50
-    }
+    record = export_dataset(tmp_path / "one", "trl", validation=0, test=0)
+    assert record["rows"] == {"train": 50}
 
 
 # ---- hostile text
@@ -355,12 +331,11 @@ def test_the_card_is_inert(tmp_path):
     for format in ROWS:
         export_dataset(tmp_path / "set", format, validation=0, test=0)
         card = (tmp_path / "set" / format / "README.md").read_text(encoding="utf-8")
-        assert "onerror" in card and "\u202e" not in card
-        shown = html(card)
-        assert not any(
-            bad in shown
-            for bad in ("<img", "<script", "</script", "<a ", 'javascript:alert(1)"')
-        )
+        assert "onerror" in card
+        assert "\u202e" not in card
+        rendered = html(card)
+        for acting in ("<img", "<script", "</script", "<a ", 'javascript:alert(1)"'):
+            assert acting not in rendered
 
 
 def test_lines_and_quotes_in_text_stay_in_their_row(tmp_path):
@@ -375,9 +350,8 @@ def test_lines_and_quotes_in_text_stay_in_their_row(tmp_path):
         rows = datasets.load_dataset(
             str(tmp_path / "set" / format), cache_dir=str(tmp_path / "cache")
         )["train"]
-        assert rows.num_rows == 60 and all(
-            c[0]["content"].startswith(odd) for c in rows["completion"]
-        )
+        assert rows.num_rows == 60
+        assert all(c[0]["content"].startswith(odd) for c in rows["completion"])
 
 
 # ---- refusals
@@ -414,9 +388,8 @@ def test_few_examples_for_openai(tmp_path):
     write(tmp_path / "set", map(item, range(9)))
     with pytest.raises(RunError, match="9 examples, OpenAI takes at least 10"):
         export_dataset(tmp_path / "set", "openai", validation=0, test=0)
-    assert export_dataset(tmp_path / "set", "trl", validation=0, test=0)["rows"] == {
-        "train": 9
-    }
+    record = export_dataset(tmp_path / "set", "trl", validation=0, test=0)
+    assert record["rows"] == {"train": 9}
 
 
 @pytest.mark.parametrize(
@@ -473,11 +446,9 @@ def test_an_export_replaces_an_export_and_nothing_else(tmp_path):
     (out / "lora").mkdir()
     (out / "lora" / "weights").touch()
     export_dataset(tmp_path / "set", "hf", out, validation=0, test=0)
-    assert (
-        sorted(p.name for p in out.iterdir())
-        == ["README.md", "export.json", "lora", "train.parquet"]
-        and (out / "lora" / "weights").exists()
-    )
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["README.md", "export.json", "lora", "train.parquet"]
+    assert (out / "lora" / "weights").exists()
     with pytest.raises(RunError, match="no export"):
         export_dataset(tmp_path / "set", "hf", tmp_path / "set")
     assert not list(tmp_path.glob(".*"))

@@ -32,116 +32,144 @@ from .items import TASKS, Draft, Item, Point, Source, leaks_answer
 from ..models.encode import cached_encoder, entry_text
 
 # %% auto #0
-__all__ = ['BLANK', 'PASSAGE_LENGTHS', 'OFFLINE_VERSION', 'TEMPLATES', 'base_title', 'title_pattern', 'mentions', 'mask',
-           'is_unspaced', 'passages', 'is_clean', 'Passage', 'Material', 'point_passages', 'drop_boilerplate',
-           'near_groups', 'read_material', 'shuffled', 'pick_distractors', 'main_script', 'title_distractors',
-           'passage_distractors', 'find_gap', 'Candidate', 'make_draft', 'list_candidates', 'offline_items']
+__all__ = ['BLANK', 'OFFLINE_VERSION', 'TEMPLATES', 'mask', 'Passage', 'Material', 'read_material', 'Candidate', 'make_draft',
+           'list_candidates', 'offline_items']
 
 # %% ../../nbs/53_instruct.offline.ipynb #22282121
-BLANK = "____"
 _BRACKET = r"\s*[（(][^（）()]*(?:[（(][^（）()]*[）)][^（）()]*)*[）)]"
-_AT_END = re.compile(_BRACKET + r"\s*$")
-_BEHIND = re.compile(rf"({BLANK}[』」”\"»’]?){_BRACKET}")
-_GAPS = re.compile(rf"{BLANK}(?:[\s・＝=\-–]*{BLANK})+")
+_BRACKET_AT_END = re.compile(_BRACKET + r"\s*$")
 
 
 def base_title(title: str) -> str:
     "A title without what stands in brackets at its end."
-    return _AT_END.sub("", title) or title
+    return _BRACKET_AT_END.sub("", title) or title
 
 
-@lru_cache(maxsize=16)  # one title at a time, a passage after the other
-def title_pattern(title: str, lang: str) -> re.Pattern[str]:
-    "What to look for to find a title, or a part of it, in a text."
-    base = base_title(title)
-    whole = r"\W{0,3}".join(map(re.escape, re.findall(r"\w+", base)))
-    # Go does not end in od
+def whole_title_patterns(base: str) -> list[str]:
+    "The whole title, whatever stands between its words, with a short ending."
+    whole = r"\W{0,3}".join(re.findall(r"\w+", base))
+    if not whole:
+        return []
+    if re.search(f"[{UNSPACED}]", base):
+        return [re.escape(base), whole]
+    # no free ending for a short title: Go does not become God
     ending = r"(?:['’]s|\w{1,2})?\b" if len(base) > 3 else r"(?:['’]?s)?\b"
-    found = (
-        [
-            (
-                f"{re.escape(base)}|{whole}"
-                if re.search(f"[{UNSPACED}]", base)
-                else rf"\b{whole}{ending}"
-            )
-        ]
-        if whole
-        else []
-    )
+    return [rf"\b{whole}{ending}"]
+
+
+def title_word_patterns(base: str, lang: str) -> list[str]:
+    "The long words of a title: inside of others, and with another ending."
     words = [
-        w
-        for w in re.findall(rf"[^\W\d_{UNSPACED}]+", base)
-        if len(w) >= 4 and w.casefold() not in function_words(lang)
+        word
+        for word in re.findall(rf"[^\W\d_{UNSPACED}]+", base)
+        if len(word) >= 4 and word.casefold() not in function_words(lang)
     ]
-    found += [rf"\w*{w}\w*" for w in words if len(w) >= 5] + [
-        rf"\b{w[: max(4, len(w) - 2)]}\w{{0,4}}\b" for w in words
-    ]
+    inside = [rf"\w*{word}\w*" for word in words if len(word) >= 5]
+    stems = [word[: max(4, len(word) - 2)] for word in words]
+    return inside + [rf"\b{stem}\w{{0,4}}\b" for stem in stems]
+
+
+def title_piece_patterns(base: str) -> list[str]:
+    "The pieces of a title in a script without spaces, the longest first."
+    patterns = []
     for run in re.findall(rf"[{UNSPACED}]+", base):
         pieces = {run[i:j] for i, j in combinations(range(len(run) + 1), 2)}
-        found += sorted(
-            (p for p in pieces if len(p) >= 3 or re.fullmatch(f"[{HAN}]{{2}}", p)),
-            key=lambda p: (-len(p), p),
-        )
-    return re.compile("|".join(found) or r"(?!)", re.IGNORECASE)
+        telling = {p for p in pieces if len(p) >= 3 or re.fullmatch(f"[{HAN}]{{2}}", p)}
+        patterns += sorted(telling, key=lambda piece: (-len(piece), piece))
+    return patterns
+
+# %% ../../nbs/53_instruct.offline.ipynb #12b31950
+@lru_cache(maxsize=16)  # one title at a time, a passage after the other
+def title_pattern(title: str, lang: str) -> re.Pattern[str]:
+    "What to search for to find a title, or a part of it, in a text."
+    base = base_title(title)
+    patterns = [
+        *whole_title_patterns(base),
+        *title_word_patterns(base, lang),
+        *title_piece_patterns(base),
+    ]
+    nothing = r"(?!)"
+    return re.compile("|".join(patterns) or nothing, re.IGNORECASE)
 
 
 def mentions(text: str, title: str, lang: str) -> bool:
-    """Does a text name the title, or two fifths of it in one piece? (日本 is no 日本绿鹦嘴鱼, but
-    高橋 is 高橋幸宏.)
-    """
-    return max(
-        (len(m.group()) for m in title_pattern(title, lang).finditer(text)), default=0
-    ) >= 0.4 * len(base_title(title))
+    "Does a text name the title, or at least two fifths of it in one piece?"
+    matches = title_pattern(title, lang).finditer(text)
+    longest = max((len(match.group()) for match in matches), default=0)
+    return longest >= 0.4 * len(base_title(title))
+
+# %% ../../nbs/53_instruct.offline.ipynb #c5844a8a
+BLANK = "____"
+_BRACKET_BEHIND = re.compile(rf"({BLANK}[』」”\"»’]?){_BRACKET}")
+_GAPS_IN_A_ROW = re.compile(rf"{BLANK}(?:[\s・＝=\-–]*{BLANK})+")
 
 
 def mask(text: str, title: str, lang: str) -> str:
     "A text with the title left out."
-    return _GAPS.sub(
-        BLANK, _BEHIND.sub(r"\1", title_pattern(title, lang).sub(BLANK, text))
-    )
+    gapped = title_pattern(title, lang).sub(BLANK, text)
+    gapped = _BRACKET_BEHIND.sub(r"\1", gapped)
+    return _GAPS_IN_A_ROW.sub(BLANK, gapped)
 
 # %% ../../nbs/53_instruct.offline.ipynb #c44c9a20
-# shortest, enough, longest; True for scripts without spaces
-PASSAGE_LENGTHS = {False: (80, 120, 400), True: (30, 50, 160)}
-_DENSE = re.compile(f"[{UNSPACED}]")
-_EMPTY = re.compile(r"\s*[（(][\s,;:、，；：・/-]*[）)]")
-_JUNK = re.compile(r"[{}|\[\]<>=\\^_@#~*\u200e]|https?:|\.\s\.|-{2}")
+class PassageLengths(NamedTuple):
+    "Lengths of a passage in characters."
+
+    shortest: int
+    enough: int  # from here on a passage ends with its sentence
+    longest: int
+
+
+SPACED_LENGTHS = PassageLengths(80, 120, 400)
+UNSPACED_LENGTHS = PassageLengths(30, 50, 160)
+_UNSPACED_LETTER = re.compile(f"[{UNSPACED}]")
+_EMPTY_BRACKET = re.compile(r"\s*[（(][\s,;:、，；：・/-]*[）)]")
 
 
 def is_unspaced(text: str) -> bool:
-    "Is most of a text in a script without spaces?"
-    return len(_DENSE.findall(text)) > len(text) / 3
+    "Is a good part of a text, more than a third, in a script without spaces?"
+    return len(_UNSPACED_LETTER.findall(text)) > len(text) / 3
+
+
+def passage_lengths(text: str) -> PassageLengths:
+    "The lengths that apply to a text in this script."
+    return UNSPACED_LENGTHS if is_unspaced(text) else SPACED_LENGTHS
 
 
 def passages(paragraph: str) -> Iterator[str]:
     "Runs of whole sentences of a paragraph that do not overlap."
-    paragraph = _EMPTY.sub("", paragraph)
-    shortest, enough, longest = PASSAGE_LENGTHS[is_unspaced(paragraph)]
-    now = ""
-    for s in sentences(paragraph):
-        both = s if not now else now + s if is_unspaced(s) else f"{now} {s}"
-        if len(both) > longest:
-            if len(now) >= shortest:
-                yield now
-            both = s if len(s) <= longest else ""
-        now = both
-        if len(now) >= enough:
-            yield now
-            now = ""
-    if len(now) >= shortest:
-        yield now
+    paragraph = _EMPTY_BRACKET.sub("", paragraph)
+    lengths = passage_lengths(paragraph)
+    passage = ""
+    for sentence in sentences(paragraph):
+        space = "" if is_unspaced(sentence) else " "
+        longer = f"{passage}{space}{sentence}" if passage else sentence
+        if len(longer) > lengths.longest:
+            if len(passage) >= lengths.shortest:
+                yield passage
+            longer = sentence if len(sentence) <= lengths.longest else ""
+        passage = longer
+        if len(passage) >= lengths.enough:
+            yield passage
+            passage = ""
+    if len(passage) >= lengths.shortest:
+        yield passage
+
+# %% ../../nbs/53_instruct.offline.ipynb #84e2bf0f
+_OPENING = '「『《“„"«¿¡（('
+_CLOSING = '。！？.!?…।؟۔」』”"»)）'
+_JUNK = re.compile(r"[{}|\[\]<>=\\^_@#~*\u200e]|https?:|\.\s\.|-{2}")
 
 
 def is_clean(passage: str) -> bool:
     "Does it begin and end as a sentence does, without markup, and is it mostly letters?"
-    letters = sum(map(str.isalpha, passage))
-    return (
-        passage[-1] in '。！？.!?…।؟۔」』”"»)）'
-        and (passage[0].isalnum() or passage[0] in '「『《“„"«¿¡¡(（')
-        and not passage[0].islower()
-        and not _JUNK.search(passage)
-        and letters > 0.6 * len(passage.replace(" ", ""))
-    )
+    first, last = passage[0], passage[-1]
+    if last not in _CLOSING or first.islower():
+        return False
+    if not (first.isalnum() or first in _OPENING):
+        return False
+    n_letters = sum(map(str.isalpha, passage))
+    n_characters = len(passage.replace(" ", ""))
+    return not _JUNK.search(passage) and n_letters > 0.6 * n_characters
 
 # %% ../../nbs/53_instruct.offline.ipynb #0842de1e
 class Passage(NamedTuple):
@@ -153,7 +181,92 @@ class Passage(NamedTuple):
     masked: str
     opens: bool  # is it how the entry begins?
 
+# %% ../../nbs/53_instruct.offline.ipynb #42477525
+def passage_problem(passage: Passage, title: str, lang: str) -> str | None:
+    "Why a passage cannot be asked about; None when it can."
+    if not is_clean(passage.text):
+        return "not clean"
+    if not passage.opens and not mentions(passage.text, title, lang):
+        return "does not mention its title"
+    rest = passage.masked.replace(BLANK, "")
+    name = fold(base_title(title))
+    if len(name) > 1 and name in fold(rest):
+        return "title remains"
+    shortest = passage_lengths(passage.text).shortest
+    if len(rest) < 0.7 * max(len(passage.text), shortest):
+        return "nothing but its title"
+    return None
 
+
+def point_passages(
+    point: int,  # row of the point
+    title: str,
+    lang: str,
+    paragraphs: list[str],  # the lead first
+    dropped: Counter[str],  # reasons are counted here
+) -> list[Passage]:
+    "The passages of a culture point that can be asked about."
+    usable: list[Passage] = []
+    for i, paragraph in enumerate(paragraphs):
+        for j, text in enumerate(passages(paragraph)):
+            opens = i == j == 0
+            passage = Passage(point, len(usable), text, mask(text, title, lang), opens)
+            if problem := passage_problem(passage, title, lang):
+                dropped[problem] += 1
+            else:
+                usable.append(passage)
+    return usable
+
+# %% ../../nbs/53_instruct.offline.ipynb #9e317432
+def drop_boilerplate(
+    passages: list[list[Passage]],  # of each point
+    dropped: Counter[str],  # they are counted here
+) -> list[list[Passage]]:
+    "Passages without those that several points have, numbered anew."
+    keys = [[hash64(fold(p.masked)) for p in of_point] for of_point in passages]
+    n_points = Counter(key for of_point in keys for key in set(of_point))
+    unique = []
+    for of_point, their_keys in zip(passages, keys):
+        own = [p for p, key in zip(of_point, their_keys) if n_points[key] == 1]
+        dropped["boilerplate"] += len(of_point) - len(own)
+        unique.append([p._replace(n=n) for n, p in enumerate(own)])
+    return unique
+
+# %% ../../nbs/53_instruct.offline.ipynb #9f61dc23
+LOOK_ALIKES = 3  # groups
+
+
+class NearGroups(NamedTuple):
+    "The most similar groups of each group, the nearest first."
+
+    alike: dict[int, list[int]]  # of the same language
+    abroad: dict[int, list[int]]  # of other languages
+
+
+def near_groups(
+    points: pd.DataFrame,  # culture_points.parquet
+) -> NearGroups:
+    "The three most similar groups of each group, in its language and in others."
+    texts = [entry_text(t, [lead]) for t, lead in zip(points["title"], points["lead"])]
+    vectors = cached_encoder(None).encode(texts)
+    members = points.groupby("group", sort=True).indices
+    groups = [int(group) for group in members]
+    langs = points["lang"].to_numpy()[[rows[0] for rows in members.values()]]
+    centers = np.stack([vectors[rows].mean(0) for rows in members.values()])
+    centers /= np.maximum(np.linalg.norm(centers, axis=1, keepdims=True), 1e-9)
+    # rounded, so that the order is the same on every machine
+    similarity = np.round(centers @ centers.T, 5)
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    near = NearGroups({}, {})
+    for i, group in enumerate(groups):
+        others = [j for j in order[i] if j != i]
+        same = [groups[j] for j in others if langs[j] == langs[i]]
+        other = [groups[j] for j in others if langs[j] != langs[i]]
+        near.alike[group] = same[:LOOK_ALIKES]
+        near.abroad[group] = other[:LOOK_ALIKES]
+    return near
+
+# %% ../../nbs/53_instruct.offline.ipynb #d5f65aae
 @dataclass(frozen=True)
 class Material:
     "What offline items are made of."
@@ -166,108 +279,40 @@ class Material:
     abroad: dict[int, list[int]]  # groups of other languages, the nearest first
     dropped: dict[str, int]  # passages that were left out, by reason
 
-# %% ../../nbs/53_instruct.offline.ipynb #42477525
-def point_passages(
-    point: int,
-    title: str,
-    lang: str,
-    paragraphs: list[str],  # the lead first
-    dropped: Counter[str],  # reasons are counted here
-) -> list[Passage]:
-    "The passages of a culture point that can be asked about."
-    found: list[Passage] = []
-    base = fold(base_title(title))
-    for i, paragraph in enumerate(paragraphs):
-        for j, text in enumerate(passages(paragraph)):
-            masked = mask(text, title, lang)
-            left = masked.replace(BLANK, "")
-            opens = i == j == 0
-            reason = (
-                "not clean"
-                if not is_clean(text)
-                else (
-                    "does not mention its title"
-                    if not opens and not mentions(text, title, lang)
-                    else (
-                        "title remains"
-                        if len(base) > 1 and base in fold(left)
-                        else (
-                            "nothing but its title"
-                            if len(left)
-                            < 0.7 * max(len(text), PASSAGE_LENGTHS[is_unspaced(text)][0])
-                            else None
-                        )
-                    )
-                )
-            )
-            if reason:
-                dropped[reason] += 1
-            else:
-                found.append(Passage(point, len(found), text, masked, opens))
-    return found
 
-
-def drop_boilerplate(
-    found: list[list[Passage]], dropped: Counter[str]
-) -> list[list[Passage]]:
-    "Passages without those that several points have."
-    owners = Counter(h for own in found for h in {hash64(fold(p.masked)) for p in own})
-    kept = [[p for p in own if owners[hash64(fold(p.masked))] == 1] for own in found]
-    dropped["boilerplate"] += sum(map(len, found)) - sum(map(len, kept))
-    return [[p._replace(n=n) for n, p in enumerate(own)] for own in kept]
-
-# %% ../../nbs/53_instruct.offline.ipynb #9f61dc23
-def near_groups(
-    points: pd.DataFrame,  # culture_points.parquet
-) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """For each group the three most similar ones of its own language, and of other
-    languages.
-    """
-    vectors = cached_encoder(None).encode(
-        [entry_text(t, [l]) for t, l in zip(points["title"], points["lead"])]
-    )
-    groups = list(points.groupby("group", sort=True).indices.items())
-    center = np.stack([vectors[rows].mean(0) for _, rows in groups])
-    center /= np.maximum(np.linalg.norm(center, axis=1, keepdims=True), 1e-9)
-    lang = points["lang"].to_numpy()[[rows[0] for _, rows in groups]]
-    order = np.argsort(-np.round(center @ center.T, 5), axis=1, kind="stable")
-    number = [int(g) for g, _ in groups]
-
-    def nearest(i: int, same: bool) -> list[int]:
-        return [number[j] for j in order[i] if j != i and (lang[j] == lang[i]) == same][
-            :3
-        ]
-
-    return {g: nearest(i, True) for i, g in enumerate(number)}, {
-        g: nearest(i, False) for i, g in enumerate(number)
-    }
-
-# %% ../../nbs/53_instruct.offline.ipynb #d5f65aae
 def read_material(
-    run: str | Path,
+    run: str | Path,  # a run folder
     points: pd.DataFrame,  # culture_points.parquet
 ) -> Material:
     "Culture points with their passages and their neighbours."
     points = points.sort_values(["lang", "group", "rank", "id"], ignore_index=True)
     texts = read_texts(run, points)
-    dropped = Counter()
-    found = [
-        point_passages(i, p.title, p.lang, texts.get((p.lang, p.id)) or [p.lead], dropped)
-        for i, p in enumerate(points.itertuples())
-    ]
-    members = {
-        int(g): rows.tolist() for g, rows in points.groupby("group").indices.items()
-    }
+    dropped: Counter[str] = Counter()
+    usable = []
+    for row, p in enumerate(points.itertuples()):
+        paragraphs = texts.get((p.lang, p.id)) or [p.lead]
+        usable.append(point_passages(row, p.title, p.lang, paragraphs, dropped))
+    unique = drop_boilerplate(usable, dropped)
+    members = points.groupby("group").indices
+    near = near_groups(points)
     return Material(
-        [Point(id=p.id, lang=p.lang, title=p.title) for p in points.itertuples()],
-        points["group"].astype(int).tolist(),
-        drop_boilerplate(found, dropped),
-        members,
-        *near_groups(points),
-        dict(sorted(dropped.items())),
+        points=[Point(id=p.id, lang=p.lang, title=p.title) for p in points.itertuples()],
+        group=points["group"].astype(int).tolist(),
+        passages=unique,
+        members={int(group): rows.tolist() for group, rows in members.items()},
+        alike=near.alike,
+        abroad=near.abroad,
+        dropped=dict(sorted(dropped.items())),
     )
 
 # %% ../../nbs/53_instruct.offline.ipynb #dd8e13e4
+class Distractor(NamedTuple):
+    "A wrong answer and whose it is."
+
+    point: int  # row of the point
+    text: str
+
+
 def shuffled(rows: Iterable[int], *key: Any) -> list[int]:
     "Rows in an order that depends on the key alone."
     return sorted(rows, key=lambda row: hash64(*key, row))
@@ -275,78 +320,82 @@ def shuffled(rows: Iterable[int], *key: Any) -> list[int]:
 
 def pick_distractors(
     material: Material,
-    point: int,
+    passage: Passage,
     far: dict[int, list[int]],  # alike or abroad
-    # what a point offers as an option; None when it cannot be used
-    use: Callable[[int], str | None],
-    *key: Any,
-) -> list[tuple[int, str]]:  # up to three points and their options
+    offer: Callable[[int], str | None],  # a point's option; None when it has none
+    seed: int,
+) -> list[Distractor]:  # up to three
     "Two neighbours and one look-alike."
-    group = material.group[point]
-    near = shuffled(material.members[group], *key)
-    away = [row for g in far[group] for row in shuffled(material.members[g], *key)]
-    home = [
-        row for g in material.alike[group] for row in shuffled(material.members[g], *key)
-    ]
-    subject = fold(base_title(material.points[point].title))
-    taken = set()
-    options = []
+
+    def members(groups: list[int]) -> list[int]:
+        shuffled_groups = (
+            shuffled(material.members[group], seed, passage.point, passage.n)
+            for group in groups
+        )
+        return [row for rows in shuffled_groups for row in rows]
+
+    group = material.group[passage.point]
+    near = members([group])
+    home = members(material.alike[group])
+    away = members(far[group])
+    subject = fold(base_title(material.points[passage.point].title))
+    names: set[str] = set()
+    picked: list[Distractor] = []
+    # each source in turn, until so many distractors are there
     for rows, enough in ((near, 2), (home, 2), (away, 3), (home, 3), (near, 3)):
         for row in rows:
-            if len(options) == enough:
+            if len(picked) == enough:
                 break
             name = fold(base_title(material.points[row].title))
-            if name in taken or name in subject or subject in name:
+            if name in names or name in subject or subject in name:
                 continue
-            if option := use(row):
-                taken.add(name)
-                options.append((row, option))
-    return options
+            if text := offer(row):
+                names.add(name)
+                picked.append(Distractor(row, text))
+    return picked
 
 # %% ../../nbs/53_instruct.offline.ipynb #1f61ccf8
 def main_script(text: str) -> str:
     "The script that most letters of a text are in; kana and Han count as one."
-    name = max(
-        count_scripts(text).items(), key=lambda n: (n[1], n[0]), default=("other", 0)
-    )[0]
-    return "Han" if name == "Kana" else name
+    counts = count_scripts(text)
+    script = max(counts, key=lambda name: (counts[name], name), default="other")
+    return "Han" if script == "Kana" else script
 
 
-def title_distractors(material: Material, p: Passage, seed: int) -> list[tuple[int, str]]:
+def title_distractors(
+    material: Material, passage: Passage, seed: int
+) -> list[Distractor]:
     "Titles that a passage is not about."
-    script = main_script(material.points[p.point].title)
-    text = fold(p.text)
+    script = main_script(material.points[passage.point].title)
+    text = fold(passage.text)
 
-    def use(row: int) -> str | None:
+    def offer(row: int) -> str | None:
         title = material.points[row].title
-        return (
-            title
-            if main_script(title) == script and fold(base_title(title)) not in text
-            else None
-        )
+        named = fold(base_title(title)) in text
+        return title if main_script(title) == script and not named else None
 
-    return pick_distractors(material, p.point, material.abroad, use, seed, p.point, p.n)
+    return pick_distractors(material, passage, material.abroad, offer, seed)
 
 
 def passage_distractors(
-    material: Material, p: Passage, seed: int
-) -> list[tuple[int, str]]:
+    material: Material, passage: Passage, seed: int
+) -> list[Distractor]:
     "Descriptions of others."
-    subject = base_title(material.points[p.point].title).casefold()
+    subject = base_title(material.points[passage.point].title).casefold()
 
-    def use(row: int) -> str | None:
-        fit = [
-            q
-            for q in material.passages[row]
-            if q.opens == p.opens and subject not in q.text.casefold()
+    def offer(row: int) -> str | None:
+        fitting = [
+            other
+            for other in material.passages[row]
+            if other.opens == passage.opens and subject not in other.text.casefold()
         ]
-        return (
-            min(fit, key=lambda q: (abs(len(q.masked) - len(p.masked)), q.n)).masked
-            if fit
-            else None
-        )
+        if not fitting:
+            return None
+        length = len(passage.masked)
+        nearest = min(fitting, key=lambda p: (abs(len(p.masked) - length), p.n))
+        return nearest.masked
 
-    return pick_distractors(material, p.point, material.alike, use, seed, p.point, p.n)
+    return pick_distractors(material, passage, material.alike, offer, seed)
 
 # %% ../../nbs/53_instruct.offline.ipynb #d596a6b7
 OFFLINE_VERSION = "offline-1"
@@ -357,8 +406,8 @@ TEMPLATES: dict[str, dict[str, str]] = {
         ),
         "name": "What is this passage about? Its name is replaced by ____.\n\n{text}",
         "statement": (
-            "The following passage is about “{title}”; the name is replaced by"
-            " ____.\n\n{text}"
+            "The following passage is about “{title}”;"
+            " the name is replaced by ____.\n\n{text}"
         ),
         "define": "Describe “{title}” in one to three sentences.",
         "gap": "What belongs in the gap ____ of this passage about “{title}”?\n\n{text}",
@@ -371,8 +420,8 @@ TEMPLATES: dict[str, dict[str, str]] = {
         ),
         "name": "Wovon handelt dieser Text? Der Name ist durch ____ ersetzt.\n\n{text}",
         "statement": (
-            "Der folgende Text handelt von „{title}“; der Name ist durch ____"
-            " ersetzt.\n\n{text}"
+            "Der folgende Text handelt von „{title}“;"
+            " der Name ist durch ____ ersetzt.\n\n{text}"
         ),
         "define": "Beschreibe „{title}“ in ein bis drei Sätzen.",
         "gap": "Was gehört in die Lücke ____ dieses Textes über „{title}“?\n\n{text}",
@@ -381,15 +430,15 @@ TEMPLATES: dict[str, dict[str, str]] = {
     },
     "es": {
         "describe": (
-            "¿Cuál de estos textos trata de «{title}»? Los nombres se han sustituido por"
-            " ____."
+            "¿Cuál de estos textos trata de «{title}»?"
+            " Los nombres se han sustituido por ____."
         ),
         "name": (
             "¿De qué trata este texto? El nombre se ha sustituido por ____.\n\n{text}"
         ),
         "statement": (
-            "El siguiente texto trata de «{title}»; el nombre se ha sustituido por"
-            " ____.\n\n{text}"
+            "El siguiente texto trata de «{title}»;"
+            " el nombre se ha sustituido por ____.\n\n{text}"
         ),
         "define": "Describe «{title}» en una a tres frases.",
         "gap": "¿Qué falta en el hueco ____ de este texto sobre «{title}»?\n\n{text}",
@@ -398,34 +447,34 @@ TEMPLATES: dict[str, dict[str, str]] = {
     },
     "fr": {
         "describe": (
-            "Lequel de ces textes porte sur « {title} » ? Les noms sont remplacés par"
-            " ____."
+            "Lequel de ces textes porte sur « {title} » ?"
+            " Les noms sont remplacés par ____."
         ),
         "name": "Sur quoi porte ce texte ? Le nom est remplacé par ____.\n\n{text}",
         "statement": (
-            "Le texte suivant porte sur « {title} » ; le nom est remplacé par"
-            " ____.\n\n{text}"
+            "Le texte suivant porte sur « {title} » ;"
+            " le nom est remplacé par ____.\n\n{text}"
         ),
         "define": "Décrivez « {title} » en une à trois phrases.",
         "gap": (
-            "Que faut-il mettre à la place de ____ dans ce texte sur « {title} »"
-            " ?\n\n{text}"
+            "Que faut-il mettre à la place de ____"
+            " dans ce texte sur « {title} » ?\n\n{text}"
         ),
         "term": "Quel terme est décrit ici et remplacé par ____ ?\n\n{text}",
         "why": "Le texte provient de l'article « {title} ».",
     },
     "ja": {
         "describe": (
-            "次の文章のうち、「{title}」について述べているものはどれですか。名前は ____"
-            " に置き換えてあります。"
+            "次の文章のうち、「{title}」について述べているものはどれですか。"
+            "名前は ____ に置き換えてあります。"
         ),
         "name": (
-            "次の文章は何について述べていますか。名前は ____ に置き換えてあります。"
-            "\n\n{text}"
+            "次の文章は何について述べていますか。"
+            "名前は ____ に置き換えてあります。\n\n{text}"
         ),
         "statement": (
-            "次の文章は「{title}」について述べたものである（名前は ____"
-            " に置き換えてある）。\n\n{text}"
+            "次の文章は「{title}」について述べたものである"
+            "（名前は ____ に置き換えてある）。\n\n{text}"
         ),
         "define": "「{title}」について、一文から三文で説明してください。",
         "gap": (
@@ -449,9 +498,12 @@ TEMPLATES: dict[str, dict[str, str]] = {
 _QUOTED = re.compile(
     r"[「『《]([^「」『』《》]{2,20})[」』》]|[“„«\"]\s?([^“”„«»\"]{3,40}?)\s?[”“»\"]"
 )
+_SPACE = "[ \u00a0\u202f]"  # that may stand inside of a number
 _NUMBER = re.compile(
-    r"(?<![\w.,'’-])(?<!\d[ \u00a0\u202f])(?:\d{1,3}(?:["
-    r" \u00a0\u202f]\d{3})+(?:,\d+)?|\d[\d.,'’]*\d)(?![ \u00a0\u202f]?\d)"
+    rf"(?<![\w.,'’-])(?<!\d{_SPACE})"  # no piece of a word or of a longer number
+    rf"(?:\d{{1,3}}(?:{_SPACE}\d{{3}})+(?:,\d+)?"  # 42 867,5
+    r"|\d[\d.,'’]*\d)"  # 1.200 or 1907
+    rf"(?!{_SPACE}?\d)"
 )
 
 
@@ -461,18 +513,15 @@ def find_gap(
 ) -> tuple[str, str] | None:  # the text with a gap, and what belongs there
     "The first quoted name, or else the first number, that is not given away elsewhere."
     quoted = [
-        (m.group(1) or m.group(2), m.span(m.lastindex or 0))
-        for m in _QUOTED.finditer(text)
+        (match.group(match.lastindex), match.span(match.lastindex))
+        for match in _QUOTED.finditer(text)
     ]
-    numbers = [(m.group(), m.span()) for m in _NUMBER.finditer(text)]
+    numbers = [(match.group(), match.span()) for match in _NUMBER.finditer(text)]
     for answer, (start, end) in quoted + numbers:
+        if not fold(answer) or fold(answer) in fold(title) or BLANK in answer:
+            continue
         gapped = text[:start] + BLANK + text[end:]
-        if (
-            fold(answer)
-            and fold(answer) not in fold(title)
-            and not leaks_answer(f"{title} {gapped}", answer)
-            and BLANK not in answer
-        ):
+        if not leaks_answer(f"{title} {gapped}", answer):
             return gapped, answer
     return None
 
@@ -481,129 +530,163 @@ class Candidate(NamedTuple):
     "A passage to be asked about in one task."
 
     task: str
-    point: int
-    n: int
+    point: int  # row of the point
+    n: int  # of its passages
+
+# %% ../../nbs/53_instruct.offline.ipynb #ba31e984
+class Wording(NamedTuple):
+    "What is asked about a passage."
+
+    form: str  # of TEMPLATES
+    title: str  # that the question names, where its form names one
+    answer: str | bool
+    text: str = ""  # that the question quotes, where its form quotes one
+    distractors: tuple[Distractor, ...] = ()
 
 
+def word_short_answer(passage: Passage, title: str) -> Wording:
+    "Ask for the definition, for what is missing in a gap, or for the title."
+    if passage.opens:
+        return Wording("define", title, passage.text)
+    if gap := find_gap(passage.text, title):
+        gapped, answer = gap
+        return Wording("gap", title, answer, gapped)
+    return Wording("term", title, title, passage.masked)
+
+
+def word_statement(
+    material: Material,
+    passage: Passage,
+    true: bool,
+    seed: int,
+) -> Wording | None:  # None when there is no neighbour for a false one
+    "State that a passage is about its title, or about a neighbour's."
+    if true:
+        title = material.points[passage.point].title
+        return Wording("statement", title, True, passage.masked)
+    distractors = title_distractors(material, passage, seed)
+    if not distractors:
+        return None
+    neighbour = distractors[0]
+    return Wording("statement", neighbour.text, False, passage.masked, (neighbour,))
+
+
+def word_single_choice(
+    material: Material, passage: Passage, seed: int
+) -> Wording | None:  # None when there are not three distractors
+    "Ask for the title of a passage among four, or for the passage of a title."
+    title = material.points[passage.point].title
+    # The definition and a passage with a gap have another short answer than the title, so
+    # the title may be asked for here.
+    title_is_free = passage.opens or find_gap(passage.text, title)
+    if title_is_free and hash64(seed, passage_key(material, passage)) % 2:
+        distractors = title_distractors(material, passage, seed)
+        wording = Wording("name", title, title, passage.masked, tuple(distractors))
+    else:
+        distractors = passage_distractors(material, passage, seed)
+        wording = Wording("describe", title, passage.masked, "", tuple(distractors))
+    return wording if len(distractors) == 3 else None
+
+
+def passage_key(material: Material, passage: Passage) -> str:
+    "The name under which a passage is found again."
+    point = material.points[passage.point]
+    return f"{point.lang}/{point.id}/{passage.n}"
+
+# %% ../../nbs/53_instruct.offline.ipynb #315820eb
+def word_passage(
+    material: Material,
+    candidate: Candidate,
+    slot: int,  # for true_false 0 makes a true statement
+    seed: int,
+) -> Wording | None:  # None when there are too few distractors
+    "What a candidate asks about its passage."
+    passage = material.passages[candidate.point][candidate.n]
+    if candidate.task == "short_answer":
+        return word_short_answer(passage, material.points[candidate.point].title)
+    if candidate.task == "true_false":
+        return word_statement(material, passage, slot == 0, seed)
+    return word_single_choice(material, passage, seed)
+
+# %% ../../nbs/53_instruct.offline.ipynb #3cdd42df
 def make_draft(
     material: Material,
-    c: Candidate,
-    slot: int,  # from Sieve.slot; for true_false 0 makes a true statement, 1 a false one
+    candidate: Candidate,
+    slot: int,  # from ItemFilter.slot; for true_false 0 makes a true statement
     run: str,  # fingerprint of the run
     seed: int,
 ) -> Draft | Reject:
-    "The item of one passage in one task."
-    p = material.passages[c.point][c.n]
-    point = material.points[c.point]
-    say = TEMPLATES.get(point.lang, TEMPLATES["en"])
-    key = f"{point.lang}/{point.id}/{c.n}"
-    gap = None if p.opens else find_gap(p.text, point.title)
-
-    def draft(
-        form: str,
-        answer: str | bool,
-        text: str = "",
-        title: str = point.title,
-        wrong: list[tuple[int, str]] = [],
-    ) -> Draft:
-        source = Source(
-            culture_points=(point,),
-            distractors=tuple(material.points[row] for row, _ in wrong),
-            group=material.group[c.point],
-            generator="offline",
-            prompt_version=OFFLINE_VERSION,
-            key=key,
-            seed=seed,
-            run=run,
-        )
-        options = (
-            (str(answer), *(option for _, option in wrong))
-            if c.task == "single_choice"
-            else ()
-        )
-        return Draft(
-            c.task,
-            point.lang,
-            say[form].format(title=title, text=text),
-            answer,
-            say["why"].format(title=point.title),
-            source,
-            f"{point.title} {p.text}",
-            options,
-        )
-
-    if c.task == "short_answer":
-        return (
-            draft("define", p.text)
-            if p.opens
-            else (
-                draft("gap", gap[1], gap[0])
-                if gap
-                else draft("term", point.title, p.masked)
-            )
-        )
-    if c.task == "true_false" and slot == 0:
-        return draft("statement", True, p.masked)
-    # The definition and a passage with a gap have another short answer than the title, so
-    # it may be asked for here.
-    by_name = c.task == "single_choice" and (p.opens or gap) and hash64(seed, key) % 2
-    wrong = (
-        passage_distractors(material, p, seed)
-        if c.task == "single_choice" and not by_name
-        else title_distractors(material, p, seed)
+    "The item of one passage in one task; a reject when there are too few distractors."
+    task = candidate.task
+    passage = material.passages[candidate.point][candidate.n]
+    point = material.points[candidate.point]
+    key = passage_key(material, passage)
+    wording = word_passage(material, candidate, slot, seed)
+    if wording is None:
+        detail, row = "too few others to choose from", {"title": point.title}
+        return Reject("no distractors", detail, task, point.lang, key, row)
+    source = Source(
+        culture_points=(point,),
+        distractors=tuple(material.points[d.point] for d in wording.distractors),
+        group=material.group[candidate.point],
+        generator="offline",
+        prompt_version=OFFLINE_VERSION,
+        key=key,
+        seed=seed,
+        run=run,
     )
-    if len(wrong) < (1 if c.task == "true_false" else 3):
-        return Reject(
-            "no distractors",
-            "too few others to choose from",
-            c.task,
-            point.lang,
-            key,
-            {"title": point.title},
-        )
-    if c.task == "true_false":
-        return draft("statement", False, p.masked, wrong[0][1], wrong[:1])
-    return (
-        draft("name", point.title, p.masked, wrong=wrong)
-        if by_name
-        else draft("describe", p.masked, wrong=wrong)
+    templates = TEMPLATES.get(point.lang, TEMPLATES["en"])
+    options = (str(wording.answer), *(d.text for d in wording.distractors))
+    return Draft(
+        task=task,
+        lang=point.lang,
+        question=templates[wording.form].format(title=wording.title, text=wording.text),
+        answer=wording.answer,
+        explanation=templates["why"].format(title=point.title),
+        source=source,
+        content=f"{point.title} {passage.text}",
+        options=options if task == "single_choice" else (),
     )
 
 # %% ../../nbs/53_instruct.offline.ipynb #b687d162
+def deal_passages(material: Material) -> list[Passage]:
+    "All passages, from each language, group and point in turn."
+    rank = {row: i for rows in material.members.values() for i, row in enumerate(rows)}
+    # by language: turn within the group, group, passage
+    queues: dict[str, list[tuple[int, int, Passage]]] = defaultdict(list)
+    for group, rows in sorted(material.members.items()):
+        of_group = [passage for row in rows for passage in material.passages[row]]
+        of_group.sort(key=lambda passage: (passage.n, rank[passage.point]))
+        lang = material.points[rows[0]].lang
+        queues[lang] += [(turn, group, passage) for turn, passage in enumerate(of_group)]
+    dealt: list[tuple[int, str, Passage]] = []
+    for lang, queue in queues.items():
+        in_turn = [passage for _, _, passage in sorted(queue)]
+        dealt += [(turn, lang, passage) for turn, passage in enumerate(in_turn)]
+    return [passage for _, _, passage in sorted(dealt)]
+
+# %% ../../nbs/53_instruct.offline.ipynb #85697c48
 def list_candidates(
     material: Material,
     tasks: Iterable[str] = TASKS,
 ) -> list[Candidate]:
     "Everything that can be asked, in an order whose beginnings are balanced."
-    tasks = [t for t in TASKS if t in set(tasks)]
-    rank = {row: i for rows in material.members.values() for i, row in enumerate(rows)}
-    # by language: turn within the group, group, passage
-    queues: dict[str, list[tuple[int, int, Passage]]] = defaultdict(list)
-    for group, rows in sorted(material.members.items()):
-        own = sorted(
-            (p for row in rows for p in material.passages[row]),
-            key=lambda p: (p.n, rank[p.point]),
-        )
-        queues[material.points[rows[0]].lang] += [
-            (turn, group, p) for turn, p in enumerate(own)
-        ]
-    dealt = [
-        (i, lang, p)
-        for lang, queue in queues.items()
-        for i, (_, _, p) in enumerate(sorted(queue))
+    wanted = set(tasks)
+    return [
+        Candidate(task, passage.point, passage.n)
+        for passage in deal_passages(material)
+        for task in TASKS
+        if task in wanted
     ]
-    return [Candidate(task, p.point, p.n) for _, _, p in sorted(dealt) for task in tasks]
 
 # %% ../../nbs/53_instruct.offline.ipynb #d58aeb28
 def offline_items(
-    material: Material,
+    material: Material,  # from read_material
     sieve: ItemFilter,  # the checks, with the seed
     run: str,  # fingerprint of the run
     tasks: Iterable[str] = TASKS,
 ) -> Iterator[Item | Reject]:
     "Every candidate as an item or a reject; stop reading when there are enough."
-    for c in list_candidates(material, tasks):
-        lang = material.points[c.point].lang
-        yield sieve.check(
-            make_draft(material, c, sieve.slot(c.task, lang), run, sieve.seed)
-        )
+    for candidate in list_candidates(material, tasks):
+        slot = sieve.slot(candidate.task, material.points[candidate.point].lang)
+        yield sieve.check(make_draft(material, candidate, slot, run, sieve.seed))
