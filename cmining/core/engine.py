@@ -34,8 +34,7 @@ from .basics import RunError
 
 # %% auto #0
 __all__ = ['BACKENDS', 'as_path', 'scratch_folder', 'fetch_local', 'remove_path', 'atomic_write', 'is_complete', 'Task',
-           'process_name', 'peak_memory', 'run_task', 'memory_by_process', 'RunLog', 'start_engine', 'disk_full_error',
-           'run_step', 'save_array', 'write_json']
+           'peak_memory', 'run_task', 'RunLog', 'start_engine', 'run_step', 'save_array', 'write_json']
 
 # %% ../../nbs/02_core.engine.ipynb #eb287315
 def as_path(path: str | Path | UPath) -> Path | UPath:
@@ -255,8 +254,10 @@ class RunLog:
         return sum(step["seconds"] for step in self.steps)
 
     def peak(self, jobs: int) -> int:
-        """The run's peak memory in bytes: of the processes here at their common highest,
-        and of the largest `jobs` workers on other machines, each at its own.
+        """The run's peak memory, in bytes.
+
+        It is the highest sum over the processes here, plus the peaks of the largest
+        `jobs` workers on other machines.
         """
         here = max((step["peak_memory_bytes"] for step in self.steps), default=0)
         elsewhere = [

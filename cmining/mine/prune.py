@@ -661,10 +661,10 @@ def cached_ruler(lang: str) -> tuple[Language, Gate]:
 # %% ../../nbs/30_mine.prune.ipynb #3ace7cb8
 def may_match(title: str, gate: Gate) -> bool:
     "Whether a rule may cover the title."
-    found = tokens(title)
-    if not 0 < len(found) <= gate.max_tokens:
+    parts = tokens(title)
+    if not 0 < len(parts) <= gate.max_tokens:
         return False
-    return all(token in gate.words or gate.pattern.match(token) for token in found)
+    return all(token in gate.words or gate.pattern.match(token) for token in parts)
 
 # %% ../../nbs/30_mine.prune.ipynb #04b4bfe9
 NER_LABELS = frozenset("DATE TIME CARDINAL ORDINAL QUANTITY PERCENT MONEY".split())
@@ -694,10 +694,10 @@ def prune_reasons(
         for i, reason in zip(rows, answers):
             reasons[i] = reason
 
-    kept = [i for i, reason in enumerate(reasons) if reason is None]
-    ask([i for i in kept if may_match(titles[i], gate)], nlp, None)
+    undecided = [i for i, reason in enumerate(reasons) if reason is None]
+    ask([i for i in undecided if may_match(titles[i], gate)], nlp, None)
     if model is not None:
-        ask([i for i in kept if reasons[i] is None], model, NER_LABELS)
+        ask([i for i in undecided if reasons[i] is None], model, NER_LABELS)
     return reasons
 
 # %% ../../nbs/30_mine.prune.ipynb #3aa9dd09

@@ -24,8 +24,8 @@ from ..core.engine import fetch_local
 from ..ingest.corpus import read_entries
 
 # %% auto #0
-__all__ = ['SHARD_ENTRIES', 'MAX_OPEN_RUNS', 'sort_entries', 'cut_runs', 'sort_file', 'run_reader', 'merge_runs', 'limit_runs',
-           'cumcount', 'mark_duplicates', 'merge_language']
+__all__ = ['SHARD_ENTRIES', 'sort_entries', 'cut_runs', 'sort_file', 'merge_runs', 'cumcount', 'mark_duplicates',
+           'merge_language']
 
 # %% ../../nbs/37_mine.sort.ipynb #26efd284
 ENTRY_SCHEMA = pa.schema(

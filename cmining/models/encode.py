@@ -510,10 +510,9 @@ BUNDLED = Path(str(files("cmining"))) / "encoder"
 def load_encoder(
     name: str | None = None,  # name or path of a sentence-transformers model
 ) -> Encoder:
-    """The bundled encoder when `name` is None or "bundled", else a sentence-transformers
-    model.
+    """The bundled encoder, or a sentence-transformers model where one is named.
 
-    Raises what `load_static` and `load_hub` raise.
+    The bundled one may be asked for by the name "bundled" as well. Raises what `load_static` and `load_hub` raise.
     """
     if name in (None, "bundled"):
         return load_static(BUNDLED, "bundled")
