@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,9 @@ def encoder():
 )
 def test_nothing_to_encode_is_zero_or_finite(encoder, text):
     v = encoder.encode([text])
-    assert v.shape == (1, encoder.dim) and v.dtype == np.float32 and np.isfinite(v).all()
+    assert v.shape == (1, encoder.dim)
+    assert v.dtype == np.float32
+    assert np.isfinite(v).all()
     assert np.isclose(np.linalg.norm(v), 1, atol=1e-6) or not v.any()
 
 
@@ -64,12 +67,15 @@ def test_same_bytes_whatever_the_batch(encoder):
     ],
 )
 def test_same_bytes_in_another_process_and_without_torch(encoder, env, tmp_path):
-    code = (
-        "import sys, json, numpy as np; from cmining.models.encode import load_encoder;"
-        " texts = json.load(open(sys.argv[1]));np.save(sys.argv[2],"
-        " load_encoder().encode(texts)); assert not {'torch', 'sentence_transformers'} &"
-        " set(sys.modules)"
-    )
+    code = """
+import json, sys
+import numpy as np
+from cmining.models.encode import load_encoder
+
+texts = json.load(open(sys.argv[1]))
+np.save(sys.argv[2], load_encoder().encode(texts))
+assert not {"torch", "sentence_transformers"} & set(sys.modules)
+"""
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
     subprocess.run(
         [sys.executable, "-c", code, tmp_path / "texts.json", tmp_path / "v.npy"],
@@ -134,22 +140,17 @@ def test_sentence_transformers_reads_the_bundled_folder(encoder):
         pytest.skip(
             "a table of 8 bits with weights is read from sentence-transformers 6.2 on"
         )
-    assert (
-        np.abs(
-            st.SentenceTransformer(str(BUNDLED), device="cpu").encode(TEXTS)
-            - encoder.encode(TEXTS)
-        ).max()
-        < 1e-5
-    )
+    theirs = st.SentenceTransformer(str(BUNDLED), device="cpu").encode(TEXTS)
+    assert np.abs(theirs - encoder.encode(TEXTS)).max() < 1e-5
 
 
 def test_any_sentence_transformers_model(tiny):
     encoder = load_encoder(str(tiny))
     v = encoder.encode(["a cat", "", "b" * 300, "a cat", " "])
-    assert v.shape == (5, 16) == (5, encoder.dim) and v.dtype == np.float32
-    assert np.allclose(
-        np.linalg.norm(v, axis=1), [1, 0, 1, 1, 0], atol=1e-6
-    ) and np.allclose(v[0], v[3], atol=1e-5)
+    assert v.shape == (5, 16) == (5, encoder.dim)
+    assert v.dtype == np.float32
+    assert np.allclose(np.linalg.norm(v, axis=1), [1, 0, 1, 1, 0], atol=1e-6)
+    assert np.allclose(v[0], v[3], atol=1e-5)
     assert encoder.encode([]).shape == (0, 16)
     assert encoder.fingerprint == load_hub(str(tiny)).fingerprint
 
@@ -164,20 +165,15 @@ def test_fingerprint_follows_parameters_and_tokenizer(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "renamed")
     file = next((tmp_path / "renamed").rglob("tokenizer.json"))
     file.write_text(file.read_text().replace('"##z"', '"##ž"'))
-    assert (
-        len(
-            {
-                before,
-                *(load_hub(str(tmp_path / d)).fingerprint for d in ("nudged", "renamed")),
-            }
-        )
-        == 3
-    )
+    nudged = load_hub(str(tmp_path / "nudged")).fingerprint
+    renamed = load_hub(str(tmp_path / "renamed")).fingerprint
+    assert len({before, nudged, renamed}) == 3
 
 
 def test_same_bytes_whatever_the_number_of_devices(tiny):
-    """Half precision, and a process a device: two that are both the CPU give the bytes of
-    one, and those are near the plain ones.
+    """Half precision, and a process for each device.
+
+    Two devices that are both the CPU give the bytes of one, near those of full precision.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -193,14 +189,12 @@ def test_same_bytes_whatever_the_number_of_devices(tiny):
     for e in (one, two):
         e.chunk_size = 16
     vectors = two.encode(texts)
-    assert np.array_equal(vectors, one.encode(texts)) and np.array_equal(
-        vectors[:10], two.encode(texts[:10] + texts[10:16])[:10]
-    )
-    assert (
-        0 < np.abs(vectors - plain.encode(texts)).max() < 5e-3
-        and vectors.dtype == np.float32
-    )
-    assert not vectors[0].any() and two.encode([]).shape == (0, 16)
+    assert np.array_equal(vectors, one.encode(texts))
+    assert np.array_equal(vectors[:10], two.encode(texts[:16])[:10])
+    assert vectors.dtype == np.float32
+    assert 0 < np.abs(vectors - plain.encode(texts)).max() < 5e-3
+    assert not vectors[0].any()
+    assert two.encode([]).shape == (0, 16)
     assert one.fingerprint == two.fingerprint == plain.fingerprint + "-half"
     pids = [p.pid for p in two._pool["processes"]]
     del two, e
@@ -219,11 +213,8 @@ def test_each_worker_of_a_run_takes_a_gpu_by_turns():
         time.sleep(0.3)
         return gpus_of_process(2, current_process().name)
 
-    assert {"cuda:0", "cuda:1"} == {
-        gpu
-        for found in joblib.Parallel(2)(joblib.delayed(gpus)() for _ in range(4))
-        for gpu in found
-    }
+    by_task = joblib.Parallel(2)(joblib.delayed(gpus)() for _ in range(4))
+    assert {gpu for of_task in by_task for gpu in of_task} == {"cuda:0", "cuda:1"}
 
 
 def test_half_precision_on_a_gpu(tiny):
@@ -232,10 +223,8 @@ def test_half_precision_on_a_gpu(tiny):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     encoder = load_hub(str(tiny))
-    assert (
-        encoder.fingerprint.endswith("-half")
-        and encoder.encode(["a cat"]).dtype == np.float32
-    )
+    assert encoder.fingerprint.endswith("-half")
+    assert encoder.encode(["a cat"]).dtype == np.float32
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch):
@@ -248,11 +237,9 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     with pytest.raises(OSError) as e:
         load_encoder("nobody/has-this-model")
-    assert (
-        "nobody/has-this-model" in str(e.value)
-        and "bundled" in str(e.value)
-        and "\n" not in str(e.value)
-    )
+    assert "nobody/has-this-model" in str(e.value)
+    assert "bundled" in str(e.value)
+    assert "\n" not in str(e.value)
 
 
 def test_a_path_that_is_not_there():
@@ -268,8 +255,9 @@ def test_without_sentence_transformers(monkeypatch):
 
 
 def test_memory_is_bounded(encoder):
-    """100,000 short texts: beyond the vectors, the peak of Python's memory stays under
-    150 MB.
+    """Beyond the vectors, 100,000 short texts need less than 150 MB at any time.
+
+    That is Python's and NumPy's memory, as tracemalloc counts it.
     """
     import tracemalloc
 
@@ -281,52 +269,46 @@ def test_memory_is_bounded(encoder):
     assert peak < 100_000 * encoder.dim * 4 + 150e6
 
 
-@pytest.mark.skipif(
-    not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout"
-)
-def test_tokens_of_pieces_are_those_of_the_text(encoder):
+def wiki_paragraphs(n_articles, n_paragraphs=None):
+    "For each language, paragraphs of its first articles."
     for file in sorted(WIKI.glob("*.jsonl.gz")):
         with gzip.open(file, "rt", encoding="utf-8") as f:
-            texts = [
-                p
-                for _, line in zip(range(120), f)
-                for p in json.loads(line)["paragraphs"]
-            ]
+            articles = [json.loads(line) for _, line in zip(range(n_articles), f)]
+        yield [p for article in articles for p in article["paragraphs"][:n_paragraphs]]
+
+
+needs_wiki = pytest.mark.skipif(
+    not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout"
+)
+
+
+@needs_wiki
+def test_tokens_of_pieces_are_those_of_the_text(encoder):
+    for texts in wiki_paragraphs(120):
         ids, ends = encoder.tokens(texts)
-        assert [ids[a:b].tolist() for a, b in zip(ends, ends[1:])] == [
-            e.ids
-            for e in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        whole = encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        assert [ids[a:b].tolist() for a, b in pairwise(ends)] == [e.ids for e in whole]
 
 
 def test_what_is_remembered_changes_nothing(encoder, monkeypatch):
     fresh = load_encoder()
-    monkeypatch.setattr(fresh, "n_known", 3)
-    monkeypatch.setattr(fresh, "longest", 4)
+    monkeypatch.setattr(fresh, "cache_pieces", 3)
+    monkeypatch.setattr(fresh, "cache_length", 4)
     for _ in range(3):
         assert np.array_equal(fresh.encode(TEXTS), encoder.encode(TEXTS))
-    assert fresh._known and max(map(len, fresh._known)) <= 4
+    assert fresh._cache
+    assert max(map(len, fresh._cache)) <= 4
 
 
-@pytest.mark.skipif(
-    not WIKI.exists(), reason="../shared/data/wiki is not beside the checkout"
-)
+@needs_wiki
 def test_speed(encoder):
-    """250,000 tokens a second on one thread on a quiet machine; half of that is asked for
-    here, since tests share theirs.
+    """250,000 tokens a second on one thread on a quiet machine.
+
+    Half of that is asked for here, since tests share theirs.
     """
-    texts = []
-    for file in sorted(WIKI.glob("*.jsonl.gz")):
-        with gzip.open(file, "rt", encoding="utf-8") as f:
-            texts += [
-                p
-                for _, line in zip(range(150), f)
-                for p in json.loads(line)["paragraphs"][:4]
-            ]
-    n_tokens = sum(
-        len(e.ids)
-        for e in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    )
+    texts = [text for texts in wiki_paragraphs(150, 4) for text in texts]
+    whole = encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    n_tokens = sum(len(e.ids) for e in whole)
 
     def seconds() -> float:
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""Where and by whom a run is done changes nothing; what goes wrong is said, and nothing is lost by it."""
+"""The engine changes no byte of a run, and what goes wrong is reported and loses nothing."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cmining.core.basics import RunError
-from cmining.core.engine import as_path
+from cmining.core.engine import RunLog, Task, as_path, run_step, start_engine
 from cmining.core.runs import Params, read_record, read_texts
 from cmining.mine import pipeline
 from cmining.mine.pipeline import mine_corpus
@@ -61,11 +61,11 @@ def kill_one_worker(run: Path, names: tuple[str, ...], killed: list[int]) -> Non
     "Once there are vectors, kill a process that computes for the run."
     while not list((run / "work").glob("vectors/*")):
         time.sleep(0.002)
-    for p in psutil.Process().children(recursive=True):
-        command = " ".join(p.cmdline())
-        if any(n in command for n in names):
-            p.send_signal(signal.SIGKILL)
-            killed.append(p.pid)
+    for process in psutil.Process().children(recursive=True):
+        command = " ".join(process.cmdline())
+        if any(name in command for name in names):
+            process.send_signal(signal.SIGKILL)
+            killed.append(process.pid)
             return
 
 
@@ -84,7 +84,19 @@ def test_same_bytes_on_a_cluster_though_a_worker_is_killed(
     thread.start()
     mine_corpus(SAMPLE, tmp_path, backend=backend, address=address, jobs=2)
     thread.join()
-    assert killed and points_of(tmp_path) == points_of(reference)
+    assert killed
+    assert points_of(tmp_path) == points_of(reference)
+
+
+def end_its_process(target: Path) -> None:
+    os._exit(1)
+
+
+def test_workers_that_die_again_and_again_end_the_run(tmp_path):
+    tasks = [Task(tmp_path / name, end_its_process, ()) for name in "ab"]
+    with start_engine(jobs=2) as jobs:
+        with pytest.raises(RunError, match="killed during 'doomed'.* fewer jobs"):
+            run_step("doomed", tasks, jobs, RunLog(quiet=True))
 
 
 def test_a_run_on_another_file_system(reference):
@@ -92,8 +104,8 @@ def test_a_run_on_another_file_system(reference):
 
     corpus = as_path("memory://corpus")
     run = as_path("memory://run")
-    for f in SAMPLE.glob("*.jsonl"):
-        (corpus / f.name).write_bytes(f.read_bytes())
+    for file in SAMPLE.glob("*.jsonl"):
+        (corpus / file.name).write_bytes(file.read_bytes())
     points = mine_corpus("memory://corpus", "memory://run", jobs=1)
     assert points_of(run) == points_of(reference)
     assert len(read_texts("memory://run", points)) == len(points)
@@ -102,11 +114,12 @@ def test_a_run_on_another_file_system(reference):
         s["step"]: s["resumed"] == s["tasks"]
         for s in read_record("memory://run")["steps"]
     }
-    assert resumed.pop("discover") is False and all(resumed.values())
+    assert resumed.pop("discover") is False
+    assert all(resumed.values())
     fsspec.filesystem("memory").store.clear()
 
 
-def test_full_disk_is_said_and_the_run_goes_on_when_there_is_space(
+def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_space(
     reference, tmp_path, monkeypatch
 ):
     save = pipeline.save_array
@@ -160,20 +173,14 @@ def test_runs_that_share_their_work(reference, tmp_path):
         for s in record["steps"]
         if s["step"] not in ("compare", "discover")
     )
-    assert (
-        not list((tmp_path / "b" / "work").glob("*/*"))
-        and len(
-            read_texts(
-                tmp_path / "b", pipeline.read_run(tmp_path / "b", "culture_points")
-            )
-        )
-        > 0
-    )
+    assert not list((tmp_path / "b" / "work").glob("*/*"))
+    points = pipeline.read_run(tmp_path / "b", "culture_points")
+    assert len(read_texts(tmp_path / "b", points)) > 0
 
 
 MISTAKES = {
     "an unknown backend": (dict(backend="spark"), "loky, ray, dask"),
-    "an address without a cluster": (dict(address="tcp://127.0.0.1:1"), "--backend"),
+    "an address without a cluster": (dict(address="tcp://127.0.0.1:1"), "backend 'ray'"),
     "no jobs": (dict(jobs=0), "at least 1"),
 }
 

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +33,12 @@ from upath import UPath
 from .basics import RunError
 
 # %% auto #0
-__all__ = ['BACKENDS', 'as_path', 'scratch_folder', 'fetch_local', 'atomic_write', 'is_complete', 'remove_path', 'Task',
-           'run_task', 'process_name', 'peak_memory', 'memory_by_process', 'RunLog', 'start_engine', 'run_step',
-           'disk_full_error', 'save_array', 'write_json']
+__all__ = ['BACKENDS', 'as_path', 'scratch_folder', 'fetch_local', 'remove_path', 'atomic_write', 'is_complete', 'Task',
+           'peak_memory', 'run_task', 'RunLog', 'start_engine', 'run_step', 'save_array', 'write_json']
 
 # %% ../../nbs/02_core.engine.ipynb #eb287315
 def as_path(path: str | Path | UPath) -> Path | UPath:
-    "A path, or a UPath where there is a protocol such as s3://."
+    "A `UPath` where there is a protocol such as s3://, else an ordinary path."
     return UPath(path) if "://" in str(path) else Path(path)
 
 # %% ../../nbs/02_core.engine.ipynb #3bd33fe9
@@ -48,7 +47,7 @@ _scratch: list[Path] = []  # the innermost task's folder is the last
 # %% ../../nbs/02_core.engine.ipynb #ebcad8a0
 @contextmanager
 def scratch_folder() -> Iterator[None]:
-    "While the block lasts, local() has a folder to fetch into."
+    "While the block lasts, `fetch_local` has a folder to copy into."
     with tempfile.TemporaryDirectory(prefix="cmining-") as folder:
         _scratch.append(Path(folder))
         try:
@@ -58,11 +57,17 @@ def scratch_folder() -> Iterator[None]:
 
 # %% ../../nbs/02_core.engine.ipynb #80734f5f
 def fetch_local(path: Path | UPath) -> Path:
-    """The path itself when it is of this machine, else a copy of the file or folder in
-    the scratch folder.
+    """An ordinary path to the file or folder: itself, or a copy in the scratch folder.
+
+    Raises RuntimeError when a copy is needed outside a `scratch_folder` block.
     """
     if isinstance(path, Path):
         return path
+    if not _scratch:
+        raise RuntimeError(
+            f"there is no folder to copy {path} into: fetch it within a `with"
+            " scratch_folder():` block"
+        )
     copy = _scratch[-1] / hashlib.sha256(str(path).encode()).hexdigest() / path.name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +77,35 @@ def fetch_local(path: Path | UPath) -> Path:
 # %% ../../nbs/02_core.engine.ipynb #f34c2a22
 _COMPLETE_MARK = ".whole"
 
+# %% ../../nbs/02_core.engine.ipynb #e9e52bc4
+def _upload(made: Path, target: UPath) -> None:
+    "Copy a file or a folder of this machine to another file system, the mark last."
+    if not made.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.fs.put_file(str(made), target.path)
+        return
+    for file in sorted(made.rglob("*")):
+        if file.is_file():
+            _upload(file, target / file.relative_to(made).as_posix())
+    (target / _COMPLETE_MARK).touch()
+
+# %% ../../nbs/02_core.engine.ipynb #98d329b7
+def remove_path(path: Path | UPath) -> None:
+    "Remove a file or a folder with all that is in it; nothing when it is not there."
+    if not isinstance(path, Path):
+        if path.exists():
+            path.fs.rm(path.path, recursive=True)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
 # %% ../../nbs/02_core.engine.ipynb #81d3ade2
 @contextmanager
 def atomic_write(target: Path | UPath) -> Iterator[Path]:
-    """A temporary name on this machine; when the block ends well, what is there is put in
-    place under the target's name.
+    """A path on this machine to write to; what is there becomes `target` at the end.
+
+    When the block raises, what it wrote is removed and `target` is as it was.
     """
     if not isinstance(target, Path):
         with tempfile.TemporaryDirectory(prefix="cmining-") as folder:
@@ -92,193 +121,151 @@ def atomic_write(target: Path | UPath) -> Iterator[Path]:
         remove_path(unfinished)
         raise
 
-# %% ../../nbs/02_core.engine.ipynb #e9e52bc4
-def _upload(made: Path, target: UPath) -> None:
-    files = (
-        [f for f in sorted(made.rglob("*")) if f.is_file()] if made.is_dir() else [made]
-    )
-    for f in files:
-        to = target / f.relative_to(made).as_posix() if made.is_dir() else target
-        to.parent.mkdir(parents=True, exist_ok=True)
-        target.fs.put_file(str(f), to.path)
-    if made.is_dir():
-        (target / _COMPLETE_MARK).touch()
-
 # %% ../../nbs/02_core.engine.ipynb #25498234
 def is_complete(target: Path | UPath) -> bool:
-    "Is the task that makes this target done?"
-    return (
-        target.exists()
-        if isinstance(target, Path)
-        else target.is_file() or (target / _COMPLETE_MARK).is_file()
-    )
-
-
-def remove_path(path: Path | UPath) -> None:
-    "Remove a file or a folder with all that is in it; nothing when it is not there."
-    if not isinstance(path, Path):
-        path.fs.rm(path.path, recursive=True) if path.exists() else None
-    elif path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    "Has the task that makes this file or folder been done?"
+    if isinstance(target, Path):
+        return target.exists()
+    return target.is_file() or (target / _COMPLETE_MARK).is_file()
 
 # %% ../../nbs/02_core.engine.ipynb #197e1731
 class Task(NamedTuple):
-    "A function of one shard whose result is one file or folder."
+    "A function whose result is one file or folder."
 
-    target: Path | UPath
-    function: Callable[..., None]  # called as function(temporary target, *args)
+    target: Path | UPath  # what it makes
+    function: Callable[..., None]  # called as function(unfinished path, *args)
     args: tuple
 
-# %% ../../nbs/02_core.engine.ipynb #4c3f0577
-def run_task(task: Task) -> tuple[str, int]:
-    """Run a task on one thread and put its result in place.
+# %% ../../nbs/02_core.engine.ipynb #ca26d87a
+def process_name(pid: int | None = None) -> str:
+    "Host and process id, unique on a cluster; of this process when no id is given."
+    return f"{socket.gethostname()}/{os.getpid() if pid is None else pid}"
 
-    Returns which process did it and its peak memory in bytes.
-    """
+# %% ../../nbs/02_core.engine.ipynb #d396ace5
+def peak_memory() -> int:
+    "The largest resident memory that this process has had, in bytes."
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # On Linux getrusage would report the parent's peak for a forked worker.
+    lines = status.read_text().splitlines()
+    high_water_mark = next(line for line in lines if line.startswith("VmHWM"))
+    return int(high_water_mark.split()[1]) * 1024
+
+# %% ../../nbs/02_core.engine.ipynb #4c3f0577
+def run_task(task: Task) -> tuple[str, int]:  # the process, and its peak memory in bytes
+    "Run a task on one thread and put its result in place."
     task.target.parent.mkdir(parents=True, exist_ok=True)
-    # Sums over several threads come in any order, and so with other last digits: one
-    # thread a task.
+    # Several threads add up in any order, and so to other last digits.
     with scratch_folder(), atomic_write(task.target) as unfinished, threadpool_limits(1):
         task.function(unfinished, *task.args)
     return process_name(), peak_memory()
 
-# %% ../../nbs/02_core.engine.ipynb #ca26d87a
-def process_name() -> str:
-    "Host and process id: unique on a cluster."
-    return f"{socket.gethostname()}/{os.getpid()}"
-
-
-def peak_memory() -> int:
-    "The largest resident memory that this process has had, in bytes."
-    status = Path("/proc/self/status")
-    # Linux: getrusage would report the parent's peak for a forked worker
-    if status.exists():
-        return next(
-            int(line.split()[1]) * 1024
-            for line in status.read_text().splitlines()
-            if line.startswith("VmHWM")
-        )
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
 # %% ../../nbs/02_core.engine.ipynb #56108c8e
-def memory_by_process() -> dict[str, int]:
-    """What this process and those below it have at this moment, in bytes; shared pages in
-    shares where the system tells them, else not at all.
-    """
-    found = {}
-    for p in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        with suppress(psutil.Error):  # it may have ended, or be none of ours
-            told = p.memory_full_info()
-            found[f"{socket.gethostname()}/{p.pid}"] = getattr(told, "pss", told.uss)
-    return found
+def memory_by_process() -> dict[str, int]:  # bytes by process_name
+    "What this process and all below it use now: their PSS, or USS where there is no PSS."
+    here = psutil.Process()
+    sizes = {}
+    for process in [here, *here.children(recursive=True)]:
+        with suppress(psutil.Error):  # it may have ended, or belong to someone else
+            memory = process.memory_full_info()
+            sizes[process_name(process.pid)] = getattr(memory, "pss", memory.uss)
+    return sizes
 
-# %% ../../nbs/02_core.engine.ipynb #a0a82598
-class RunLog:
-    """What a run reports while it goes: a progress bar on a terminal, plain lines
-    otherwise, and the numbers for run.json.
-    """
+# %% ../../nbs/02_core.engine.ipynb #dfe9a5b2
+class MemoryWatch:
+    "The most memory that this process and those below it have used together."
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.bar = not quiet and sys.stderr.isatty()
-        self.steps: list[dict[str, Any]] = []
-        self.memory: dict[str, int] = {}  # peak by process that did a task
-        self.seen: set[str] = set()  # processes that were looked at
-        self.high = 0  # memory at its highest in this step
+    def __init__(self) -> None:
+        self.processes: set[str] = set()  # every process that was ever seen
+        self.highest = 0  # bytes of all of them together, since the last take_highest
 
     def look(self) -> None:
-        now = memory_by_process()
-        self.seen |= now.keys()
-        self.high = max(self.high, sum(now.values()))
+        sizes = memory_by_process()
+        self.processes |= sizes.keys()
+        self.highest = max(self.highest, sum(sizes.values()))
+
+    def take_highest(self) -> int:
+        "The most since the last call, in bytes, with a last look now."
+        self.look()
+        highest = self.highest
+        self.highest = 0
+        return highest
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        "While the block lasts, look at the memory every second."
-        over = threading.Event()
+        "While the block lasts, look once a second, in a thread of its own."
+        ended = threading.Event()
 
-        def watch() -> None:
-            while not over.wait(1):
+        def look_every_second() -> None:
+            while not ended.wait(1):
                 self.look()
 
-        thread = threading.Thread(target=watch, daemon=True)
+        thread = threading.Thread(target=look_every_second, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            ended.set()
             thread.join()
 
-    def peak(self, jobs: int) -> int:
-        """Memory of this process and those below it when it was highest, and of as many
-        workers on other machines, each at its own peak.
-        """
-        elsewhere = sorted(m for p, m in self.memory.items() if p not in self.seen)
-        return max((s["peak_memory_bytes"] for s in self.steps), default=0) + sum(
-            elsewhere[-jobs:]
-        )
+# %% ../../nbs/02_core.engine.ipynb #a0a82598
+class RunLog:
+    "What a run tells while it goes, and the numbers of its steps for run.json."
 
-    def seconds(self) -> float:
-        "Of all steps so far."
-        return sum(s["seconds"] for s in self.steps)
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.show_bar = not quiet and sys.stderr.isatty()
+        self.steps: list[dict[str, Any]] = []  # a record of each finished step
+        self.worker_peaks: dict[str, int] = {}  # bytes, by process that did a task
+        self.memory = MemoryWatch()
 
     def say(self, line: str) -> None:
+        "Print a line to stderr, unless the log is quiet."
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
+    def watching(self) -> AbstractContextManager[None]:
+        "While the block lasts, watch the memory of this process and those below it."
+        return self.memory.watching()
+
+    def add_worker(self, process: str, peak: int) -> None:
+        "Note the peak memory, in bytes, of a process that has done a task."
+        self.worker_peaks[process] = max(peak, self.worker_peaks.get(process, 0))
+
     def finish(self, name: str, tasks: int, resumed: int, seconds: float) -> None:
-        self.look()
+        "Record a step, `resumed` of whose tasks had been done before, and say so."
         self.steps.append(
             {
                 "step": name,
                 "tasks": tasks,
                 "resumed": resumed,
                 "seconds": round(seconds, 2),
-                "peak_memory_bytes": self.high,
+                "peak_memory_bytes": self.memory.take_highest(),
             }
         )
-        self.high = 0
-        self.say(
-            f"{name:<9}{seconds:6.1f} s"
-            + (f"   {resumed} of {tasks} tasks were done already" if resumed else "")
-        )
+        done = f"   {resumed} of {tasks} tasks were done already" if resumed else ""
+        self.say(f"{name:<9}{seconds:6.1f} s{done}")
 
-# %% ../../nbs/02_core.engine.ipynb #a7f0f53a
-BACKENDS = ("loky", "ray", "dask")
+    def seconds(self) -> float:
+        "What all finished steps took."
+        return sum(step["seconds"] for step in self.steps)
 
+    def peak(self, jobs: int) -> int:
+        """The run's peak memory, in bytes.
 
-@contextmanager
-def start_engine(
-    backend: str = "loky",  # one of BACKENDS
-    jobs: int | None = None,  # processes; all there are when None
-    # of a Ray or Dask cluster; one is started on this machine when None
-    address: str | None = None,
-    # what a process of loky does before its first task
-    prepare: Callable[[], None] | None = None,
-) -> Iterator[int]:  # processes in use
-    """While the block lasts, run_step runs its tasks there.
-
-    RunError for an engine that is unknown, not installed or not reached.
-    """
-    if backend not in BACKENDS:
-        raise RunError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
-    if jobs is not None and jobs < 1:
-        raise RunError(f"jobs is at least 1, not {jobs}")
-    if address and backend == "loky":
-        raise RunError(
-            f"--address {address} names a cluster, which takes --backend ray or --backend"
-            " dask"
-        )
-    with ExitStack() as stack:
-        jobs = (
-            _start_loky(stack, jobs, prepare)
-            if backend == "loky"
-            else {"ray": _start_ray, "dask": _start_dask}[backend](stack, jobs, address)
-        )
-        yield jobs
+        It is the highest sum over the processes here, plus the peaks of the largest
+        `jobs` workers on other machines.
+        """
+        here = max((step["peak_memory_bytes"] for step in self.steps), default=0)
+        elsewhere = [
+            peak
+            for process, peak in self.worker_peaks.items()
+            if process not in self.memory.processes
+        ]
+        return here + sum(sorted(elsewhere)[-jobs:])
 
 # %% ../../nbs/02_core.engine.ipynb #4045efa6
 def _start_loky(
@@ -289,13 +276,13 @@ def _start_loky(
     stack.callback(lambda: get_reusable_executor().shutdown())
     return jobs or joblib.cpu_count()
 
-
+# %% ../../nbs/02_core.engine.ipynb #b17e6cd0
 def _start_ray(stack: ExitStack, jobs: int | None, address: str | None) -> int:
     try:
         import ray
         from ray.util.joblib import register_ray
     except ImportError as e:
-        raise RunError("--backend ray needs Ray: pip install 'cmining[ray]'") from e
+        raise RunError("backend 'ray' needs Ray: pip install 'cmining[ray]'") from e
     if not ray.is_initialized():
         try:
             ray.init(
@@ -306,38 +293,68 @@ def _start_ray(stack: ExitStack, jobs: int | None, address: str | None) -> int:
                 logging_level="ERROR",
             )
         except (ConnectionError, ValueError, RuntimeError) as e:
-            raise RunError(
-                f"no Ray cluster at {address}: {str(e).splitlines()[0]}"
-            ) from e
+            reason = str(e).splitlines()[0]
+            raise RunError(f"no Ray cluster at {address}: {reason}") from e
         stack.callback(ray.shutdown)
     register_ray()
     stack.enter_context(joblib.parallel_config("ray"))
     return jobs or int(ray.cluster_resources()["CPU"])
 
-
+# %% ../../nbs/02_core.engine.ipynb #ddaa3093
 def _start_dask(stack: ExitStack, jobs: int | None, address: str | None) -> int:
     try:
         from distributed import Client
     except ImportError as e:
-        raise RunError("--backend dask needs Dask: pip install 'cmining[dask]'") from e
-    try:
-        client = (
-            Client(address, timeout=20)
-            if address
-            else Client(
-                n_workers=jobs or joblib.cpu_count(),
-                threads_per_worker=1,
-                dashboard_address=None,
-            )
+        raise RunError("backend 'dask' needs Dask: pip install 'cmining[dask]'") from e
+    if address:
+        options = dict(address=address, timeout=20)
+    else:
+        options = dict(
+            n_workers=jobs or joblib.cpu_count(),
+            threads_per_worker=1,
+            dashboard_address=None,
         )
+    try:
+        client = stack.enter_context(Client(**options))
     except (OSError, TimeoutError) as e:
         raise RunError(f"no Dask cluster at {address}: {e}") from e
-    stack.enter_context(client)
     stack.enter_context(joblib.parallel_config("dask"))
     return jobs or sum(client.nthreads().values())
 
+# %% ../../nbs/02_core.engine.ipynb #a7f0f53a
+BACKENDS = ("loky", "ray", "dask")
+
+
+@contextmanager
+def start_engine(
+    backend: str = "loky",  # one of BACKENDS
+    jobs: int | None = None,  # processes; all there are when None
+    address: str | None = None,  # of a Ray or Dask cluster; None starts one here
+    prepare: Callable[[], None] | None = None,  # run by a loky process before its tasks
+) -> Iterator[int]:  # processes in use
+    """While the block lasts, `run_step` runs its tasks in this engine.
+
+    Raises RunError for an engine that is unknown, not installed or not reached.
+    """
+    if backend not in BACKENDS:
+        raise RunError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
+    if jobs is not None and jobs < 1:
+        raise RunError(f"jobs is at least 1, not {jobs}")
+    if address and backend == "loky":
+        raise RunError(
+            f"address {address} names a cluster, which backend 'loky' does not use:"
+            " choose backend 'ray' or 'dask', or leave address out"
+        )
+    with ExitStack() as stack:
+        if backend == "ray":
+            yield _start_ray(stack, jobs, address)
+        elif backend == "dask":
+            yield _start_dask(stack, jobs, address)
+        else:
+            yield _start_loky(stack, jobs, prepare)
+
 # %% ../../nbs/02_core.engine.ipynb #bc6b04c8
-# Ray and Dask are not imported to name their errors.
+# By name, since Ray and Dask are not imported just to know their errors.
 _WORKER_DEATHS = {
     "ActorDiedError",
     "RayActorError",
@@ -349,66 +366,8 @@ _WORKER_DEATHS = {
 
 
 def _is_worker_death(e: BaseException) -> bool:
-    return isinstance(e, BrokenProcessPool) or bool(
-        _WORKER_DEATHS & {c.__name__ for c in type(e).__mro__}
-    )
-
-# %% ../../nbs/02_core.engine.ipynb #a1ef8b6a
-def _run_all(name: str, todo: list[Task], jobs: int, log: RunLog) -> None:
-    "Run all tasks, or raise what the first failing one raised."
-    backend = joblib.parallel.get_active_backend()[0]
-    # loky replaces a worker that has grown by 300 MB; what it had to do is done by the
-    # next one, so nobody need worry.
-    warnings.filterwarnings(
-        "ignore", "A worker stopped while some jobs were given", UserWarning
-    )
-    # Ray's backend hands results over at the end only.
-    run = joblib.Parallel(
-        n_jobs=min(jobs, len(todo)),
-        batch_size=1,
-        return_as="generator_unordered" if backend.supports_return_generator else "list",
-    )
-    for process, peak in tqdm(
-        run(joblib.delayed(run_task)(t) for t in todo),
-        name,
-        len(todo),
-        leave=False,
-        disable=not log.bar,
-    ):
-        log.memory[process] = max(peak, log.memory.get(process, 0))
-
-# %% ../../nbs/02_core.engine.ipynb #e6fad78b
-def run_step(name: str, tasks: list[Task], jobs: int, log: RunLog) -> None:
-    """Run the tasks whose target is not there yet, in `jobs` processes of the engine.
-
-    RunError when workers die again and again, or the disk is full.
-    """
-    start = time.perf_counter()
-    first = todo = [t for t in tasks if not is_complete(t.target)]
-    in_vain = 0
-    while todo:
-        try:
-            _run_all(name, todo, jobs, log)
-            break
-        except OSError as e:
-            raise disk_full_error(e, todo[0].target) from e
-        except Exception as e:
-            if not _is_worker_death(e):
-                raise
-            left = [t for t in todo if not is_complete(t.target)]
-            in_vain = in_vain + 1 if len(left) == len(todo) else 0
-            if in_vain == 3:
-                raise RunError(
-                    f"worker processes were killed during {name!r}, probably for want of"
-                    " memory; the same command goes on where it stopped, try fewer"
-                    " --jobs"
-                ) from e
-            log.say(
-                f"{name}: a worker process was killed; {len(left)} of {len(todo)} tasks"
-                " are left, going on"
-            )
-            todo = left
-    log.finish(name, len(tasks), len(tasks) - len(first), time.perf_counter() - start)
+    names = {cls.__name__ for cls in type(e).__mro__}
+    return isinstance(e, BrokenProcessPool) or bool(_WORKER_DEATHS & names)
 
 # %% ../../nbs/02_core.engine.ipynb #c64f1fd6
 def disk_full_error(e: OSError, path: Path | UPath) -> Exception:
@@ -420,16 +379,80 @@ def disk_full_error(e: OSError, path: Path | UPath) -> Exception:
         " where it stopped"
     )
 
+# %% ../../nbs/02_core.engine.ipynb #a1ef8b6a
+def _run_all(name: str, tasks: list[Task], jobs: int, log: RunLog) -> None:
+    "Run all tasks, or raise what the first failing one raised."
+    backend = joblib.parallel.get_active_backend()[0]
+    # What a replaced worker had to do is done by the next one: nobody need worry.
+    warnings.filterwarnings(
+        "ignore", "A worker stopped while some jobs were given", UserWarning
+    )
+    # Ray's backend hands over results at the end only.
+    as_they_come = backend.supports_return_generator
+    parallel = joblib.Parallel(
+        n_jobs=min(jobs, len(tasks)),
+        batch_size=1,
+        return_as="generator_unordered" if as_they_come else "list",
+    )
+    reports = parallel(joblib.delayed(run_task)(task) for task in tasks)
+    bar = tqdm(reports, name, len(tasks), leave=False, disable=not log.show_bar)
+    for process, peak in bar:
+        log.add_worker(process, peak)
+
+# %% ../../nbs/02_core.engine.ipynb #65e468ce
+MAX_FRUITLESS = 3  # attempts in a row that finish no task
+
+
+def _unfinished(tasks: list[Task]) -> list[Task]:
+    return [task for task in tasks if not is_complete(task.target)]
+
+
+def _workers_died(name: str) -> RunError:
+    return RunError(
+        f"worker processes were killed during {name!r}, probably for want of memory; the"
+        " same command goes on where it stopped, try it with fewer jobs"
+    )
+
+# %% ../../nbs/02_core.engine.ipynb #e6fad78b
+def run_step(name: str, tasks: list[Task], jobs: int, log: RunLog) -> None:
+    """Run the tasks whose target is not there yet, in `jobs` processes of the engine.
+
+    Raises what a task raises, and RunError when workers die again and again or the disk
+    is full. Tasks that were done stay done.
+    """
+    start = time.perf_counter()
+    left = _unfinished(tasks)
+    resumed = len(tasks) - len(left)
+    fruitless = 0
+    while left:
+        try:
+            _run_all(name, left, jobs, log)
+            break
+        except OSError as e:
+            raise disk_full_error(e, left[0].target) from e
+        except Exception as e:
+            if not _is_worker_death(e):
+                raise
+            before = len(left)
+            left = _unfinished(left)
+            fruitless = fruitless + 1 if len(left) == before else 0
+            if fruitless == MAX_FRUITLESS:
+                raise _workers_died(name) from e
+            log.say(
+                f"{name}: a worker process was killed; {len(left)} of {before} tasks are"
+                " left, going on"
+            )
+    log.finish(name, len(tasks), resumed, time.perf_counter() - start)
+
 # %% ../../nbs/02_core.engine.ipynb #8b080683
 def save_array(path: Path, array: np.ndarray) -> None:
-    "Save under exactly this name; numpy.save would add .npy to a temporary one."
-    with open(path, "wb") as f:
-        np.save(f, array)
+    "Save under exactly this name, where `numpy.save` would add .npy to it."
+    with open(path, "wb") as file:
+        np.save(file, array)
 
-
+# %% ../../nbs/02_core.engine.ipynb #dceb1241
 def write_json(path: Path | UPath, record: dict[str, Any]) -> None:
-    "Write JSON for people, whole or not at all."
+    "Write indented JSON in UTF-8, whole or not at all."
+    text = json.dumps(record, ensure_ascii=False, indent=1)
     with atomic_write(path) as unfinished:
-        unfinished.write_text(
-            json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+        unfinished.write_text(text + "\n", encoding="utf-8")

@@ -8,15 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise, product
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.scripts import HAN, KANA
 from ..ingest.articles import list_title
 
 # %% auto #0
-__all__ = ['PATTERNS', 'WORDS', 'RULES', 'Test', 'NER_LABELS', 'tokens', 'rule_patterns', 'functional_ruler', 'prune_reasons',
-           'load_ner']
+__all__ = ['PATTERNS', 'WORDS', 'RULES', 'tokens', 'rule_patterns', 'functional_ruler', 'prune_reasons', 'load_ner']
 
 # %% ../../nbs/30_mine.prune.ipynb #59d96112
 if TYPE_CHECKING:
@@ -26,14 +25,14 @@ else:
     # spaCy takes a second to import, and is needed only where titles are looked at
     Language = Any
 
-# %% ../../nbs/30_mine.prune.ipynb #29505641
+# %% ../../nbs/30_mine.prune.ipynb #1db24197
 _LETTER = rf"[^\W\d_{KANA}{HAN}]"
 _TOKEN = re.compile(
     rf"[0-9]+(?:[.,][0-9]+)*(?:{_LETTER}|[0-9])*|{_LETTER}(?:{_LETTER}|[0-9])*"
     r"|[〇零一二三四五六七八九十百千万萬億亿兆]+|[\u30a0-\u30ff]+|[\u3041-\u309f]+|\S"
 )
 
-
+# %% ../../nbs/30_mine.prune.ipynb #29505641
 def tokens(title: str) -> list[str]:
     "The tokens of a title, without its white space; the same in every language."
     return _TOKEN.findall(title)
@@ -47,16 +46,18 @@ _EINS = "(?:ein|zwei|drei|vier|fünf|sechs|sieben|acht|neun)"
 _ZIG = "zwanzig|dreißig|vierzig|fünfzig|sechzig|siebzig|achtzig|neunzig"
 _HUNDREDS = f"(?:{_EINS}?tausend)?(?:{_EINS}?hundert)?"
 _KANJI_30 = "[一二三四五六七八九]|[一二]?十[一二三四五六七八九]?|三十一?"
+
 PATTERNS: dict[str, str] = {
     # day, month, year
     "D": "0?[1-9]|[12][0-9]|3[01]",
     "M": "0?[1-9]|1[0-2]",
     "Y": "[1-9][0-9]{0,3}",
-    "YYYY": _YEAR,
-    "YY": f"[0-9]{{2}}|{_YEAR}",
-    # a year of this millennium or the last; 1914–18
-    # 1990, 1990s, 1990er
-    "DECADE": _DECADE,
+    "YYYY": _YEAR,  # of this millennium or the last
+    "YY": f"[0-9]{{2}}|{_YEAR}",  # the 18 of 1914–18
+    "DTH": "(?:[12]?1st|2?2nd|2?3rd|(?:[4-9]|1[0-9]|2[04-9]|30)th|31st)",
+    "DMY": "(?:0?[1-9]|[12][0-9]|3[01])[.](?:0?[1-9]|1[0-2])[.][0-9]{4}",
+    # decades and centuries
+    "DECADE": _DECADE,  # 1990
     "DECADES": f"(?:{_DECADE})s",
     "DECADER": f"(?:{_DECADE})er",
     "C": _CENTURY,
@@ -64,44 +65,50 @@ PATTERNS: dict[str, str] = {
     "CE": f"(?:{_CENTURY})(?:er|e|è|ème|ᵉ)",
     "ROMAN": _ROMAN,
     "ROMANTH": f"(?:{_ROMAN})(?:er|e|è|ème|ᵉ)",
+    # ordinals
     "NTH": "[1-9][0-9]*(?:st|nd|rd|th)",
     "NE": "1(?:er|re|ère)|(?:[2-9]|[1-9][0-9]+)(?:e|è|ème)|2nde?",
     "NO": "[1-9][0-9]*[ªº]|[13]er",
-    "DTH": "(?:[12]?1st|2?2nd|2?3rd|(?:[4-9]|1[0-9]|2[04-9]|30)th|31st)",
-    "DMY": "(?:0?[1-9]|[12][0-9]|3[01])[.](?:0?[1-9]|1[0-2])[.][0-9]{4}",
+    # not Achter, a boat, nor Zehnter, a tithe
+    "NTER": (
+        "(?i:(?:dritt|viert|fünft|sechst|siebt|neunt|elft|zwölft|"
+        "(?:drei|vier|fünf|sech|sieb|acht|neun)zehnt|"
+        f"(?:{_ZIG}|hundert)st)e[rs]?)"
+    ),
+    # time of day
     "HH": "[01]?[0-9]|2[0-4]",
     "MM": "[0-5][0-9]",
     "HHMM": "(?:[01]?[0-9]|2[0-4])[.][0-5][0-9]",
     "HHH": "(?:[01]?[0-9]|2[0-4])h(?:[0-5][0-9])?",
-    # 007 is no number, but an agent
+    # numbers; 007 is none, but an agent
     "INT": f"(?!(?:{_YEAR})$)(?:0|[1-9][0-9]*)|[1-9][0-9]{{0,2}}(?:[.,][0-9]{{3}})+",
     "DEC": "(?:0|[1-9][0-9]*)[.,][0-9]{1,2}|[0-9][.,][0-9]{4,}",
     "N": "(?:0|[1-9][0-9]*)(?:[.,][0-9]{3})*(?:[.,][0-9]+)?",
+    "G": "[1-9][0-9]{0,2}",
+    "GGG": "[0-9]{3}",  # the last group of 10 000
+    # a German number in one word; not Sechsundsechzig, a card game
+    "NUND": (
+        "(?i:(?!(?:sechs|neun)undsechzig$)(?=.*(?:hundert.|tausend.|und))"
+        f"{_HUNDREDS}(?:{_EINS}und(?:{_ZIG})|{_ZIG}|eins|{_EINS}|zehn|elf|zwölf)?)"
+    ),
+    # Chinese numerals: day, month, year, century
     "KD": _KANJI_30,
     "KM": "[一二三四五六七八九]|十[一二]?",
     "KY": "[一二三四五六七八九][〇零一二三四五六七八九]{3}",
     "KC": _KANJI_30,
-    "K1": "[〇零一二三四五六七八九十百千万萬億亿兆]",
     # one numeral alone: longer ones are seldom mere numbers (七五三, 六四, 八百万)
-    "NUND": (  # 66 is a card game
-        f"(?i:(?!(?:sechs|neun)undsechzig$)(?=.*(?:hundert.|tausend.|und)){_HUNDREDS}(?:{_EINS}und(?:{_ZIG})|{_ZIG}|eins|"
-        f"{_EINS}|zehn|elf|zwölf)?)"
-    ),
-    "NTER": (
-        "(?i:(?:dritt|viert|fünft|sechst|siebt|neunt|elft|zwölft|(?:drei|vier|fünf|sech|sieb|acht|neun)zehnt|"
-        "(?:zwanzig|dreißig|vierzig|fünfzig|sechzig|siebzig|achtzig|neunzig|hundert)st)e[rs]?)"
-    ),
-    # not Achter, a boat, nor Zehnter, a tithe
+    "K1": "[〇零一二三四五六七八九十百千万萬億亿兆]",
     "KN": "[零一二三四五六七八九十百點点]+",
-    "G": "[1-9][0-9]{0,2}",
-    "GGG": "[0-9]{3}",  # 10 000
+    # a number with its unit; the number of a norm
     "NSYM": (
-        "(?:0|[1-9][0-9]*)(?:[.,][0-9]+)?(?:km|cm|mm|kg|mg|ha|Hz|kHz|MHz|GHz|kW|MW|kWh|hPa|dB|MB|GB|TB)"
+        "(?:0|[1-9][0-9]*)(?:[.,][0-9]+)?"
+        "(?:km|cm|mm|kg|mg|ha|Hz|kHz|MHz|GHz|kW|MW|kWh|hPa|dB|MB|GB|TB)"
     ),
     "NUM": "[0-9]{1,6}(?:[.,][0-9]+)*[A-Za-z]{0,2}",
     "NUM3": "[0-9]{3,6}",
     "NAMENUM": "(?:ISO|DIN|RFC|GB)[0-9]{3,6}",
     "SUFFIX": "[A-Za-z]{1,2}",
+    # signs
     "DASH": "[-–—~〜～/]",
     "SIGN": "[-−+±]",
     "FRACTION": "[½⅓⅔¼¾⅕⅙⅛⅜⅝⅞]",
@@ -113,7 +120,7 @@ PATTERNS: dict[str, str] = {
 
 # %% ../../nbs/30_mine.prune.ipynb #df5cbef8
 def _words(text: str) -> list[str]:
-    return [w.replace("_", " ") for w in text.split()]
+    return [word.replace("_", " ") for word in text.split()]
 
 # %% ../../nbs/30_mine.prune.ipynb #7bc7e538
 WORDS: dict[str, dict[str, list[str]]] = {
@@ -287,10 +294,9 @@ WORDS: dict[str, dict[str, list[str]]] = {
         "BEFORE": _words("前 紀元前"),
         "UNIT": _words(
             "メートル キロメートル センチメートル ミリメートル マイクロメートル"
-            " ナノメートル キログラム ミリグラム "
-            "リットル ミリリットル ヘクタール 平方メートル 平方キロメートル 立方メートル"
-            " ケルビン アンペア グラム "
-            "ワット ジュール ヘルツ"
+            " ナノメートル キログラム ミリグラム リットル ミリリットル ヘクタール"
+            " 平方メートル 平方キロメートル 立方メートル ケルビン アンペア グラム"
+            " ワット ジュール ヘルツ"
         ),
         "MEASURE": _words("トン マイル インチ エーカー キロ ボルト"),
         "TIMEUNIT": _words("時間 分 分間 秒 秒間 日間 週間 年間 か月 ヶ月 ミリ秒"),
@@ -305,9 +311,8 @@ WORDS: dict[str, dict[str, list[str]]] = {
         "BEFORE": _words("前 公元前 西元前"),
         "UNIT": _words(
             "公里 公尺 公斤 公分 公噸 公吨 公克 公升 公顷 公頃 千米 千克 厘米 毫米 微米"
-            " 纳米 奈米 毫克 毫升 开尔文 "
-            "開爾文 安培 伏特 瓦特 焦耳 赫兹 赫茲 平方米 平方千米 平方公里 平方公尺"
-            " 立方米 立方公尺"
+            " 纳米 奈米 毫克 毫升 开尔文 開爾文 安培 伏特 瓦特 焦耳 赫兹 赫茲"
+            " 平方米 平方千米 平方公里 平方公尺 立方米 立方公尺"
         ),
         "MEASURE": _words("米 克 吨 噸 升 英里 英尺 英寸"),
         "TIMEUNIT": _words("小时 小時 分 分钟 分鐘 秒 天 周 个月 個月"),
@@ -506,130 +511,169 @@ RULES: dict[str, dict[str, list[str]]] = {
 }
 
 # %% ../../nbs/30_mine.prune.ipynb #99c975da
-_WIDE = str.maketrans("０１２３４５６７８９", "0123456789")
+_WIDE_DIGITS = str.maketrans("０１２３４５６７８９", "0123456789")
 
 
-def _plain(title: str) -> str:
-    return title.translate(_WIDE).strip()
+def plain_title(title: str) -> str:
+    "A title with ASCII digits for wide ones, and no white space around it."
+    return title.translate(_WIDE_DIGITS).strip()
 
 # %% ../../nbs/30_mine.prune.ipynb #5b2cf1fc
-Test = dict[str, Any]
+Test = dict[str, Any]  # of one token, as spaCy's matcher takes it
 
 
-def _regex(p: str) -> Test:
-    return {"TEXT": {"REGEX": f"^(?:{p})$"}}
+def _regex_test(pattern: str) -> Test:
+    return {"TEXT": {"REGEX": f"^(?:{pattern})$"}}
 
 
-def _either(words: Iterable[str], first: bool) -> list[tuple[Test, ...]]:
-    forms = [tuple(tokens(w)) for w in words]
+def _word_test(words: list[str]) -> Test:
+    return {"TEXT": {"IN": words}}
+
+
+def _capitalize(form: tuple[str, ...]) -> tuple[str, ...]:
+    return (form[0][:1].upper() + form[0][1:], *form[1:])
+
+
+def word_alternatives(words: Iterable[str], first: bool) -> list[tuple[Test, ...]]:
+    "Alternatives that match the words; also capitalised, where they open a title."
+    forms = [tuple(tokens(word)) for word in words]
     if first:
-        forms += [(f[0][:1].upper() + f[0][1:], *f[1:]) for f in forms]
-    single = sorted({f[0] for f in forms if len(f) == 1})
-    longer = sorted({f for f in forms if len(f) > 1})
-    return ([({"TEXT": {"IN": single}},)] if single else []) + [
-        tuple({"TEXT": {"IN": [t]}} for t in f) for f in longer
-    ]
+        forms += [_capitalize(form) for form in forms]
+    single = sorted({form[0] for form in forms if len(form) == 1})
+    longer = sorted({form for form in forms if len(form) > 1})
+    alternatives = [(_word_test(single),)] if single else []
+    alternatives += [tuple(_word_test([token]) for token in form) for form in longer]
+    return alternatives
 
 # %% ../../nbs/30_mine.prune.ipynb #1340290e
-def _item(item: str, lang: str, first: bool) -> list[tuple[Test, ...]]:
-    alternatives: list[tuple[Test, ...]] = (
-        [()] if len(item) > 1 and item.endswith("?") else []
-    )
+def _names_words(part: str) -> bool:
+    "Is this a symbol of WORDS, in whichever language?"
+    is_symbol = part.isascii() and part.isupper()
+    return is_symbol and any(part in lists for lists in WORDS.values())
+
+
+def item_alternatives(item: str, lang: str, first: bool) -> list[tuple[Test, ...]]:
+    "The alternatives of one item of a rule; none where a symbol has no words in `lang`."
+    may_miss = len(item) > 1 and item.endswith("?")
+    parts = item[:-1] if may_miss else item
+    alternatives: list[tuple[Test, ...]] = [()] if may_miss else []
     words: list[str] = []
-    for part in (item[:-1] if alternatives else item).split("|"):
+    for part in parts.split("|"):
         if part in PATTERNS:
-            alternatives.append((_regex(PATTERNS[part]),))
-        elif part.isascii() and part.isupper() and any(part in w for w in WORDS.values()):
-            words += WORDS[""].get(part, []) + WORDS.get(lang, {}).get(part, [])
+            alternatives.append((_regex_test(PATTERNS[part]),))
+        elif _names_words(part):
+            words += WORDS[""].get(part, [])
+            words += WORDS.get(lang, {}).get(part, [])
         else:
             words.append(part)
-    return alternatives + _either(words, first)
+    return alternatives + word_alternatives(words, first)
 
 # %% ../../nbs/30_mine.prune.ipynb #30a832ce
 def rule_patterns(rule: str, lang: str) -> list[list[Test]]:
     "The spaCy token patterns of one rule; none where a symbol has no words in `lang`."
-    items = [_item(item, lang, i == 0) for i, item in enumerate(rule.split())]
-    return [[t for part in parts for t in part] for parts in product(*items)]
+    items = [item_alternatives(item, lang, i == 0) for i, item in enumerate(rule.split())]
+    return [[test for part in parts for test in part] for parts in product(*items)]
 
 # %% ../../nbs/30_mine.prune.ipynb #5f710cf3
-def _patterns(lang: str) -> list[dict[str, Any]]:
-    rules = [
-        (label, r)
+def ruler_patterns(lang: str) -> list[dict[str, Any]]:
+    "All rules for a language as spaCy's EntityRuler takes them."
+    labelled_rules = [
+        (label, rule)
         for group in ("", lang)
-        for label, rs in RULES.get(group, {}).items()
-        for r in rs
+        for label, rules in RULES.get(group, {}).items()
+        for rule in rules
     ]
     return [
-        {"label": label.upper(), "pattern": p}
-        for label, rule in rules
-        for r in (rule, rule + " LP KIND RP")
-        for p in rule_patterns(r, lang)
+        {"label": label.upper(), "pattern": pattern}
+        for label, rule in labelled_rules
+        for variant in (rule, f"{rule} LP KIND RP")
+        for pattern in rule_patterns(variant, lang)
     ]
 
-
-def _tokenizer(nlp: Language) -> Any:
+# %% ../../nbs/30_mine.prune.ipynb #e03781ad
+def _spacy_tokenizer(nlp: Language) -> Any:
+    "`tokens` as the tokenizer of a spaCy pipeline."
     from spacy.tokens import Doc
 
     def tokenize(text: str) -> Doc:
-        found = list(_TOKEN.finditer(text))
-        spaces = [m.end() < n.start() for m, n in zip(found, found[1:])] + [False] * bool(
-            found
-        )
-        return Doc(nlp.vocab, words=[m[0] for m in found], spaces=spaces)
+        matches = list(_TOKEN.finditer(text))
+        spaces = [match.end() < after.start() for match, after in pairwise(matches)]
+        if matches:
+            spaces.append(False)
+        return Doc(nlp.vocab, words=[match[0] for match in matches], spaces=spaces)
 
     return tokenize
 
 # %% ../../nbs/30_mine.prune.ipynb #e0f8ef93
 def functional_ruler(lang: str) -> Language:
-    """A blank spaCy pipeline whose EntityRuler marks dates, times, numbers, quantities
-    and standards; neutral rules only outside the six languages.
+    """A blank spaCy pipeline whose EntityRuler marks dates, numbers, quantities, norms.
+
+    Outside the six languages it has the neutral rules only.
     """
     import spacy
 
     nlp = spacy.blank("xx")
-    nlp.tokenizer = _tokenizer(nlp)
-    nlp.add_pipe("entity_ruler").add_patterns(_patterns(lang))
+    nlp.tokenizer = _spacy_tokenizer(nlp)
+    nlp.add_pipe("entity_ruler").add_patterns(ruler_patterns(lang))
     return nlp
 
 # %% ../../nbs/30_mine.prune.ipynb #dce45971
-def _whole(doc: Doc, labels: frozenset[str] | None = None) -> str | None:
-    words = [t for t in doc if not t.is_space]
-    for e in doc.ents:
-        if (
-            words
-            and e.start <= words[0].i
-            and e.end > words[-1].i
-            and (labels is None or e.label_ in labels)
-        ):
-            return e.label_.lower()
+def covering_label(doc: Doc, labels: frozenset[str] | None = None) -> str | None:
+    """The label of the entity that covers a whole title, in lower case, or None.
+
+    With `labels`, only entities with one of these labels count.
+    """
+    words = [token.i for token in doc if not token.is_space]
+    if not words:
+        return None
+    for entity in doc.ents:
+        covers = entity.start <= words[0] and words[-1] < entity.end
+        if covers and (labels is None or entity.label_ in labels):
+            return entity.label_.lower()
     return None
 
 
-def _by_model(
+def covering_labels(
     titles: Sequence[str], nlp: Language, labels: frozenset[str] | None = None
 ) -> list[str | None]:
-    return [_whole(doc, labels) for doc in nlp.pipe(titles, batch_size=1000)]
+    "What `covering_label` gives for each title after a spaCy pipeline."
+    return [covering_label(doc, labels) for doc in nlp.pipe(titles, batch_size=1000)]
 
 # %% ../../nbs/30_mine.prune.ipynb #dc2dd2b6
-_Gate = tuple[frozenset[str], "re.Pattern[str]", int]
+class Gate(NamedTuple):
+    "What the tokens of a title must be for a rule to cover it: necessary, not enough."
+
+    words: frozenset[str]
+    pattern: re.Pattern[str]  # what a token is that is none of the words
+    max_tokens: int
 
 
 @lru_cache(maxsize=None)
-def _ruler(lang: str) -> tuple[Language, _Gate]:
-    found = [p["pattern"] for p in _patterns(lang)]
-    tests = [t["TEXT"] for p in found for t in p]
-    words = frozenset(w for t in tests for w in t.get("IN", ()))
-    kinds = re.compile("|".join(sorted({t["REGEX"] for t in tests if "REGEX" in t})))
-    return functional_ruler(lang), (words, kinds, max(map(len, found)))
+def cached_ruler(lang: str) -> tuple[Language, Gate]:
+    "The ruler of a language and its gate, made once in a process."
+    patterns = [entry["pattern"] for entry in ruler_patterns(lang)]
+    tests = [test["TEXT"] for pattern in patterns for test in pattern]
+    words = frozenset(word for test in tests for word in test.get("IN", ()))
+    regexes = sorted({test["REGEX"] for test in tests if "REGEX" in test})
+    gate = Gate(words, re.compile("|".join(regexes)), max(map(len, patterns)))
+    return functional_ruler(lang), gate
 
 # %% ../../nbs/30_mine.prune.ipynb #3ace7cb8
-def _may_match(title: str, gate: _Gate) -> bool:
-    words, kinds, longest = gate
-    ts = tokens(title)
-    return 0 < len(ts) <= longest and all(t in words or kinds.match(t) for t in ts)
+def may_match(title: str, gate: Gate) -> bool:
+    "Whether a rule may cover the title."
+    parts = tokens(title)
+    if not 0 < len(parts) <= gate.max_tokens:
+        return False
+    return all(token in gate.words or gate.pattern.match(token) for token in parts)
 
 # %% ../../nbs/30_mine.prune.ipynb #04b4bfe9
 NER_LABELS = frozenset("DATE TIME CARDINAL ORDINAL QUANTITY PERCENT MONEY".split())
+
+
+def _form_reason(title: str) -> str | None:
+    if not title:
+        return "empty"
+    return "list" if list_title(title) else None
 
 # %% ../../nbs/30_mine.prune.ipynb #29511a0b
 def prune_reasons(
@@ -637,48 +681,46 @@ def prune_reasons(
     lang: str,  # its code
     model: Language | None = None,  # a trained spaCy pipeline, used besides the rules
 ) -> list[str | None]:  # None: kept; else why not, in lower case
-    """Why each title is dropped, or None: only if a functional entity is all it consists
-    of.
-    """
-    nlp, gate = _ruler(lang)
-    plain = [_plain(t) for t in titles]
-    reasons: list[str | None] = [
-        "empty" if not t else "list" if list_title(t) else None for t in plain
-    ]
+    """Why each title is dropped, or None (§3.2).
 
-    def ask(asked: list[int], nlp: Language, labels: frozenset[str] | None) -> None:
-        for i, reason in zip(asked, _by_model([plain[i] for i in asked], nlp, labels)):
+    A title is dropped only if a functional entity is all it consists of.
+    """
+    nlp, gate = cached_ruler(lang)
+    titles = [plain_title(title) for title in titles]
+    reasons = [_form_reason(title) for title in titles]
+
+    def ask(rows: list[int], nlp: Language, labels: frozenset[str] | None) -> None:
+        answers = covering_labels([titles[i] for i in rows], nlp, labels)
+        for i, reason in zip(rows, answers):
             reasons[i] = reason
 
-    ask(
-        [i for i, t in enumerate(plain) if not reasons[i] and _may_match(t, gate)],
-        nlp,
-        None,
-    )
+    undecided = [i for i, reason in enumerate(reasons) if reason is None]
+    ask([i for i in undecided if may_match(titles[i], gate)], nlp, None)
     if model is not None:
-        ask([i for i, r in enumerate(reasons) if r is None], model, NER_LABELS)
+        ask([i for i in undecided if reasons[i] is None], model, NER_LABELS)
     return reasons
 
 # %% ../../nbs/30_mine.prune.ipynb #3aa9dd09
 def load_ner(name: str) -> Language:
     """A spaCy pipeline by package name or path.
 
-    Raises `OSError`, with the way out, where there is none or it finds no entities.
+    Raises OSError, with the way out, where there is none or it finds no entities.
     """
     import spacy
 
     try:
         nlp = spacy.load(name)
     except (OSError, ImportError, ValueError) as e:
+        reason = str(e).splitlines()[0]
         raise OSError(
-            f"No spaCy model {name!r} here: install it with `python -m spacy download"
-            f" {name}`, or leave --ner out (the rules need no model). spaCy said:"
-            f" {str(e).splitlines()[0]}"
+            f"no spaCy model {name!r} here: install it with `python -m spacy download"
+            f" {name}`, or leave it out of `ner` (the rules need no model). spaCy said:"
+            f" {reason}"
         ) from e
     if not {"ner", "entity_ruler", "span_ruler"} & set(nlp.pipe_names):
+        parts = ", ".join(nlp.pipe_names) or "none"
         raise OSError(
-            f"The spaCy model {name!r} marks no entities (its parts:"
-            f" {', '.join(nlp.pipe_names) or 'none'}). Choose one with `ner`, or leave"
-            " --ner out."
+            f"the spaCy model {name!r} marks no entities (its parts: {parts}); choose one"
+            " with `ner`, or leave it out of `ner` (the rules need no model)"
         )
     return nlp

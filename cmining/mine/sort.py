@@ -24,44 +24,43 @@ from ..core.engine import fetch_local
 from ..ingest.corpus import read_entries
 
 # %% auto #0
-__all__ = ['RUN_SIZE', 'SHARD_ENTRIES', 'ENTRY_SCHEMA', 'RUN_SCHEMA', 'SORT_KEYS', 'PARQUET_OPTIONS', 'BLOCK_ROWS',
-           'MAX_OPEN_RUNS', 'sort_entries', 'cut_runs', 'sort_file', 'run_reader', 'cumcount', 'mark_duplicates',
-           'merge_runs', 'limit_runs', 'merge_language']
+__all__ = ['SHARD_ENTRIES', 'sort_entries', 'cut_runs', 'sort_file', 'merge_runs', 'cumcount', 'mark_duplicates',
+           'merge_language']
 
 # %% ../../nbs/37_mine.sort.ipynb #26efd284
-# text in one sorted run; Python needs a few times as many bytes to hold it
-RUN_SIZE = 8_000_000
-SHARD_ENTRIES = 2048  # small enough to be redone, large enough to be worth a task
-
 ENTRY_SCHEMA = pa.schema(
     [("id", pa.string()), ("title", pa.string()), ("paragraphs", pa.list_(pa.string()))]
 )
 RUN_SCHEMA = pa.schema([*ENTRY_SCHEMA, ("size", pa.int32()), ("hash", pa.uint64())])
-# what entries are sorted by
 SORT_KEYS = [("id", "ascending"), ("size", "descending"), ("hash", "ascending")]
 
+# %% ../../nbs/37_mine.sort.ipynb #366dff73
+def sort_entries(entries: list[dict[str, Any]]) -> pa.Table:  # RUN_SCHEMA
+    """Entries (`id`, `title`, `paragraphs`) as a table sorted by `SORT_KEYS`.
 
-def sort_entries(entries: list[dict[str, Any]]) -> pa.Table:
-    "Entries as a table with their keys, in the order of the keys."
-    sizes = [sum(map(len, e["paragraphs"])) for e in entries]
-    hashes = [hash64(e["title"], *e["paragraphs"]) for e in entries]
-    table = pa.table(
-        [*([e[name] for e in entries] for name in ENTRY_SCHEMA.names), sizes, hashes],
-        RUN_SCHEMA,
-    )
+    The keys are computed here: the size of the text in characters, and a hash of it.
+    """
+    columns = [[entry[name] for entry in entries] for name in ENTRY_SCHEMA.names]
+    sizes = [sum(map(len, entry["paragraphs"])) for entry in entries]
+    hashes = [hash64(entry["title"], *entry["paragraphs"]) for entry in entries]
+    table = pa.table([*columns, sizes, hashes], RUN_SCHEMA)
     return table.take(pc.sort_indices(table, SORT_KEYS))
+
+# %% ../../nbs/37_mine.sort.ipynb #81df576d
+RUN_SIZE = 8_000_000  # characters of text in a run
+ENTRY_SIZE = 100  # what an entry costs besides its text, in characters
 
 # %% ../../nbs/37_mine.sort.ipynb #23b8e9f9
 def cut_runs(
-    entries: Iterable[dict[str, Any]], limit: int
+    entries: Iterable[dict[str, Any]],  # with their paragraphs
+    limit: int,  # in characters
 ) -> Iterator[list[dict[str, Any]]]:
-    "Cut a stream of entries where their text passes the limit in characters."
+    "Cut a stream of entries into lists, each ended by the entry that exceeds the limit."
     run = []
     size = 0
     for entry in entries:
-        # an entry costs something even when empty
         run.append(entry)
-        size += sum(map(len, entry["paragraphs"])) + 100
+        size += sum(map(len, entry["paragraphs"])) + ENTRY_SIZE
         if size > limit:
             yield run
             run = []
@@ -69,144 +68,150 @@ def cut_runs(
     if run:
         yield run
 
-# %% ../../nbs/37_mine.sort.ipynb #e607d402
-# no two texts are the same
+# %% ../../nbs/37_mine.sort.ipynb #e582d645
 PARQUET_OPTIONS = {"compression": "zstd", "use_dictionary": False}
 BLOCK_ROWS = 128  # entries of a run that are read at a time
 
-
+# %% ../../nbs/37_mine.sort.ipynb #e607d402
 def sort_file(
-    target: Path,
-    path: Path | UPath,
+    target: Path,  # a folder: 00000.parquet …, counts.json
+    path: Path | UPath,  # a corpus file
     lang: str,
 ) -> None:
-    "One corpus file as sorted runs, with the counts of what was no entry."
+    "Write one corpus file as sorted runs, with the counts of rows that were no entry."
     target.mkdir()
     counts: Counter[str] = Counter()
-    for i, run in enumerate(
-        cut_runs(read_entries(fetch_local(path), lang, counts), RUN_SIZE)
-    ):
-        pq.write_table(
-            sort_entries(run), target / f"{i:05}.parquet", BLOCK_ROWS, **PARQUET_OPTIONS
-        )
+    entries = read_entries(fetch_local(path), lang, counts)
+    for i, run in enumerate(cut_runs(entries, RUN_SIZE)):
+        file = target / f"{i:05}.parquet"
+        pq.write_table(sort_entries(run), file, BLOCK_ROWS, **PARQUET_OPTIONS)
     (target / "counts.json").write_text(json.dumps(counts))
 
 # %% ../../nbs/37_mine.sort.ipynb #93d0ea41
 def run_reader(path: Path) -> Callable[[int], pa.Table]:
-    "A function that reads the next n entries of a run, and no more than a block ahead."
+    "A function that reads the next n entries of a run, and at most a block ahead."
     batches = pq.ParquetFile(path, pre_buffer=False).iter_batches(BLOCK_ROWS)
-    left = RUN_SCHEMA.empty_table()
+    ahead = RUN_SCHEMA.empty_table()
 
     def read(n: int) -> pa.Table:
-        nonlocal left
-        parts = [left]
+        nonlocal ahead
+        parts = [ahead]
         while sum(map(len, parts)) < n:
             parts.append(pa.Table.from_batches([next(batches)]))
-        found = pa.concat_tables(parts)
-        left = found.slice(n)
-        return found.slice(0, n)
+        table = pa.concat_tables(parts)
+        ahead = table.slice(n)
+        return table.slice(0, n)
 
     return read
 
-# %% ../../nbs/37_mine.sort.ipynb #fa7abcd7
-def cumcount(ids: pa.Array) -> np.ndarray:  # int [n], 1 for the first
-    "Of sorted ids, which number each has among its equals."
-    place = np.arange(len(ids))
-    same = np.concatenate(
-        [
-            np.zeros(min(len(ids), 1), bool),
-            pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False),
-        ]
-    )
-    return place - np.maximum.accumulate(np.where(same, 0, place)) + 1
-
-
-def mark_duplicates(entries: pa.Table, nth: np.ndarray) -> pa.Table:
-    """Entries with a reason for not being used, or none; the second of an id and those
-    after it are numbered.
-    """
-    ids = [f"{id}-{n}" if n > 1 else id for id, n in zip(entries["id"].to_pylist(), nth)]
-    no_text = pc.equal(pc.list_value_length(entries["paragraphs"]), 0)
-    blank = pc.case_when(
-        pc.make_struct(pc.equal(entries["title"], ""), no_text),
-        "no title",
-        "no text",
-        pa.scalar(None, pa.string()),
-    )
-    reason = pc.if_else(pa.array(nth > 1), "duplicate", blank)
-    return (
-        entries.select(ENTRY_SCHEMA.names)
-        .set_column(0, "id", [ids])
-        .append_column("reason", reason)
-    )
+# %% ../../nbs/37_mine.sort.ipynb #e1c8d643
+def ranks(values: np.ndarray) -> np.ndarray:  # int [n], 0 for the smallest
+    "Which place each of n different values has when they are sorted."
+    places = np.empty(len(values), int)
+    places[np.argsort(values)] = np.arange(len(values))
+    return places
 
 # %% ../../nbs/37_mine.sort.ipynb #75d8ddd7
-def merge_runs(runs: list[Path]) -> Iterator[pa.Table]:
-    """The entries of sorted runs and their keys, in the order of the keys, SHARD_ENTRIES
-    at a time.
-    """
-    keys = [pq.read_table(run, columns=[name for name, _ in SORT_KEYS]) for run in runs]
-    read = [run_reader(run) for run in runs]
+SHARD_ENTRIES = 2048  # small enough to be redone, large enough to be worth a task
+
+
+def merge_runs(runs: list[Path]) -> Iterator[pa.Table]:  # RUN_SCHEMA
+    "The entries of sorted runs in the order of `SORT_KEYS`, SHARD_ENTRIES at a time."
+    key_names = [name for name, _ in SORT_KEYS]
+    keys = [pq.read_table(run, columns=key_names) for run in runs]
+    readers = [run_reader(run) for run in runs]
+    # rows are numbered through all runs; run i has those below run_ends[i]
+    run_ends = np.cumsum([len(k) for k in keys])
     order = pc.sort_indices(pa.concat_tables(keys), SORT_KEYS).to_numpy()
-    ends = np.cumsum([len(k) for k in keys])
     for rows in np.split(order, range(SHARD_ENTRIES, len(order), SHARD_ENTRIES)):
-        wanted = np.bincount(np.searchsorted(ends, rows, "right"), minlength=len(runs))
-        entries = pa.concat_tables(
-            [read[run](wanted[run]) for run in np.flatnonzero(wanted)]
-        )
-        # from the order of runs to that of keys
-        yield entries.take(np.argsort(np.argsort(rows)))
+        run_of_row = np.searchsorted(run_ends, rows, "right")
+        n_of_run = np.bincount(run_of_row, minlength=len(runs))
+        parts = [readers[i](n_of_run[i]) for i in np.flatnonzero(n_of_run)]
+        yield pa.concat_tables(parts).take(ranks(rows))
 
 # %% ../../nbs/37_mine.sort.ipynb #4cd1aa35
 MAX_OPEN_RUNS = 200
 
 
-def limit_runs(runs: list[Path], folder: Path, most: int) -> list[Path]:
-    """No more than so many runs; those that are merged from others are written to the
-    folder.
-    """
+def limit_runs(
+    runs: list[Path],
+    folder: Path,  # where merged runs are written
+    most: int,  # at least 2
+) -> list[Path]:
+    "At most `most` runs with the same entries, some of them merged from others."
     for n in count():
         if len(runs) <= most:
             return runs
-        some = min(most, len(runs) - most + 1)
-        with pq.ParquetWriter(
-            folder / f"{n}.parquet", RUN_SCHEMA, **PARQUET_OPTIONS
-        ) as file:
-            for entries in merge_runs(runs[:some]):
-                file.write_table(entries, BLOCK_ROWS)
-        runs = [*runs[some:], folder / f"{n}.parquet"]
+        n_merged = min(most, len(runs) - most + 1)
+        merged = folder / f"{n}.parquet"
+        with pq.ParquetWriter(merged, RUN_SCHEMA, **PARQUET_OPTIONS) as writer:
+            for entries in merge_runs(runs[:n_merged]):
+                writer.write_table(entries, BLOCK_ROWS)
+        runs = [*runs[n_merged:], merged]
+
+# %% ../../nbs/37_mine.sort.ipynb #fa7abcd7
+def cumcount(ids: pa.Array) -> np.ndarray:  # int [n], from 1
+    "The number of each id among its equals, in an array where equal ids are neighbours."
+    position = np.arange(len(ids))
+    repeats = np.zeros(len(ids), bool)
+    repeats[1:] = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    first_of_equals = np.maximum.accumulate(np.where(repeats, 0, position))
+    return position - first_of_equals + 1
+
+# %% ../../nbs/37_mine.sort.ipynb #fd1c83f4
+def mark_duplicates(
+    entries: pa.Table,  # RUN_SCHEMA
+    nth: np.ndarray,  # int [n], from cumcount
+) -> pa.Table:  # ENTRY_SCHEMA and reason
+    """Entries with the reason why they are not used, or null.
+
+    The second entry of an id `x` and those after it become `x-2`, `x-3`, …
+    """
+    ids = [f"{id}-{n}" if n > 1 else id for id, n in zip(entries["id"].to_pylist(), nth)]
+    no_title = pc.equal(entries["title"], "")
+    no_text = pc.equal(pc.list_value_length(entries["paragraphs"]), 0)
+    blank = pc.case_when(
+        pc.make_struct(no_title, no_text),
+        "no title",
+        "no text",
+        pa.scalar(None, pa.string()),
+    )
+    reason = pc.if_else(pa.array(nth > 1), "duplicate", blank)
+    table = entries.select(ENTRY_SCHEMA.names).set_column(0, "id", [ids])
+    return table.append_column("reason", reason)
+
+# %% ../../nbs/37_mine.sort.ipynb #2179e582
+def number_shards(shards: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    "Each shard with the `cumcount` of its ids, counted on over the borders of shards."
+    last_id = ""
+    n_last = 0
+    for entries in shards:
+        ids = entries["id"].combine_chunks()
+        goes_on = pc.equal(ids, last_id).to_numpy(zero_copy_only=False)
+        nth = cumcount(ids) + n_last * goes_on
+        last_id = ids[-1].as_py()
+        n_last = nth[-1]
+        yield entries, nth
 
 # %% ../../nbs/37_mine.sort.ipynb #96f79618
 def merge_language(
-    target: Path,
-    files: list[Path | UPath],  # what read_file wrote for each file of this language
+    target: Path,  # a folder: 00000.parquet …, counts.json
+    files: list[Path | UPath],  # what sort_file wrote for each file of the language
 ) -> None:
-    """Merge the sorted runs of a language into shards of SHARD_ENTRIES entries; add up
-    the counts of what was no entry.
+    """Merge the sorted runs of a language into shards of SHARD_ENTRIES entries.
+
+    The counts of rows that were no entry are added up.
     """
     target.mkdir()
-    files = [fetch_local(f) for f in files]
-    runs = [run for file in files for run in sorted(file.glob("*.parquet"))]
-    before = ""
-    had = 0
-    with tempfile.TemporaryDirectory(dir=target) as d:
-        for i, entries in enumerate(
-            merge_runs(limit_runs(runs, Path(d), MAX_OPEN_RUNS)) if runs else ()
-        ):
-            ids = entries["id"].combine_chunks()
-            # a shard may end between equals
-            nth = cumcount(ids) + had * pc.equal(ids, before).to_numpy(
-                zero_copy_only=False
-            )
-            before = ids[-1].as_py()
-            had = nth[-1]
-            pq.write_table(
-                mark_duplicates(entries, nth),
-                target / f"{i:05}.parquet",
-                **PARQUET_OPTIONS,
-            )
-    counts = sum(
-        (Counter(json.loads((file / "counts.json").read_text())) for file in files),
-        Counter(),
-    )
+    folders = [fetch_local(file) for file in files]
+    runs = [run for folder in folders for run in sorted(folder.glob("*.parquet"))]
+    if runs:
+        with tempfile.TemporaryDirectory(dir=target) as d:
+            merged = merge_runs(limit_runs(runs, Path(d), MAX_OPEN_RUNS))
+            for i, (entries, nth) in enumerate(number_shards(merged)):
+                shard = mark_duplicates(entries, nth)
+                pq.write_table(shard, target / f"{i:05}.parquet", **PARQUET_OPTIONS)
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        counts += Counter(json.loads((folder / "counts.json").read_text()))
     (target / "counts.json").write_text(json.dumps(counts, sort_keys=True))
