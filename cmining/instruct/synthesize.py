@@ -954,8 +954,8 @@ def synthesize_items(
     """Items from a model, into a dataset folder.
 
     Every reply is in the journal before it is looked at. The same call goes on where it
-    stopped and pays for nothing twice. A RunError when the run has no culture points, when
-    out holds other files, or when the endpoint does not answer.
+    stopped and pays for nothing twice. A RunError when the run has no culture points,
+    when out holds other files, or when the endpoint does not answer.
     """
     points = read_points(run)
     fingerprint = run_fingerprint(run)
