@@ -12,12 +12,13 @@ import sys
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import pandas as pd
+from upath import UPath
 
 from . import __version__
 from .core.basics import CorpusError, RunError
@@ -45,115 +46,129 @@ from .mine.pipeline import mine_corpus
 from .models.llm import Endpoint, load_prices
 
 # %% auto #0
-__all__ = ['COMMANDS', 'add_param_options', 'params_from', 'text_width', 'fit_text', 'show_points', 'ingest_command',
-           'ingest_options', 'mine_command', 'mine_options', 'explain_command', 'explain_options', 'grid_from',
-           'sweep_command', 'sweep_options', 'json_value', 'report_command', 'report_options', 'new_notebook_command',
-           'new_notebook_options', 'atlas_command', 'atlas_options', 'synthesis_plan_text', 'synthesize_command',
-           'synthesis_text', 'synthesize_options', 'export_command', 'export_options', 'cost_command', 'cost_options',
-           'build_parser', 'main']
+__all__ = ['build_parser', 'main']
+
+# %% ../nbs/99_cli.ipynb #4c19d7a2
+PARAM_TYPES = get_type_hints(Params)
+
+
+def flag(name: str) -> str:
+    "The option of a parameter."
+    return f"--{name.replace('_', '-')}"
+
+
+def value_type(hint: Any) -> type:
+    "The type of one value: int for `int | None`, str for `tuple[str, ...]`."
+    return (get_args(hint) or (hint,))[0]
+
+
+def takes_several(hint: Any) -> bool:
+    "Is a parameter of this type a list of values?"
+    return get_origin(hint) is tuple
 
 # %% ../nbs/99_cli.ipynb #0859e011
+def value_settings(param: Field[Any]) -> dict[str, Any]:
+    "How argparse is to read the value of a parameter."
+    hint = PARAM_TYPES[param.name]
+    if takes_several(hint):
+        return {"action": "append", "metavar": param.name.upper()}
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if choices := param.metadata.get("choices"):
+        return {"choices": choices}
+    return {"type": value_type(hint), "metavar": param.name.upper()}
+
+
+def default_note(default: Any) -> str:
+    "The end of an option's help that says its default; nothing when it is left out."
+    if default is None or default == ():
+        return ""
+    return f" (default {'yes' if default is True else default})"
+
+
 def add_param_options(parser: argparse.ArgumentParser) -> None:
     "An option for each field of Params."
-    kinds = {
-        "int | None": int,
-        "int": int,
-        "float": float,
-        "float | None": float,
-        "str | None": str,
-        "str": str,
-    }
-    for f in fields(Params):
-        choices = f.metadata.get("choices")
-        extra: dict[str, Any] = {
-            "type": kinds.get(f.type),
-            "choices": choices,
-            "metavar": None if choices else f.name.upper(),
-        }
-        if f.type == "tuple[str, ...]":
-            extra = {"action": "append", "metavar": f.name.upper()}
-        if f.type == "bool":
-            extra = {"action": argparse.BooleanOptionalAction}
-        default = (
-            ""
-            if f.default in (None, ())
-            else f" (default {'yes' if f.default is True else f.default})"
-        )
+    for param in fields(Params):
         parser.add_argument(
-            f"--{f.name.replace('_', '-')}",
-            help=f.metadata["help"] + default,
+            flag(param.name),
+            help=param.metadata["help"] + default_note(param.default),
             default=argparse.SUPPRESS,
-            **extra,
+            **value_settings(param),
         )
 
 
 def params_from(options: argparse.Namespace) -> Params:
     "The parameters that the options ask for."
-    return Params.of(
-        **{
-            f.name: getattr(options, f.name)
-            for f in fields(Params)
-            if hasattr(options, f.name)
-        }
-    )
+    names = [param.name for param in fields(Params) if hasattr(options, param.name)]
+    return Params.of(**{name: getattr(options, name) for name in names})
 
 # %% ../nbs/99_cli.ipynb #8525f508
+def character_width(character: str) -> int:
+    "Columns that a character takes on a terminal."
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
 def text_width(text: str) -> int:
     "Columns that a text takes on a terminal."
-    return sum(
-        (
-            0
-            if unicodedata.combining(c)
-            else 2
-            if unicodedata.east_asian_width(c) in "WF"
-            else 1
-        )
-        for c in text
-    )
+    return sum(map(character_width, text))
 
 
 def fit_text(text: str, columns: int) -> str:
     "Cut or pad a text to a number of columns; control characters become spaces."
     text = "".join(c if c.isprintable() else " " for c in text)
-    ends = list(accumulate(map(text_width, text)))
+    ends = list(accumulate(map(character_width, text)))
     if ends and ends[-1] > columns:
         text = text[: bisect_right(ends, columns - 1)] + "…"
     return text + " " * (columns - text_width(text))
 
+
+def terminal_columns() -> int:
+    "Width of the terminal; 100 where there is none."
+    return shutil.get_terminal_size((100, 24)).columns
+
 # %% ../nbs/99_cli.ipynb #92e73846
+def group_line(members: pd.DataFrame, columns: int) -> str:
+    "A group on one line: its evidence, then its titles."
+    first = members.iloc[0]
+    evidence = (
+        f"     γ {first['dominance']:.2f}  |G| {first['group_size']:<3}"
+        f"  q {first['q_value']:.0e}   "
+    )
+    titles = ", ".join(members["title"].head(20))
+    return evidence + fit_text(titles, columns - text_width(evidence)).rstrip()
+
+
 def show_points(
     points: pd.DataFrame,  # culture_points.parquet
     counts: dict[str, Any],  # of run.json
-    per_lang: int = 3,  # groups shown a language
+    per_lang: int = 3,  # groups shown of each language
     columns: int = 100,  # width of the terminal
 ) -> str:
-    """The largest groups of each language: the evidence for the group, then its titles,
-    the most central first.
+    """The largest groups of each language, a line a group.
+
+    First the numbers that selected the group, then its titles, the most central first.
     """
     lines = []
     for lang in counts:
-        mine = points[points["lang"] == lang]
-        entries = sum(counts[lang].values())
-        groups = [members for _, members in mine.groupby("group")]
+        of_lang = points[points["lang"] == lang]
+        n_entries = sum(counts[lang].values())
+        groups = [members for _, members in of_lang.groupby("group")]
+        groups.sort(key=len, reverse=True)
         lines.append(
-            f"{lang}   {len(mine):,} culture points in {len(groups)} groups, of"
-            f" {entries:,} entries"
+            f"{lang}   {len(of_lang):,} culture points in {len(groups)} groups, of"
+            f" {n_entries:,} entries"
         )
-        for members in sorted(groups, key=len, reverse=True)[:per_lang]:
-            first = members.iloc[0]
-            evidence = (
-                f"     γ {first['dominance']:.2f}  |G| {first['group_size']:<3}  q"
-                f" {first['q_value']:.0e}   "
-            )
-            lines.append(
-                evidence
-                + fit_text(
-                    ", ".join(members["title"].head(20)), columns - text_width(evidence)
-                ).rstrip()
-            )
+        lines += [group_line(members, columns) for members in groups[:per_lang]]
         if len(groups) > per_lang:
             lines.append(f"     and {len(groups) - per_lang} more")
     return "\n".join(lines)
+
+# %% ../nbs/99_cli.ipynb #61c7b2f8
+def print_json(value: Any) -> None:
+    "Print a value as JSON that people can read."
+    print(json.dumps(value, ensure_ascii=False, indent=1))
 
 # %% ../nbs/99_cli.ipynb #f5092475
 def ingest_command(options: argparse.Namespace) -> None:
@@ -165,7 +180,7 @@ def ingest_command(options: argparse.Namespace) -> None:
         source = download_wikipedia(
             source, options.source, options.downloads, options.date, quiet=False
         )
-    told = ingest_source(
+    record = ingest_source(
         source,
         options.out,
         lang,
@@ -174,10 +189,11 @@ def ingest_command(options: argparse.Namespace) -> None:
         options.jobs,
         options.max_paragraphs,
     )
-    print(json.dumps(told, ensure_ascii=False, indent=1))
+    print_json(record)
 
 
 def ingest_options(sub: argparse.ArgumentParser) -> None:
+    "What is read, and what is kept of it."
     sub.add_argument(
         "what",
         metavar="SOURCE",
@@ -211,6 +227,11 @@ def ingest_options(sub: argparse.ArgumentParser) -> None:
             " looks at)"
         ),
     )
+    add_download_options(sub)
+
+
+def add_download_options(sub: argparse.ArgumentParser) -> None:
+    "What wikipedia:LANG means."
     sub.add_argument(
         "--source",
         choices=list(SOURCES),
@@ -233,6 +254,38 @@ def ingest_options(sub: argparse.ArgumentParser) -> None:
         ),
     )
 
+# %% ../nbs/99_cli.ipynb #b7d206c3
+LEGEND = """\
+γ: share of the group that is in its language. |G|: entries of the group. q: chance of \
+so pure a group
+if languages mixed at random, corrected for the number of groups."""
+
+
+def print_example(run: Path | UPath, points: pd.DataFrame) -> None:
+    "The most central culture point of a run in full, and the command that shows others."
+    best = points.iloc[points["centrality"].argmax()]
+    title = json.dumps(best["title"], ensure_ascii=False)
+    print(
+        f"\nOne of them in full, as  cmining explain {run} {title} --lang {best['lang']}"
+        "  shows any entry:\n"
+    )
+    print(explain_text(explain_entry(run, best["title"], best["lang"])))
+
+
+def print_outcome(run: Path | UPath, n_points: int, record: dict[str, Any]) -> None:
+    "What a run found and took, and which files it left."
+    mebibytes = record["peak_memory_bytes"] / 2**20
+    print(
+        f"\n{n_points:,} culture points in {record['seconds']:.0f} s, with"
+        f" {mebibytes:,.0f} MiB of memory at the most. Everything is in {run}/"
+    )
+    print(
+        "  culture_points.parquet   what was found"
+        "            entries.parquet   where every entry stopped\n"
+        "  groups.parquet           every group of stage 2"
+        "    run.json          parameters, versions, counts, times"
+    )
+
 # %% ../nbs/99_cli.ipynb #a07600f7
 def mine_command(options: argparse.Namespace) -> None:
     "cmining mine"
@@ -247,35 +300,15 @@ def mine_command(options: argparse.Namespace) -> None:
         address=options.address,
     )
     record = read_record(options.out)
-    print(
-        f"\n{show_points(points, record['counts'], columns=shutil.get_terminal_size((100, 24)).columns)}"
-    )
-    print(
-        "\nγ: share of the group that is in its language. |G|: entries of the group. q:"
-        " chance of so pure a group\nif languages mixed at random, corrected for the"
-        " number of groups."
-    )
+    print("\n" + show_points(points, record["counts"], columns=terminal_columns()))
+    print("\n" + LEGEND)
     if len(points):
-        first = points.iloc[points["centrality"].argmax()]
-        print(
-            f"\nOne of them in full, as  cmining explain {options.out}"
-            f" {json.dumps(first['title'], ensure_ascii=False)} --lang {first['lang']} "
-            " shows any entry:\n"
-        )
-        print(explain_text(explain_entry(options.out, first["title"], first["lang"])))
-    print(
-        f"\n{len(points):,} culture points in {record['seconds']:.0f} s, with"
-        f" {record['peak_memory_bytes'] / 2**20:,.0f} MiB of memory at the most."
-        f" Everything is in {options.out}/"
-    )
-    print(
-        "  culture_points.parquet   what was found            entries.parquet   where"
-        " every entry stopped\n  groups.parquet           every group of stage 2   "
-        " run.json          parameters, versions, counts, times"
-    )
+        print_example(options.out, points)
+    print_outcome(options.out, len(points), record)
 
 
 def mine_options(sub: argparse.ArgumentParser) -> None:
+    "Where from, where to, on what, and every parameter."
     sub.add_argument(
         "corpus",
         type=as_path,
@@ -320,15 +353,19 @@ def explain_command(options: argparse.Namespace) -> None:
     if (options.title is None) == (options.group is None):
         raise RunError("explain wants a title, or --group and a number: one of the two")
     if options.group is not None:
-        told = explain_group(options.run, options.group)
-        text = explain_group_text
+        explanation = explain_group(options.run, options.group)
+        to_text = explain_group_text
     else:
-        told = explain_entry(options.run, options.title, options.lang)
-        text = explain_text
-    print(json.dumps(told, ensure_ascii=False, indent=1) if options.json else text(told))
+        explanation = explain_entry(options.run, options.title, options.lang)
+        to_text = explain_text
+    if options.json:
+        print_json(explanation)
+    else:
+        print(to_text(explanation))
 
 
 def explain_options(sub: argparse.ArgumentParser) -> None:
+    "An entry or a group of a run."
     sub.add_argument("run", type=as_path, help="a run folder")
     sub.add_argument("title", nargs="?", help="the title of an entry, or its id")
     sub.add_argument("--lang", help="its language, when several have the title")
@@ -336,46 +373,34 @@ def explain_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="everything as JSON")
 
 # %% ../nbs/99_cli.ipynb #796eaf21
+def grid_value(name: str, text: str) -> Any:
+    "One value of a parameter in a grid. A RunError when the parameter has no such value."
+    hint = PARAM_TYPES[name]
+    if takes_several(hint):
+        return () if text == "none" else tuple(text.split("+"))
+    if text == "none" and type(None) in get_args(hint):
+        return None
+    if hint is bool:
+        if text not in ("yes", "no"):
+            raise RunError(f"{flag(name)} is yes or no, not {text!r}")
+        return text == "yes"
+    try:
+        return value_type(hint)(text)
+    except ValueError as e:
+        raise RunError(f"{flag(name)}: {text!r} is no number") from e
+
+
 def grid_from(options: argparse.Namespace) -> dict[str, list[Any]]:
-    """The values that the options list with commas, by parameter; none stands for a value
-    left out.
-    """
+    "The values that the options list, by parameter."
     grid = {}
-    kinds = {
-        "int | None": int,
-        "int": int,
-        "float": float,
-        "float | None": float,
-    }
-    for f in fields(Params):
-        if not hasattr(options, f.name):
-            continue
-
-        def value(text: str) -> Any:
-            if text == "none" and "choices" not in f.metadata:
-                return () if f.type == "tuple[str, ...]" else None
-            if f.type == "tuple[str, ...]":
-                return tuple(text.split("+"))
-            if f.type == "bool":
-                if text not in ("yes", "no"):
-                    raise RunError(
-                        f"--{f.name.replace('_', '-')} is yes or no, not {text!r}"
-                    )
-                return text == "yes"
-            try:
-                return kinds.get(f.type, str)(text)
-            except ValueError as e:
-                raise RunError(
-                    f"--{f.name.replace('_', '-')}: {text!r} is no number"
-                ) from e
-
-        grid[f.name] = [
-            value(text.strip()) for text in getattr(options, f.name).split(",")
-        ]
+    for param in fields(Params):
+        if hasattr(options, param.name):
+            texts = getattr(options, param.name).split(",")
+            grid[param.name] = [grid_value(param.name, text.strip()) for text in texts]
     if not grid:
         raise RunError(
-            "sweep wants at least one parameter with values, for example --theta"
-            " 0.6,0.8,1.0"
+            "sweep wants at least one parameter with values, for example"
+            " --theta 0.6,0.8,1.0"
         )
     return grid
 
@@ -390,17 +415,15 @@ def sweep_command(options: argparse.Namespace) -> None:
         jobs=options.jobs,
         quiet=False,
     )
-    print(
-        table.drop(
-            columns=[
-                c
-                for c in table
-                if c == "name" or c.endswith((" lo", " hi")) or c.startswith("selected: ")
-            ]
-        )
-        .round(3)
-        .to_string(index=False)
-    )
+    # intervals and details are in the files
+    left_out = [
+        column
+        for column in table
+        if column == "name"
+        or column.endswith((" lo", " hi"))
+        or column.startswith("selected: ")
+    ]
+    print(table.drop(columns=left_out).round(3).to_string(index=False))
     print(
         f"\n{len(table)} points. In {options.out}/: sweep.csv and sweep.parquet, all"
         " columns; a run folder for each point"
@@ -408,6 +431,7 @@ def sweep_command(options: argparse.Namespace) -> None:
 
 
 def sweep_options(sub: argparse.ArgumentParser) -> None:
+    "A corpus, and values of any parameter."
     sub.add_argument("corpus", type=Path, help="a corpus folder")
     sub.add_argument(
         "--out",
@@ -424,23 +448,21 @@ def sweep_options(sub: argparse.ArgumentParser) -> None:
         help="a table of labels; adds the measures of quality with their intervals",
     )
     sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
-    for f in fields(Params):
-        several = (
-            "; several models of one point joined by +"
-            if f.type == "tuple[str, ...]"
-            else ""
-        )
+    for param in fields(Params):
+        several = takes_several(PARAM_TYPES[param.name])
+        joined = "; several models of one point joined by +" if several else ""
         sub.add_argument(
-            f"--{f.name.replace('_', '-')}",
-            help=f"{f.metadata['help']}; values with commas{several}",
+            flag(param.name),
+            help=f"{param.metadata['help']}; values with commas{joined}",
             default=argparse.SUPPRESS,
             metavar="A,B,…",
         )
 
 # %% ../nbs/99_cli.ipynb #b2514f10
 def json_value(text: str) -> Any:
-    """A parameter's value: a number, list, true, false or null as JSON says them, else
-    the text itself.
+    """The value that a text stands for.
+
+    A number, list, true, false or null as JSON writes them; else the text itself.
     """
     try:
         return json.loads(text)
@@ -448,30 +470,36 @@ def json_value(text: str) -> Any:
         return text
 
 
-def report_command(options: argparse.Namespace) -> int:
-    "cmining report"
-    from cmining.viz.report import make_report
-
-    given = {
+def figure_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    "What the figure notebooks are given: the tables, and whatever -p says."
+    tables = {
         name: str(path)
         for name in ("labels", "translations", "results")
         if (path := getattr(options, name)) is not None
     }
+    return tables | {name: json_value(text) for name, text in options.parameter or ()}
+
+
+def report_command(options: argparse.Namespace) -> int:
+    "cmining report"
+    from cmining.viz.report import make_report
+
     failures = make_report(
         options.runs,
         options.out,
-        given | {name: json_value(text) for name, text in options.parameter or ()},
+        figure_parameters(options),
         options.figures,
         options.small,
         quiet=False,
     )
     print(f"Open {options.out}/index.html")
-    for name, why in failures.items():
-        print(f"cmining: {name} failed: {why}", file=sys.stderr)
+    for name, reason in failures.items():
+        print(f"cmining: {name} failed: {reason}", file=sys.stderr)
     return 1 if failures else 0
 
 
 def report_options(sub: argparse.ArgumentParser) -> None:
+    "Which runs, with which figures."
     sub.add_argument(
         "runs",
         nargs="+",
@@ -482,6 +510,25 @@ def report_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--out", type=Path, required=True, help="the report's folder; open its index.html"
     )
+    add_table_options(sub)
+    sub.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        metavar=("NAME", "VALUE"),
+        help="any other parameter of the figure notebooks, such as -p n_per_lang 100",
+    )
+    sub.add_argument(
+        "--figures",
+        type=Path,
+        help="a folder of figure notebooks (default: those of the checkout)",
+    )
+    sub.add_argument("--small", action="store_true", help="only index.html, SVG and CSV")
+
+
+def add_table_options(sub: argparse.ArgumentParser) -> None:
+    "Tables that figures can use."
     sub.add_argument(
         "--labels",
         type=Path,
@@ -500,20 +547,6 @@ def report_options(sub: argparse.ArgumentParser) -> None:
         type=Path,
         help="a table of ratings and scores that were measured elsewhere",
     )
-    sub.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        metavar=("NAME", "VALUE"),
-        help="any other parameter of the figure notebooks, such as -p n_per_lang 100",
-    )
-    sub.add_argument(
-        "--figures",
-        type=Path,
-        help="a folder of figure notebooks (default: those of the checkout)",
-    )
-    sub.add_argument("--small", action="store_true", help="only index.html, SVG and CSV")
 
 # %% ../nbs/99_cli.ipynb #4ac313d4
 def new_notebook_command(options: argparse.Namespace) -> None:
@@ -528,6 +561,7 @@ def new_notebook_command(options: argparse.Namespace) -> None:
 
 
 def new_notebook_options(sub: argparse.ArgumentParser) -> None:
+    "Where the notebook goes."
     sub.add_argument(
         "notebook", type=Path, help="the notebook to write; nothing is overwritten"
     )
@@ -537,14 +571,16 @@ def atlas_command(options: argparse.Namespace) -> None:
     "cmining atlas"
     from cmining.viz.atlas import MAP_POINTS, make_atlas
 
-    told = make_atlas(options.run, options.out, options.limit or MAP_POINTS)
+    record = make_atlas(options.run, options.out, options.limit or MAP_POINTS)
+    megabytes = record["bytes"] / 1e6
     print(
-        f"{told['points']:,} points, {told['culture_points']:,} of them culture points,"
-        f" in {options.out} ({told['bytes'] / 1e6:.1f} MB): open it in a browser"
+        f"{record['points']:,} points, {record['culture_points']:,} of them culture"
+        f" points, in {options.out} ({megabytes:.1f} MB): open it in a browser"
     )
 
 
 def atlas_options(sub: argparse.ArgumentParser) -> None:
+    "Which run, and how much of it."
     sub.add_argument(
         "run", type=as_path, help="a run folder that was made without --clean"
     )
@@ -558,89 +594,32 @@ def atlas_options(sub: argparse.ArgumentParser) -> None:
     )
 
 # %% ../nbs/99_cli.ipynb #e0e31ae1
-def synthesis_plan_text(told: dict[str, Any]) -> str:
+def synthesis_plan_text(plan: dict[str, Any]) -> str:
     "What synthesizing would take, for the terminal."
-    usd = (
-        f"{told['usd']['low']:,.2f} to {told['usd']['high']:,.2f} USD"
-        if told["usd"]
-        else f"USD unknown ({told['note']})"
-    )
+    usd = f"USD unknown ({plan['note']})"
+    if plan["usd"]:
+        usd = f"{plan['usd']['low']:,.2f} to {plan['usd']['high']:,.2f} USD"
     return (
-        f"{told['requests']:,} requests of {told['possible']:,} possible, about"
-        f" {told['prompt_tokens']:,} prompt tokens, at most {told['completion_tokens']:,}"
-        f" answer tokens\n{usd}; at least {told['minutes']:,.0f} minutes at the given"
+        f"{plan['requests']:,} requests of {plan['possible']:,} possible, about"
+        f" {plan['prompt_tokens']:,} prompt tokens, at most {plan['completion_tokens']:,}"
+        f" answer tokens\n{usd}; at least {plan['minutes']:,.0f} minutes at the given"
         " limits. Nothing was asked."
     )
 
-# %% ../nbs/99_cli.ipynb #6bccb65e
-def synthesize_command(options: argparse.Namespace) -> None:
-    "cmining synthesize"
-    if options.offline == bool(options.model):
-        raise RunError("give either --model, or --offline for items without a model")
-    settings = Settings(
-        options.limit,
-        tuple(options.tasks.split(",")),
-        options.seed,
-        options.top,
-        options.language,
-        tuple(options.against or ()),
-    )
-    if options.offline:
-        if options.dry_run:
-            raise RunError(
-                "--offline costs nothing, so there is nothing to try dry: use --limit"
-            )
-        record = synthesize_offline(options.run, options.out, settings, quiet=False)
-    else:
-        endpoint = Endpoint(
-            options.model,
-            options.base_url,
-            options.concurrency,
-            options.rpm,
-            options.tpm,
-            options.timeout,
-        )
-        prices = load_prices(options.prices) if options.prices else None
-        if options.dry_run:
-            return print(
-                synthesis_plan_text(
-                    plan_synthesis(options.run, endpoint, settings, prices, options.batch)
-                )
-            )
-        record = synthesize_items(
-            options.run,
-            options.out,
-            endpoint,
-            settings,
-            prices,
-            options.budget,
-            options.batch,
-            quiet=False,
-        )
-    print(
-        show_items(
-            islice(read_items(options.out), 300),
-            columns=shutil.get_terminal_size((100, 24)).columns,
-        )
-    )
-    print(f"\n{synthesis_text(record, settings.limit, options.out)}")
-
 
 def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
-    "What came of it: items, rejects, and what a model cost."
+    "What came of a synthesis: items, rejects, and what a model cost."
+    langs = ", ".join(f"{n:,} {lang}" for lang, n in record["languages"].items())
     rejects = ", ".join(f"{n:,} {reason}" for reason, n in record["rejects"].items())
     lines = [
-        f"{record['items']:,} items in {out}/"
-        f" ({', '.join(f'{n:,} {lang}' for lang, n in record['languages'].items())});"
-        f" rejected: {rejects or 'none'}"
+        f"{record['items']:,} items in {out}/ ({langs}); rejected: {rejects or 'none'}"
     ]
     if limit and record["items"] < limit:
         lines.append(f"There were no more: {limit:,} were asked for.")
     if "answers" in record:
+        tokens = record["prompt_tokens"] + record["completion_tokens"]
         lines.append(
-            f"{record['answers']:,} answers,"
-            f" {record['prompt_tokens'] + record['completion_tokens']:,} tokens,"
-            f" {record['usd']:,.2f} USD"
+            f"{record['answers']:,} answers, {tokens:,} tokens, {record['usd']:,.2f} USD"
         )
     if not record.get("complete", True):
         lines.append(
@@ -649,8 +628,84 @@ def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
         )
     return "\n".join(lines)
 
+# %% ../nbs/99_cli.ipynb #6bccb65e
+def settings_from(options: argparse.Namespace) -> Settings:
+    "Which items the options ask for."
+    return Settings(
+        options.limit,
+        tuple(options.tasks.split(",")),
+        options.seed,
+        options.top,
+        options.language,
+        tuple(options.against or ()),
+    )
+
+
+def endpoint_from(options: argparse.Namespace) -> Endpoint:
+    "The model that the options name."
+    return Endpoint(
+        options.model,
+        options.base_url,
+        options.concurrency,
+        options.rpm,
+        options.tpm,
+        options.timeout,
+    )
+
+
+def synthesize_command(options: argparse.Namespace) -> None:
+    "cmining synthesize"
+    if options.offline == bool(options.model):
+        raise RunError("give either --model, or --offline for items without a model")
+    settings = settings_from(options)
+    if options.offline:
+        record = offline_record(options, settings)
+    else:
+        record = model_record(options, settings)
+    if record is None:
+        return
+    first_items = islice(read_items(options.out), 300)
+    print(show_items(first_items, columns=terminal_columns()))
+    print(f"\n{synthesis_text(record, settings.limit, options.out)}")
+
+
+def offline_record(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    "Make items without a model. What run.json says."
+    if options.dry_run:
+        raise RunError(
+            "--offline costs nothing, so there is nothing to try dry: use --limit"
+        )
+    if options.language:
+        raise RunError(
+            "--offline items are in the language of their text: leave --language out"
+        )
+    return synthesize_offline(options.run, options.out, settings, quiet=False)
+
+
+def model_record(
+    options: argparse.Namespace, settings: Settings
+) -> dict[str, Any] | None:
+    "Make items with a model. What run.json says; None when only the plan was asked for."
+    endpoint = endpoint_from(options)
+    prices = load_prices(options.prices) if options.prices else None
+    if options.dry_run:
+        plan = plan_synthesis(options.run, endpoint, settings, prices, options.batch)
+        print(synthesis_plan_text(plan))
+        return None
+    return synthesize_items(
+        options.run,
+        options.out,
+        endpoint,
+        settings,
+        prices,
+        options.budget,
+        options.batch,
+        quiet=False,
+    )
+
 # %% ../nbs/99_cli.ipynb #120f4822
 def synthesize_options(sub: argparse.ArgumentParser) -> None:
+    "With a model or without, which items, and at what price and pace."
     sub.add_argument("run", type=Path, help="a run folder")
     sub.add_argument(
         "--out",
@@ -671,6 +726,13 @@ def synthesize_options(sub: argparse.ArgumentParser) -> None:
         ),
     )
     sub.add_argument("--base-url", help="the endpoint (default: OpenAI's)")
+    add_item_options(sub)
+    add_price_options(sub)
+    add_pace_options(sub)
+
+
+def add_item_options(sub: argparse.ArgumentParser) -> None:
+    "Which items: the fields of Settings."
     sub.add_argument(
         "--limit",
         type=int,
@@ -703,6 +765,10 @@ def synthesize_options(sub: argparse.ArgumentParser) -> None:
         metavar="BENCH.jsonl",
         help="benchmark files: no item may share a long run of words with them",
     )
+
+
+def add_price_options(sub: argparse.ArgumentParser) -> None:
+    "What it may cost."
     sub.add_argument("--dry-run", action="store_true", help="only say what it would take")
     sub.add_argument(
         "--budget",
@@ -719,6 +785,10 @@ def synthesize_options(sub: argparse.ArgumentParser) -> None:
             " tokens"
         ),
     )
+
+
+def add_pace_options(sub: argparse.ArgumentParser) -> None:
+    "How the endpoint is asked, and how fast."
     sub.add_argument("--batch", action="store_true", help="by OpenAI batch files")
     sub.add_argument(
         "--concurrency", type=int, default=16, help="requests in flight (default 16)"
@@ -733,7 +803,7 @@ def synthesize_options(sub: argparse.ArgumentParser) -> None:
 def export_command(options: argparse.Namespace) -> None:
     "cmining export"
     out = options.out or options.dataset / options.format
-    told = export_dataset(
+    record = export_dataset(
         options.dataset,
         options.format,
         out,
@@ -742,17 +812,16 @@ def export_command(options: argparse.Namespace) -> None:
         options.test,
         options.seed,
     )
-    print(
-        f"{', '.join(f'{n:,} items to {split}' for split, n in told['rows'].items())};"
-        f" checked as its trainer reads it. Everything is in {out}/"
-    )
-    for reason, n in told["left_out"].items():
+    splits = ", ".join(f"{n:,} items to {split}" for split, n in record["rows"].items())
+    print(f"{splits}; checked as its trainer reads it. Everything is in {out}/")
+    for reason, n in record["left_out"].items():
         print(f"  left out: {n:,} items, each {reason}")
     if options.format in ("llamafactory", "sharegpt"):
         print(f"  train with:  cd {out} && llamafactory-cli train lora.yaml")
 
 
 def export_options(sub: argparse.ArgumentParser) -> None:
+    "Which dataset, for which trainer, in which splits."
     sub.add_argument(
         "dataset", type=Path, help="a folder with items-*.jsonl, from cmining synthesize"
     )
@@ -783,14 +852,12 @@ def export_options(sub: argparse.ArgumentParser) -> None:
 # %% ../nbs/99_cli.ipynb #0ad6fe45
 def cost_command(options: argparse.Namespace) -> None:
     "cmining cost"
-    print(
-        cost_text(
-            *run_cost(options.run, options.core_hour, options.gpu_hour, options.gpus)
-        )
-    )
+    tables = run_cost(options.run, options.core_hour, options.gpu_hour, options.gpus)
+    print(cost_text(*tables))
 
 
 def cost_options(sub: argparse.ArgumentParser) -> None:
+    "Which run, at which prices."
     sub.add_argument("run", type=Path, help="a run folder")
     sub.add_argument(
         "--core-hour", type=float, metavar="USD", help="price of an hour of one core"
@@ -809,74 +876,72 @@ def cost_options(sub: argparse.ArgumentParser) -> None:
     )
 
 # %% ../nbs/99_cli.ipynb #5605321e
-# name: what it does, its options, a sentence, an example
-COMMANDS: dict[
-    str,
-    tuple[
-        Callable[[argparse.Namespace], int | None],
-        Callable[[argparse.ArgumentParser], None],
-        str,
-        str,
-    ],
-] = {
-    "ingest": (
+class Command(NamedTuple):
+    "A command of cmining."
+
+    function: Callable[[argparse.Namespace], int | None]  # its exit code, or None for 0
+    add_options: Callable[[argparse.ArgumentParser], None]
+    help: str
+    example: str
+
+
+COMMANDS: dict[str, Command] = {
+    "ingest": Command(
         ingest_command,
         ingest_options,
         "Turn a Wikipedia, a dump, Parquet or JSONL into a corpus folder.",
         "cmining ingest wikipedia:ja --out corpus --sample 1000000",
     ),
-    "mine": (
+    "mine": Command(
         mine_command,
         mine_options,
         "Find the culture points of a corpus folder.",
         "cmining mine data/sample --out runs/sample",
     ),
-    "explain": (
+    "explain": Command(
         explain_command,
         explain_options,
         "Why an entry is a culture point, or where it stopped; what a group is about.",
         "cmining explain runs/sample 土俵入り",
     ),
-    "sweep": (
+    "sweep": Command(
         sweep_command,
         sweep_options,
         "Mine a grid of parameters and compare what comes out.",
-        (
-            "cmining sweep data/sample --theta 0.6,0.8,1.0 --n-groups 50,none --labels"
-            " data/sample/labels.csv --out runs/sweep"
-        ),
+        "cmining sweep data/sample --theta 0.6,0.8,1.0 --n-groups 50,none"
+        " --labels data/sample/labels.csv --out runs/sweep",
     ),
-    "report": (
+    "report": Command(
         report_command,
         report_options,
         "Every figure of one run or several, as pages, pictures and numbers.",
         "cmining report runs/sample --out reports/mine --labels data/sample/labels.csv",
     ),
-    "atlas": (
+    "atlas": Command(
         atlas_command,
         atlas_options,
         "Make the interactive map of a run, one page that needs no network.",
         "cmining atlas runs/sample --out atlas.html",
     ),
-    "new-notebook": (
+    "new-notebook": Command(
         new_notebook_command,
         new_notebook_options,
         "A notebook to start from, which runs against a run folder.",
         "cmining new-notebook figures/fig_mine.ipynb",
     ),
-    "synthesize": (
+    "synthesize": Command(
         synthesize_command,
         synthesize_options,
         "Make instruction items of the culture points of a run.",
         "cmining synthesize runs/sample --out data/items --offline",
     ),
-    "export": (
+    "export": Command(
         export_command,
         export_options,
         "Turn a dataset into training files, split by concept.",
         "cmining export data/items --format llamafactory --gpus 4",
     ),
-    "cost": (
+    "cost": Command(
         cost_command,
         cost_options,
         "What a run cost, step by step, beside the paper's Table 6.",
@@ -886,7 +951,7 @@ COMMANDS: dict[
 
 # %% ../nbs/99_cli.ipynb #3149e452
 def build_parser() -> argparse.ArgumentParser:
-    "The whole command line."
+    "The parser of the whole command line."
     parser = argparse.ArgumentParser(
         "cmining",
         description=(
@@ -895,16 +960,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cmining {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (function, add_options, help, example) in COMMANDS.items():
+    for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
-            help=help,
-            description=help,
-            epilog=f"example: {example}",
+            help=command.help,
+            description=command.help,
+            epilog=f"example: {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(function=function)
-        add_options(sub)
+        sub.set_defaults(function=command.function)
+        command.add_options(sub)
     return parser
 
 # %% ../nbs/99_cli.ipynb #003f57a0
@@ -915,14 +980,10 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     options = build_parser().parse_args(argv)
+    # ImportError: an extra is not installed
     try:
         return options.function(options) or 0
-    except (
-        CorpusError,
-        RunError,
-        OSError,
-        ImportError,
-    ) as e:  # ImportError: an extra is not installed
+    except (CorpusError, RunError, OSError, ImportError) as e:
         print(f"cmining: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
