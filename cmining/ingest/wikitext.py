@@ -23,36 +23,59 @@ from cmining.core.scripts import (
     UNSPACED_STOPS,
     clean_text,
 )
-from .articles import FILE_PREFIXES, HIDDEN_PREFIXES, title_prefix
+from cmining.ingest.articles import (
+    FILE_PREFIXES,
+    HIDDEN_PREFIXES,
+    title_prefix,
+    word_list,
+)
 
 # %% auto #0
-__all__ = ['template_words', 'render', 'is_prose', 'careful_paragraphs', 'render_sections', 'wiki_paragraphs']
+__all__ = ['render', 'careful_paragraphs', 'wiki_paragraphs']
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #66be0bcc
-def _names(text: str) -> frozenset[str]:
-    return frozenset(n.replace("_", " ") for n in text.split())
+def _names(*lines: str) -> frozenset[str]:
+    "Template names of some lines; _ stands for a space."
+    return frozenset(name.replace("_", " ") for name in word_list(*lines))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #081c56de
-_FIRST = _names(
-    "nowrap nobr small big abbr abréviation tooltip nihongo nihongo2 nihongo_foot"
-    " nihongo_krt japonais 仮リンク 読み仮名 ふりがな ルビ ruby le ill interlanguage_link"
-    " lien math mvar mono em strong bold sc smallcaps val nb nombre citation « » «_»"
-    " guillemets cita refnec référence_nécessaire terme_défini term internal_link_helper"
-    ' visible_anchor anchor ancre ville pays zhu esd keypress " m'
+_SHOW_FIRST = _names(
+    # forms of letters
+    "nowrap nobr small big em strong bold sc smallcaps mono keypress",
+    # abbreviations
+    "abbr abréviation tooltip",
+    # Japanese words and readings
+    "nihongo nihongo2 nihongo_foot nihongo_krt japonais 読み仮名 ふりがな ルビ ruby",
+    # links to articles in other languages
+    "仮リンク le ill interlanguage_link lien internal_link_helper",
+    # numbers and formulas
+    "val nb nombre math mvar",
+    # quotations, and passages that lack a source
+    'citation « » «_» guillemets cita " refnec référence_nécessaire',
+    # terms and anchors
+    "terme_défini term visible_anchor anchor ancre",
+    # towns, countries, others
+    "ville pays zhu esd m",
 )
-_SECOND = _names("lang langue lang2 audio script")
-_LAST = _names("tsl transl transliteration translitération link-lang")
-_JOINED = _names(
-    "convert cvt unité unite unidad date date- fecha heure frac date_de_naissance"
-    " date_de_décès birth_date oldstyledate"
+_SHOW_FIRST_NAME = re.compile(r"lang-[a-z-]+|[a-z]{2,3}s|link-[a-z]+")
+_SHOW_SECOND = _names("lang langue lang2 audio script")
+_SHOW_LAST = _names("tsl transl transliteration translitération link-lang")
+_SHOW_JOINED = _names(
+    "convert cvt unité unite unidad frac",  # number and unit
+    "date date- fecha heure oldstyledate",
+    "date_de_naissance date_de_décès birth_date",
 )
-_WORDS = {
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #daaa2890
+_FIXED_WORDS = {
+    # eras
     "av jc": "av. J.-C.",
     "ap jc": "apr. J.-C.",
     "apr jc": "apr. J.-C.",
     "av. j.-c.": "av. J.-C.",
     "ac": "a. C.",
     "dc": "d. C.",
+    # dashes, spaces and signs
     "ndash": "–",
     "–": "–",
     "snd": " – ",
@@ -61,6 +84,11 @@ _WORDS = {
     "—": "—",
     "nbsp": " ",
     "'": "'",
+    "!": "|",
+    "=": "=",
+    "·": "·",
+    "•": "•",
+    # endings of French ordinals
     "er": "er",
     "ère": "re",
     "re": "re",
@@ -69,10 +97,6 @@ _WORDS = {
     "ire": "Ire",
     "1er": "1er",
     "1re": "1re",
-    "!": "|",
-    "=": "=",
-    "·": "·",
-    "•": "·",
 }
 _CENTURY = {
     "s": "{0}{1} siècle",
@@ -84,9 +108,30 @@ _CENTURY = {
     "sp-": "{0}{1} et {3}{4} siècles",
     "siglo": "siglo {0}",
 }
+_CENTURY_DEFAULTS = ["", "e", "", "", "e"]  # of the arguments that are left out
 _ORDINAL_NAME = re.compile(r"([ivxlc]+|\d+)(e|er|re|ère)( siècle)?$", re.I)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #b6d0b334
+def _century(name: str, args: list[str]) -> str:
+    filled = args + _CENTURY_DEFAULTS[len(args) :]
+    return _CENTURY[name].format(*filled[:5]).strip()
+
+
+def _argument_words(name: str, args: list[str]) -> str:
+    if not args:
+        return ""
+    if name in _SHOW_FIRST or _SHOW_FIRST_NAME.fullmatch(name):
+        return args[0]
+    if name in _SHOW_SECOND:
+        return args[1] if len(args) > 1 else ""
+    if name in _SHOW_LAST:
+        return args[-1]
+    if name in _SHOW_JOINED:
+        is_date = name.startswith(("date", "fecha", "birth"))
+        return " ".join(args[: 3 if is_date else 2])
+    return ""
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #329bcd9e
 def template_words(
     name: str,  # the template's name
     args: list[str],  # its unnamed arguments, rendered
@@ -95,49 +140,36 @@ def template_words(
     name = " ".join(name.lower().replace("_", " ").split())
     if name.startswith("formatnum:"):
         return name.partition(":")[2]
-    if name in _WORDS:
-        return _WORDS[name]
+    if name in _FIXED_WORDS:
+        return _FIXED_WORDS[name]
     if name in _CENTURY and args:
-        return (
-            _CENTURY[name]
-            .format(*(args + ["", "e", "", "", "e"][len(args) :])[:5])
-            .strip()
-        )
-    if m := _ORDINAL_NAME.match(name):
-        return m[1].upper() + m[2] + (m[3] or "")
-    if not (args := [a for a in args if a]):
-        return ""
-    if name in _FIRST or re.fullmatch(r"lang-[a-z-]+|[a-z]{2,3}s|link-[a-z]+", name):
-        return args[0]
-    if name in _SECOND:
-        return args[1] if len(args) > 1 else ""
-    if name in _LAST:
-        return args[-1]
-    return (
-        " ".join(args[: 3 if name.startswith(("date", "fecha", "birth")) else 2])
-        if name in _JOINED
-        else ""
-    )
+        return _century(name, args)
+    if ordinal := _ORDINAL_NAME.match(name):
+        return ordinal[1].upper() + ordinal[2] + (ordinal[3] or "")
+    return _argument_words(name, [arg for arg in args if arg])
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #6a89d7af
 _ITEM = "\ue001"
 _HEADING = "\ue002"
+# tags that show no prose
 _SILENT = frozenset(
-    (
-        "table ref references gallery timeline score imagemap div center syntaxhighlight"
-        " source pre hiero chem ce graph mapframe maplink templatestyles indicator"
-        " section categorytree inputbox includeonly ul ol dl style script"
-    ).split()
-)
-_BLOCKS = frozenset("p blockquote poem".split())
-_INTERWIKI = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?$|simple$")
-
-
-def _formula(tex: str) -> str:
-    tex = re.sub(
-        r"\\(?:mathbb|mathrm|mathcal|mathbf|text|operatorname)\b|[{}$]|\s", "", tex
+    word_list(
+        "table ref references gallery timeline score imagemap graph mapframe maplink",
+        "syntaxhighlight source pre hiero chem ce",
+        "div center ul ol dl",
+        "templatestyles indicator section categorytree inputbox includeonly style script",
     )
-    return tex if len(tex) <= 8 and "\\" not in tex else ""
+)
+_BLOCKS = frozenset(word_list("p blockquote poem"))
+_INTERWIKI = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?$|simple$")
+_TEX_FRAME = re.compile(
+    r"\\(?:mathbb|mathrm|mathcal|mathbf|text|operatorname)\b|[{}$]|\s"
+)
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #a351bbe2
+def _formula(tex: str) -> str:
+    letters = _TEX_FRAME.sub("", tex)
+    return letters if len(letters) <= 8 and "\\" not in letters else ""
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #291d72aa
 def _tag(node: Any) -> str:
@@ -163,22 +195,18 @@ def _link(node: Any) -> str:
     prefix = title_prefix(title)
     if prefix in HIDDEN_PREFIXES or _INTERWIKI.match(prefix) and node.text is None:
         return ""
-    return (
-        _render(node.text)
-        if node.text is not None
-        else title.lstrip(":").partition("#")[0] or title
-    )
+    if node.text is not None:
+        return _render(node.text)
+    return title.lstrip(":").partition("#")[0] or title
 
 
 def _template(node: Any) -> str:
-    return template_words(
-        str(node.name).strip(),
-        [
-            _render(p.value).strip()
-            for p in node.params
-            if not p.showkey or str(p.name).strip() in ("texte", "text")
-        ],
-    )
+    args = [
+        _render(param.value).strip()
+        for param in node.params
+        if not param.showkey or str(param.name).strip() in ("texte", "text")
+    ]
+    return template_words(str(node.name).strip(), args)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #2835b2bc
 def _node(node: Any) -> str:
@@ -199,62 +227,76 @@ def _node(node: Any) -> str:
         return _render(node.title) if node.title is not None else ""
     return ""  # comments and template arguments
 
-# %% ../../nbs/21_ingest.wikitext.ipynb #7bf1c576
+
 def _render(code: Any) -> str:
     return "".join(map(_node, code.nodes))
 
-
+# %% ../../nbs/21_ingest.wikitext.ipynb #7bf1c576
 def render(wikitext: str) -> str:
     """What a piece of wikitext shows, by the careful parser.
 
-    Raises its ParserError, or RecursionError, where it gives up.
+    Raises mwparserfromhell's `ParserError`, or `RecursionError`, where it gives up.
     """
     return _render(mwp.parse(wikitext, skip_style_tags=True))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #fb1b3cdf
 _VARIANT = re.compile(r"-\{((?:[^{}]|\{\{[^{}]*\}\})*)\}-")
+_VARIANT_FORM = re.compile(r"\s*(zh[\w-]*)\s*:")
 
 
-def _variant(m: re.Match[str]) -> str:
-    flags, bar, body = m[1].rpartition("|")
+def _choose_variant(markup: re.Match[str]) -> str:
+    flags, _, body = markup[1].rpartition("|")
     if set(flags.upper()) & set("THD-"):
         return ""
-    forms = dict(
-        p.split(":", 1) for p in body.split(";") if re.match(r"\s*zh[\w-]*\s*:", p)
-    )
-    forms = {k.strip(): v for k, v in forms.items()}
-    return next((forms[k] for k in ("zh-hans", "zh-cn", *forms) if k in forms), body)
+    forms = {}
+    for piece in body.split(";"):
+        if form := _VARIANT_FORM.match(piece):
+            forms[form[1]] = piece[form.end() :]
+    for code in ("zh-hans", "zh-cn", *forms):
+        if code in forms:
+            return forms[code]
+    return body
+
+
+def _choose_variants(wikitext: str) -> str:
+    return _VARIANT.sub(_choose_variant, wikitext) if "-{" in wikitext else wikitext
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #0cc11edd
 _QUOTES = re.compile(r"'{2,}")
+_ONE_LETTER = re.compile(r"(?:^|\W)\w$")
+
+
+def _runs_with_apostrophe(line: str) -> set[int]:
+    "Where the runs begin of which one mark is an apostrophe."
+    runs = list(_QUOTES.finditer(line))
+    sizes = [3 if len(run[0]) == 4 else min(len(run[0]), 5) for run in runs]
+    starts = {run.start() for run in runs if len(run[0]) in (4, 6)}
+    bold_is_odd = sum(size >= 3 for size in sizes) % 2
+    italic_is_odd = sum(size in (2, 5) for size in sizes) % 2
+    bold = [run.start() for run, size in zip(runs, sizes) if size == 3]
+    if bold_is_odd and italic_is_odd and bold:
+        after_one_letter = (at for at in bold if _ONE_LETTER.search(line[:at]))
+        starts.add(next(after_one_letter, bold[0]))
+    return starts
 
 
 def _unquote(line: str) -> str:
+    "The line without its marks of bold and italic."
     if "''''" not in line:  # runs of two and three only
         bold = line.count("'''")
         if not bold % 2 or not (line.count("''") - bold) % 2:
             return line.replace("'''", "").replace("''", "")
-    runs = list(_QUOTES.finditer(line))
-    sizes = [3 if len(r[0]) == 4 else min(len(r[0]), 5) for r in runs]
-    spare = {r.start() for r in runs if len(r[0]) in (4, 6)}
-    if sum(n >= 3 for n in sizes) % 2 and sum(n in (2, 5) for n in sizes) % 2:
-        bold = [r.start() for r, n in zip(runs, sizes) if n == 3]
-        spare.add(
-            next(
-                (b for b in bold if re.search(r"(?:^|\W)\w$", line[:b])),
-                bold[0] if bold else -1,
-            )
-        )
-    return _QUOTES.sub(lambda r: "'" if r.start() in spare else "", line)
+    starts = _runs_with_apostrophe(line)
+    return _QUOTES.sub(lambda run: "'" if run.start() in starts else "", line)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #ed2f1fcf
-_LEFT = re.compile(r"__[A-Z]{3,}__|\[\[|\]\]")
+_LEFTOVER = re.compile(r"__[A-Z]{3,}__|\[\[|\]\]")
 _GAP = r"[\s,;:、，；：/·–—-]"
-# one set first: re leaps to it
 _HOLE = re.compile(
-    r"[(（)）\[,.。，、"
-    rf"](?:(?<=[(（]){_GAP}|(?<={_GAP}[)）])|(?<=\()\)|(?<=（)）|(?<=\[)[\s,;]*\]|(?<=["
-    r" ,、，][,.。，、]))"
+    r"[(（)）\[,.。，、]"  # one set first: re leaps to it
+    rf"(?:(?<=[(（]){_GAP}|(?<={_GAP}[)）])"
+    r"|(?<=\()\)|(?<=（)）|(?<=\[)[\s,;]*\]"
+    r"|(?<=[ ,、，][,.。，、]))"
 )
 _BEFORE_STOP = re.compile(r" +([,.。，、])")
 _EMPTY_BRACKETS = re.compile(
@@ -264,23 +306,30 @@ _OPEN = re.compile(r"([(（])[\s,;:、，；：/]+")
 _CLOSE = re.compile(r"[\s,;、，；：]+([)）])")
 _COMMAS = re.compile(r"([,、，])(?:\s*[,、，])+")
 
+# %% ../../nbs/21_ingest.wikitext.ipynb #b6698667
+def _close_brackets(text: str) -> str:
+    text = _OPEN.sub(r"\1", text)
+    text = _CLOSE.sub(r"\1", text)
+    return _EMPTY_BRACKETS.sub("", text)
 
-def _tidy(s: str) -> str:
-    if "__" in s or "[[" in s or "]]" in s:
-        s = _LEFT.sub("", s)
-    s = clean_text(html.unescape(s))
-    if not _HOLE.search(s):
-        return s
-    for _ in range(2):
-        s = _EMPTY_BRACKETS.sub("", _CLOSE.sub(r"\1", _OPEN.sub(r"\1", s)))
-    return _COMMAS.sub(r"\1", _BEFORE_STOP.sub(r"\1", s)).strip()
+
+def _tidy(text: str) -> str:
+    "One clean line, without the holes that removed markup left."
+    if "__" in text or "[[" in text or "]]" in text:
+        text = _LEFTOVER.sub("", text)
+    text = clean_text(html.unescape(text))
+    if not _HOLE.search(text):
+        return text
+    text = _close_brackets(_close_brackets(text))  # brackets in brackets
+    text = _BEFORE_STOP.sub(r"\1", text)
+    return _COMMAS.sub(r"\1", text).strip()
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #7ea8088b
 _RESIDUE = re.compile(
-    r"\s*(?:[|!}]|\{\||\{\{|(?:\[\[)?(?:"
-    + "|".join(FILE_PREFIXES)
-    + r")\s*:|(?:thumb|mini|miniatur|vignette|"
-    r"miniaturadeimagen|thumbnail|left|right|center|\d+px)\s*\|)",
+    r"\s*(?:[|!}]|\{\||\{\{"
+    r"|(?:\[\[)?(?:" + "|".join(FILE_PREFIXES) + r")\s*:"
+    r"|(?:thumb|mini|miniatur|vignette|miniaturadeimagen|thumbnail"
+    r"|left|right|center|\d+px)\s*\|)",
     re.I,
 )
 _SENTENCE = re.compile(
@@ -289,39 +338,49 @@ _SENTENCE = re.compile(
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _CJK_LETTER = re.compile(f"[{CJK}]")
 
+# %% ../../nbs/21_ingest.wikitext.ipynb #7c0517ff
+def is_prose(paragraph: str) -> bool:
+    """Is this a paragraph of prose?
 
-def is_prose(p: str) -> bool:
-    """Is this a paragraph of prose: four words or eight CJK characters, a sentence's end
-    or some length, and not just the opening of a list?
+    Four words or eight CJK characters, with a sentence's end or some length, and not
+    just the opening of a list.
     """
-    if len(p) < 120 and p.endswith((":", "：")):
+    if len(paragraph) < 120 and paragraph.endswith((":", "：")):
         return False
-    # most are told by their beginning
-    if sum(w[:2].isalpha() and len(w) > 1 for w in p[:120].split()) >= 12:
+    # the beginning decides most of them
+    first_words = paragraph[:120].split()
+    if sum(len(word) > 1 and word[:2].isalpha() for word in first_words) >= 12:
         return True
-    cjk = len(_CJK_LETTER.findall(p))
-    words = len(_WORD.findall(p))
-    return (cjk >= 8 or words >= 4) and (
-        bool(_SENTENCE.search(p)) or cjk >= 40 or words >= 12
-    )
+    n_cjk = len(_CJK_LETTER.findall(paragraph))
+    n_words = len(_WORD.findall(paragraph))
+    if n_cjk < 8 and n_words < 4:
+        return False
+    return n_cjk >= 40 or n_words >= 12 or bool(_SENTENCE.search(paragraph))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #988d9e64
 _ITALIC = re.compile(r"\s*''(?!')(?:[^']|'(?!'))*''[.\s]*$")
 
 
 def _text_weight(texts: list[str]) -> int:
-    "Characters, where a CJK one says as much as three others."
-    return sum(len(t) + 2 * len(_CJK_LETTER.findall(t)) for t in texts)
+    "Characters, where a CJK one counts for three others."
+    return sum(len(text) + 2 * len(_CJK_LETTER.findall(text)) for text in texts)
 
 
 def _is_list(paragraphs: list[str], items: list[str]) -> bool:
-    if len(items) < 5 or (told := _text_weight(paragraphs)) >= 100:
+    if len(items) < 5:
         return False
-    listed = _text_weight(items)
-    return listed > 0.95 * (listed + told)
+    prose_weight = _text_weight(paragraphs)
+    if prose_weight >= 100:
+        return False
+    item_weight = _text_weight(items)
+    return item_weight > 0.95 * (item_weight + prose_weight)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #cf6fb890
-def _prose_lines(block: str, items: list[str]) -> list[str]:
+def _prose_lines(
+    block: str,  # rendered, without a blank line
+    items: list[str],  # list items are added here
+) -> list[str]:
+    "The lines of a block that are no list items, headings or residue."
     prose = []
     for line in block.split("\n"):
         if _RESIDUE.match(line):
@@ -333,95 +392,204 @@ def _prose_lines(block: str, items: list[str]) -> list[str]:
     return prose
 
 
-def _blocks(rendered: Iterable[str], most: int) -> tuple[list[str], list[str]]:
+def _split_rendered(
+    sections: Iterable[str],  # rendered
+    max_paragraphs: int,
+) -> tuple[list[str], list[str]]:
+    "Paragraphs of prose, and the list items up to the last of them."
     paragraphs = []
     items = []
-    first = True
-    for block in chain.from_iterable(map(BLANK_LINE.split, rendered)):
-        lines = _prose_lines(block, items) if block and not block.isspace() else []
+    is_first = True
+    for block in chain.from_iterable(map(BLANK_LINE.split, sections)):
+        if not block or block.isspace():
+            continue
+        lines = _prose_lines(block, items)
         text = " ".join(lines)
         # an italic first paragraph is a hatnote
-        if not text.strip() or first and _ITALIC.match(text):
+        if not text.strip() or is_first and _ITALIC.match(text):
             continue
-        first = False
-        text = _tidy(" ".join(map(_unquote, lines)) if "''" in text else text)
+        is_first = False
+        if "''" in text:
+            text = " ".join(map(_unquote, lines))
+        text = _tidy(text)
         if is_prose(text):
             paragraphs.append(text)
-        if len(paragraphs) == most:
+        if len(paragraphs) == max_paragraphs:
             break
     return paragraphs, items
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #badbc467
-def _variants(wikitext: str) -> str:
-    return _VARIANT.sub(_variant, wikitext) if "-{" in wikitext else wikitext
-
-
-def _read_blocks(rendered: Iterable[str], most: int) -> tuple[list[str], str | None]:
+def _read_sections(
+    sections: Iterable[str],  # rendered
+    max_paragraphs: int,
+) -> tuple[list[str], str | None]:
     try:
-        paragraphs, items = _blocks(rendered, most)
+        paragraphs, items = _split_rendered(sections, max_paragraphs)
     except (mwp.parser.ParserError, RecursionError):
         return [], "broken wikitext"
     if _is_list(paragraphs, items):
         return [], "list"
-    return (paragraphs, None) if paragraphs else ([], "no lead")
+    if not paragraphs:
+        return [], "no lead"
+    return paragraphs, None
 
-
+# %% ../../nbs/21_ingest.wikitext.ipynb #02928a82
 def careful_paragraphs(
-    wikitext: str, max_paragraphs: int = 20
-) -> tuple[list[str], str | None]:
+    wikitext: str,  # the source of a page
+    max_paragraphs: int = 20,  # read no further than this
+) -> tuple[list[str], str | None]:  # paragraphs and None, or [] and the reason
     "As `wiki_paragraphs`, by the careful parser alone."
-    return _read_blocks(map(render, [_variants(wikitext)]), max_paragraphs)
+    # a map, not a list: errors of render are raised where they are caught
+    sections = map(render, [_choose_variants(wikitext)])
+    return _read_sections(sections, max_paragraphs)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #016c5f26
 class _Unsure(Exception):
     "The fast way does not know what this shows."
 
 
-_ROUNDS = 24
+_ROUNDS = 24  # levels of nesting that are tried
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #9d667e3c
-def _cut_comments(s: str) -> str:
-    kept = []
+def _cut_comments(wikitext: str) -> str:
+    pieces = []
     at = 0
-    while (start := s.find("<!--", at)) >= 0:
-        if (end := s.find("-->", start + 4)) < 0:
+    while (start := wikitext.find("<!--", at)) >= 0:
+        end = wikitext.find("-->", start + 4)
+        if end < 0:
             raise _Unsure
-        kept.append(s[at:start])
+        pieces.append(wikitext[at:start])
         at = end + 3
-    return "".join(kept) + s[at:]
+    return "".join(pieces) + wikitext[at:]
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #10130f81
-_RAW_TAG = re.compile(
-    "<(ref|references|math|nowiki|gallery|timeline|score|imagemap|pre|source|syntaxhighlight|hiero|chem|ce|graph|mapframe|"
-    r"maplink|templatestyles|indicator|section|categorytree|inputbox)(?:\s[^<>]*|/)?>",
-    re.I,
+_RAW_TAGS = word_list(
+    "ref references math nowiki gallery timeline score imagemap pre source",
+    "syntaxhighlight hiero chem ce graph mapframe maplink templatestyles indicator",
+    "section categorytree inputbox",
 )
+_RAW_TAG = re.compile(rf"<({'|'.join(_RAW_TAGS)})(?:\s[^<>]*|/)?>", re.I)
 _MARKUP = re.compile(r"[\[\]{}<>|'&]")
 
 
 def _render_raw(name: str, inside: str) -> str:
-    if name == "nowiki" and _MARKUP.search(inside):
+    if name == "math":
+        return _formula(inside)
+    if name != "nowiki":
+        return ""
+    if _MARKUP.search(inside):
         raise _Unsure
-    return inside if name == "nowiki" else _formula(inside) if name == "math" else ""
+    return inside
 
 
-def _cut_raw(s: str) -> str:
-    kept = []
+def _cut_raw(wikitext: str) -> str:
+    pieces = []
     at = 0
-    for m in _RAW_TAG.finditer(s):
-        if m.start() < at:
+    for tag in _RAW_TAG.finditer(wikitext):
+        if tag.start() < at:
             continue  # within the one before
-        kept.append(s[at : m.start()])
-        at = m.end()
-        if m[0].endswith("/>"):
+        pieces.append(wikitext[at : tag.start()])
+        at = tag.end()
+        if tag[0].endswith("/>"):
             continue
-        close = s.find("</" + m[1], at)
-        end = s.find(">", close)
+        close = wikitext.find("</" + tag[1], at)
+        end = wikitext.find(">", close)
         if close < 0 or end < 0:
             raise _Unsure
-        kept.append(_render_raw(m[1].lower(), s[at:close]))
+        pieces.append(_render_raw(tag[1].lower(), wikitext[at:close]))
         at = end + 1
-    return "".join(kept) + s[at:]
+    return "".join(pieces) + wikitext[at:]
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #841540fe
+_WEB_LINK = re.compile(
+    r"\[(?:"
+    r"(?:https?|s?ftps?|git|gopher|ircs?|mms|nntp|svn|ssh|telnet|worldwind|redis)://"
+    r"|//"
+    r"|(?:mailto|news|tel|urn|geo|sip|xmpp|magnet):"
+    r")[^\s\[\]<>\"]*(?:[ \t\xa0]+([^\[\]\n]*))?\]",
+    re.I,
+)
+_ADDRESS = re.compile(
+    r"(?:https?|ftp)://[^\s\[\]<>|{}\"]*[^\s\[\]<>|{}\",;\\.:!?)']", re.I
+)
+_PLAIN_LINK = re.compile(
+    r"\[\[(?:[^\[\]|:#\n<>{}]+\|([^\[\]|]*)|([^\[\]|:#\n<>{}]+))\]\]"
+)
+_ANY_LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
+_NO_TARGET = re.compile(r"[\n<>]")
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #efe3f31d
+def _render_link(link: re.Match[str]) -> str:
+    target, bar, text = link[1].partition("|")
+    target = target.strip()
+    prefix = title_prefix(target)
+    if prefix in HIDDEN_PREFIXES or not bar and _INTERWIKI.match(prefix):
+        return ""
+    if _NO_TARGET.search(target):
+        raise _Unsure
+    return text if bar else target.lstrip(":").partition("#")[0] or target
+
+
+def _cut_links(wikitext: str) -> str:
+    wikitext = _PLAIN_LINK.sub(lambda link: link[link.lastindex], wikitext)
+    if "[" in wikitext:
+        wikitext = _WEB_LINK.sub(r"\1", wikitext)
+    if "://" in wikitext:
+        wikitext = _ADDRESS.sub("", wikitext)
+    for _ in range(_ROUNDS):
+        if "[[" not in wikitext:
+            break
+        wikitext, n_links = _ANY_LINK.subn(_render_link, wikitext)
+        if not n_links:
+            break
+    if "[[" in wikitext:
+        raise _Unsure
+    return wikitext
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #400be11a
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)(\s[^<>]*|/)?>")
+_INLINE = frozenset(
+    word_list(
+        "small sup sub span u i b big s tt code em strong cite font abbr var kbd",
+        "strike del ins q bdi bdo noinclude onlyinclude dfn samp ruby rb rt rp mark",
+    )
+)
+_BOX = re.compile(r"<(div|center)(?:\s[^<>]*)?>[^<]*</\1\s*>", re.I)
+_ANY_TAG = re.compile(r"</?[a-zA-Z]")
+
+
+def _render_tag(
+    tag: re.Match[str],
+    depth: Counter,  # open tags by name, kept up to date here
+) -> str:
+    name = tag[2].lower()
+    if name == "br":
+        return " "
+    if name in ("div", "center"):
+        return tag[0]
+    is_block = name in ("blockquote", "poem")
+    if not (is_block or name in _INLINE) or tag[0].endswith("/>"):
+        raise _Unsure
+    depth[name] += -1 if tag[1] else 1
+    if depth[name] < 0:
+        raise _Unsure
+    return "\n\n" if is_block else ""
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #01caf32a
+def _cut_tags(wikitext: str) -> str:
+    depth: Counter = Counter()
+    wikitext = _TAG.sub(lambda tag: _render_tag(tag, depth), wikitext)
+    if any(depth.values()):
+        raise _Unsure
+    for _ in range(_ROUNDS):
+        if "<" not in wikitext:
+            break
+        wikitext, n_boxes = _BOX.subn("", wikitext)
+        if not n_boxes:
+            break
+    if _ANY_TAG.search(wikitext):
+        raise _Unsure
+    return wikitext
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #5f1346e9
 _TEMPLATE_SOURCE = re.compile(r"\{\{([^{}]*)\}\}")
@@ -433,8 +601,10 @@ def _renders_words(name: str) -> bool:
     return bool(template_words(name, []) or template_words(name, ["x"] * 4))
 
 
-def _unnamed(source: str) -> Iterator[str]:
-    for arg in source.split("|") if source else ():
+def _unnamed_args(source: str) -> Iterator[str]:
+    if not source:
+        return
+    for arg in source.split("|"):
         name, equals, value = arg.partition("=")
         if not equals:
             yield arg.strip()
@@ -442,111 +612,37 @@ def _unnamed(source: str) -> Iterator[str]:
             yield value.strip()
 
 
-def _render_template(m: re.Match[str]) -> str:
-    name, _, rest = m[1].partition("|")
-    if not _renders_words(name := name.strip()):
+def _render_template(template: re.Match[str]) -> str:
+    name, _, args = template[1].partition("|")
+    name = name.strip()
+    if not _renders_words(name):
         return ""
-    if "<" in rest or "[" in rest:
+    if "<" in args or "[" in args:
         try:
-            rest = _cut_tags(_cut_links(rest))
+            args = _cut_tags(_cut_links(args))
         except _Unsure:
-            return render(m[0])
+            return render(template[0])
         # of an argument's name, or within what a link shows
-        if "=" in rest:
-            return render(m[0])
-    return template_words(name, list(_unnamed(html.unescape(rest))))
+        if "=" in args:
+            return render(template[0])
+    return template_words(name, list(_unnamed_args(html.unescape(args))))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #c7c32055
-def _cut_templates(s: str) -> str:
-    if "{{{" in s:
+def _cut_templates(wikitext: str) -> str:
+    if "{{{" in wikitext:
         raise _Unsure
     for _ in range(_ROUNDS):
-        s, found = _TEMPLATE_SOURCE.subn(_render_template, s) if "{{" in s else (s, 0)
-        s, tables = _TABLE.subn("", s) if "{|" in s else (s, 0)
-        if not found + tables:
+        n_templates = 0
+        n_tables = 0
+        if "{{" in wikitext:
+            wikitext, n_templates = _TEMPLATE_SOURCE.subn(_render_template, wikitext)
+        if "{|" in wikitext:
+            wikitext, n_tables = _TABLE.subn("", wikitext)
+        if not n_templates and not n_tables:
             break
-    if any(brace in s for brace in ("{{", "}}", "{|", "|}")):
+    if any(brace in wikitext for brace in ("{{", "}}", "{|", "|}")):
         raise _Unsure
-    return s
-
-# %% ../../nbs/21_ingest.wikitext.ipynb #841540fe
-_WEB_LINK = re.compile(
-    r"\[(?:(?:https?|s?ftps?|git|gopher|ircs?|mms|nntp|svn|ssh|telnet|worldwind|redis)://|//|(?:mailto|news|tel|urn|geo|sip|xmpp|"
-    r"magnet):)[^\s\[\]<>\"]*(?:[ \t\xa0]+([^\[\]\n]*))?\]",
-    re.I,
-)
-_ADDRESS = re.compile(
-    r"(?:https?|ftp)://[^\s\[\]<>|{}\"]*[^\s\[\]<>|{}\",;\\.:!?)']", re.I
-)
-_PLAIN_LINK = re.compile(
-    r"\[\[(?:[^\[\]|:#\n<>{}]+\|([^\[\]|]*)|([^\[\]|:#\n<>{}]+))\]\]"
-)
-_ANY_LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
-
-
-def _render_link(m: re.Match[str]) -> str:
-    target, bar, text = m[1].partition("|")
-    prefix = title_prefix(target := target.strip())
-    if prefix in HIDDEN_PREFIXES or not bar and _INTERWIKI.match(prefix):
-        return ""
-    if re.search(r"[\n<>]", target):
-        raise _Unsure
-    return text if bar else target.lstrip(":").partition("#")[0] or target
-
-
-def _cut_links(s: str) -> str:
-    s = _PLAIN_LINK.sub(lambda m: m[m.lastindex], s)
-    found = 1
-    if "[" in s:
-        s = _WEB_LINK.sub(r"\1", s)
-    if "://" in s:
-        s = _ADDRESS.sub("", s)
-    for _ in range(_ROUNDS):
-        if not found or "[[" not in s:
-            break
-        s, found = _ANY_LINK.subn(_render_link, s)
-    if "[[" in s:
-        raise _Unsure
-    return s
-
-# %% ../../nbs/21_ingest.wikitext.ipynb #400be11a
-_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)(\s[^<>]*|/)?>")
-_INLINE = frozenset(
-    "small sup sub span u i b big s tt code em strong cite font abbr var kbd strike del"
-    " ins q bdi bdo noinclude onlyinclude dfn samp ruby rb rt rp mark".split()
-)
-_BOX = re.compile(r"<(div|center)(?:\s[^<>]*)?>[^<]*</\1\s*>", re.I)
-_ANY_TAG = re.compile(r"</?[a-zA-Z]")
-
-
-def _render_tag(m: re.Match[str], depth: Counter) -> str:
-    name = m[2].lower()
-    if name == "br":
-        return " "
-    if name in ("div", "center"):
-        return m[0]
-    block = name in ("blockquote", "poem")
-    if not (block or name in _INLINE) or m[0].endswith("/>"):
-        raise _Unsure
-    depth[name] += -1 if m[1] else 1
-    if depth[name] < 0:
-        raise _Unsure
-    return "\n\n" if block else ""
-
-
-def _cut_tags(s: str) -> str:
-    depth: Counter = Counter()
-    s = _TAG.sub(lambda m: _render_tag(m, depth), s)
-    found = 1
-    if any(depth.values()):
-        raise _Unsure
-    for _ in range(_ROUNDS):
-        if not found or "<" not in s:
-            break
-        s, found = _BOX.subn("", s)
-    if _ANY_TAG.search(s):
-        raise _Unsure
-    return s
+    return wikitext
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #36541c91
 _LIST_LINE = re.compile("\n[*#:;]+")
@@ -555,39 +651,46 @@ _RULE = re.compile("\n-{4,}")
 _HEADING_LINE = re.compile(r"=(?<![^\n]=)={0,5}[^\n]+={1,6}[ \t]*$", re.M)
 
 
-def _render_section(s: str) -> str:
-    s = _LIST_LINE.sub("\n" + _ITEM, "\n" + s)
-    if "<" in s:
-        s = _cut_raw(s)
-    if "{" in s or "}" in s:
-        s = _cut_templates(s)
-    s = _cut_links(s)
-    if "<" in s:
-        s = _cut_tags(s)
-    return html.unescape(_RULE.sub("\n\n", s) if "\n----" in s else s)
+def _render_section(wikitext: str) -> str:
+    wikitext = _LIST_LINE.sub("\n" + _ITEM, "\n" + wikitext)
+    if "<" in wikitext:
+        wikitext = _cut_raw(wikitext)
+    if "{" in wikitext or "}" in wikitext:
+        wikitext = _cut_templates(wikitext)
+    wikitext = _cut_links(wikitext)
+    if "<" in wikitext:
+        wikitext = _cut_tags(wikitext)
+    if "\n----" in wikitext:
+        wikitext = _RULE.sub("\n\n", wikitext)
+    return html.unescape(wikitext)
 
-
+# %% ../../nbs/21_ingest.wikitext.ipynb #9a62c000
 def render_sections(wikitext: str) -> Iterator[str]:
-    """What a page shows, section by section; from the first section that is not well
-    formed on, by the careful parser.
+    """What a page shows, section by section.
+
+    From the first section that is not well formed on, the careful parser reads it.
     """
-    at = 0
+    start = 0
     try:
         wikitext = _cut_comments(wikitext)
-        for m in chain(_HEADING_LINE.finditer(wikitext), [None]):
-            yield _render_section(wikitext[at : m.start() if m else None])
-            if m:
+        for heading in chain(_HEADING_LINE.finditer(wikitext), [None]):
+            end = heading.start() if heading else None
+            yield _render_section(wikitext[start:end])
+            if heading:
                 yield f"\n\n{_HEADING}\n\n"
-                at = m.end()
+                start = heading.end()
     except _Unsure:
-        yield render(wikitext[at:])
+        yield render(wikitext[start:])
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #cd095dc8
 def wiki_paragraphs(
     wikitext: str,  # the source of a page
     max_paragraphs: int = 20,  # read no further than this
-    # prose paragraphs, the lead first, and None; or [] and why: list, no lead, broken
-    # wikitext
-) -> tuple[list[str], str | None]:
-    "Prose paragraphs of a page."
-    return _read_blocks(render_sections(_variants(wikitext)), max_paragraphs)
+) -> tuple[list[str], str | None]:  # paragraphs and None, or [] and the reason
+    """Paragraphs of prose of a page, the lead first.
+
+    A page without any gives an empty list and why: `list`, `no lead` or
+    `broken wikitext`.
+    """
+    sections = render_sections(_choose_variants(wikitext))
+    return _read_sections(sections, max_paragraphs)
