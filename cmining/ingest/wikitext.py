@@ -87,7 +87,7 @@ _FIXED_WORDS = {
     "!": "|",
     "=": "=",
     "·": "·",
-    "•": "•",
+    "•": "·",
     # endings of French ordinals
     "er": "er",
     "ère": "re",
