@@ -753,7 +753,7 @@ def test_shards_of_earlier_versions_are_replaced(tmp_path):
 
 
 def test_language_must_be_said_once(tmp_path):
-    with pytest.raises(CorpusError, match="--lang"):
+    with pytest.raises(CorpusError, match="lang='de'"):
         ingest_source(
             dump(tmp_path / "pages.xml", [page("A")], head="<mediawiki>"),
             tmp_path / "out",
