@@ -32,9 +32,8 @@ needs_wiki = pytest.mark.skipif(
 
 def write(path: Path, rows: list) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = "".join(
-        r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows
-    ).encode()
+    lines = [row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows]
+    data = "".join(lines).encode()
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 
@@ -42,7 +41,10 @@ def write(path: Path, rows: list) -> Path:
 def page(
     title: str, text: str = "It is a thing that people know well.", ns: str = "<ns>0</ns>"
 ) -> str:
-    return f"<page><title>{html.escape(title)}</title>{ns}<id>7</id><revision><id>1</id><text>{html.escape(text)}</text></revision></page>\n"
+    return (
+        f"<page><title>{html.escape(title)}</title>{ns}<id>7</id><revision><id>1</id>"
+        f"<text>{html.escape(text)}</text></revision></page>\n"
+    )
 
 
 def dump(
@@ -52,18 +54,21 @@ def dump(
     tail: str = "</mediawiki>",
 ) -> Path:
     data = (head + "".join(pages) + tail).encode()
-    path.write_bytes(
-        {".bz2": bz2.compress, ".gz": gzip.compress}.get(path.suffix, bytes)(data)
-    )
+    compress = {".bz2": bz2.compress, ".gz": gzip.compress}.get(path.suffix, bytes)
+    path.write_bytes(compress(data))
     return path
 
 
-def titles(corpus: Path, lang: str = "en") -> list[str]:
+def entries_of(corpus: Path, lang: str = "en") -> list[dict]:
     return [
-        e["title"]
-        for f in corpus_files(corpus)[lang]
-        for e in read_entries(f, lang, Counter())
+        entry
+        for file in corpus_files(corpus)[lang]
+        for entry in read_entries(file, lang, Counter())
     ]
+
+
+def titles(corpus: Path, lang: str = "en") -> list[str]:
+    return [entry["title"] for entry in entries_of(corpus, lang)]
 
 
 # Text
@@ -100,21 +105,20 @@ def test_entry_id_is_stable():
 # Corpus folders
 
 
+def with_other_files_only(folder: Path) -> Path:
+    write(folder / "README.md", ["x"])
+    write(folder / "EN.jsonl", [])
+    (folder / "en").mkdir()
+    return folder
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda d: d / "absent", "there is nothing of that name"),
         (lambda d: write(d / "en.jsonl", []), "is a file"),
         (lambda d: d, "no file there has the right name"),
-        (
-            lambda d: (
-                write(d / "README.md", ["x"]),
-                write(d / "EN.jsonl", []),
-                (d / "en").mkdir(),
-                d,
-            )[-1],
-            "no file there has the right name",
-        ),
+        (with_other_files_only, "no file there has the right name"),
     ],
 )
 def test_no_corpus(tmp_path, make, message):
@@ -123,15 +127,11 @@ def test_no_corpus(tmp_path, make, message):
 
 
 def test_other_files_are_ignored(tmp_path):
-    (
-        write(tmp_path / "labels.csv", ["title,label\n"]),
-        write(tmp_path / "manifest.json", ["{}"]),
-        write(tmp_path / "de" / "notes.txt", ["x"]),
-    )
-    write(tmp_path / "de" / "a.jsonl", [{"title": "a", "text": "b"}])
-    assert {l: [f.name for f in fs] for l, fs in corpus_files(tmp_path).items()} == {
-        "de": ["a.jsonl"]
-    }
+    write(tmp_path / "labels.csv", ["title,label\n"])
+    write(tmp_path / "manifest.json", ["{}"])
+    write(tmp_path / "de" / "notes.txt", ["x"])
+    path = write(tmp_path / "de" / "a.jsonl", [{"title": "a", "text": "b"}])
+    assert corpus_files(tmp_path) == {"de": [path]}
 
 
 def test_each_bad_row_is_counted(tmp_path):
@@ -154,11 +154,9 @@ def test_each_bad_row_is_counted(tmp_path):
         ("1984", ["p"]),
         ("x y", ["t"]),
     ]
-    assert (
-        entries[0]["gloss_en"] == "fine"
-        and entries[3]["lang"] == "en"
-        and entries[3]["id"] == "7"
-    )
+    assert entries[0]["gloss_en"] == "fine"
+    assert entries[3]["lang"] == "en"
+    assert entries[3]["id"] == "7"
     assert counts == {
         "broken line": 2,
         "row is no object": 1,
@@ -173,48 +171,46 @@ def test_bytes_that_are_no_utf8(tmp_path):
         b'\xef\xbb\xbf{"title": "caf\xe9", "text": "t"}\n'
     )
     counts = Counter()
-    assert [e["title"] for e in read_entries(tmp_path / "en.jsonl", "en", counts)] == [
-        "caf\ufffd"
-    ]
+    (entry,) = read_entries(tmp_path / "en.jsonl", "en", counts)
+    assert entry["title"] == "caf\ufffd"
     assert counts == {"not UTF-8: characters replaced": 1}
 
 
 def test_truncated_gzip_keeps_what_is_whole(tmp_path):
-    path = write(
-        tmp_path / "en.jsonl.gz",
-        [
-            {"title": entry_id("en", str(i)), "text": entry_id("de", str(i))}
-            for i in range(20_000)
-        ],
-    )
+    rows = [
+        {"title": entry_id("en", str(i)), "text": entry_id("de", str(i))}
+        for i in range(20_000)
+    ]
+    path = write(tmp_path / "en.jsonl.gz", rows)
     path.write_bytes(path.read_bytes()[:-5000])
     counts = Counter()
     n = sum(1 for _ in read_entries(path, "en", counts))
-    assert 15_000 < n < 20_000 and counts == {"file cut off: en.jsonl.gz": 1}
+    assert 15_000 < n < 20_000
+    assert counts == {"file cut off: en.jsonl.gz": 1}
 
 
 def test_parquet(tmp_path):
-    pq.write_table(
-        pa.table(
-            {
-                "id": [1, 2],
-                "title": ["a", None],
-                "text": ["x\n\ny", "z"],
-                "source": ["s", "t"],
-            }
-        ),
-        tmp_path / "p.parquet",
+    columns = {
+        "id": [1, 2],
+        "title": ["a", None],
+        "text": ["x\n\ny", "z"],
+        "source": ["s", "t"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    first, second = read_entries(tmp_path / "p.parquet", "en", Counter())
+    assert (first["title"], first["paragraphs"], first["source"]) == (
+        "a",
+        ["x", "y"],
+        "s",
     )
-    assert [
-        (e["title"], e["paragraphs"], e["source"])
-        for e in read_entries(tmp_path / "p.parquet", "en", Counter())
-    ] == [("a", ["x", "y"], "s"), ("", ["z"], "t")]
-    pq.write_table(
-        pa.table({"title": ["a"], "paragraphs": [["x", ""]]}), tmp_path / "q.parquet"
-    )
-    assert next(read_entries(tmp_path / "q.parquet", "en", Counter()))["paragraphs"] == [
-        "x"
-    ]
+    assert (second["title"], second["paragraphs"], second["source"]) == ("", ["z"], "t")
+
+
+def test_parquet_with_paragraphs(tmp_path):
+    columns = {"title": ["a"], "paragraphs": [["x", ""]]}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    (entry,) = read_entries(tmp_path / "q.parquet", "en", Counter())
+    assert entry["paragraphs"] == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -241,9 +237,8 @@ def test_a_failed_write_leaves_the_old_corpus(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_corpus(fails(), tmp_path, "en", shard_size=1)
-    assert titles(tmp_path) == ["old"] and sorted(p.name for p in tmp_path.iterdir()) == [
-        "en"
-    ]
+    assert titles(tmp_path) == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["en"]
 
 
 # Dumps
@@ -253,7 +248,8 @@ def test_a_failed_write_leaves_the_old_corpus(tmp_path):
 def test_pages_of_a_dump(tmp_path, name):
     path = dump(tmp_path / name, [page("A & B"), page("C")])
     got = ingest_source(path, tmp_path / "out")
-    assert (got["lang"], got["read"], got["kept"], got["left_out"]) == ("en", 2, 2, {})
+    assert got["lang"] == "en"
+    assert (got["read"], got["kept"], got["left_out"]) == (2, 2, {})
     assert titles(tmp_path / "out") == ["A & B", "C"]
 
 
@@ -281,11 +277,9 @@ def test_a_broken_page_costs_that_page_only(tmp_path, bad):
     got = ingest_source(
         dump(tmp_path / "d.xml", [page("A"), bad, page("B")]), tmp_path / "out"
     )
-    assert (
-        got["left_out"] == {"broken page": 1}
-        and got["breaks"][0]["file"] == "d.xml"
-        and got["breaks"][0]["byte"] > 0
-    )
+    assert got["left_out"] == {"broken page": 1}
+    assert got["breaks"][0]["file"] == "d.xml"
+    assert got["breaks"][0]["byte"] > 0
     assert titles(tmp_path / "out") == ["A", "B"]
 
 
@@ -293,20 +287,15 @@ def test_a_broken_page_costs_that_page_only(tmp_path, bad):
     "name, cut", [("d.xml", 40), ("d.xml.gz", 3000), ("d.xml.bz2", 3000)]
 )
 def test_truncated_dump_keeps_what_is_whole(tmp_path, name, cut):
-    path = dump(
-        tmp_path / name,
-        [
-            page(
-                entry_id("en", str(i)),
-                " ".join(entry_id(l, str(i)) for l in "abcdefgh")
-                + " is a text with words.",
-            )
-            for i in range(9000)
-        ],
-    )
+    pages = []
+    for i in range(9000):
+        noise = " ".join(entry_id(lang, str(i)) for lang in "abcdefgh")
+        pages.append(page(entry_id("en", str(i)), f"{noise} is a text with words."))
+    path = dump(tmp_path / name, pages)
     path.write_bytes(path.read_bytes()[:-cut])
     got = ingest_source(path, tmp_path / "out")
-    assert 3000 < got["kept"] < 9001 and got["breaks"]
+    assert 3000 < got["kept"] < 9001
+    assert got["breaks"]
     assert got["read"] == got["kept"] + sum(got["left_out"].values())
 
 
@@ -333,13 +322,11 @@ def test_entity_bomb_is_a_broken_page(tmp_path):
         '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><mediawiki'
         ' xml:lang="en">'
     )
-    got = ingest_source(
-        dump(
-            tmp_path / "d.xml", [page("A").replace("It is", "&b;"), page("B")], head=head
-        ),
-        tmp_path / "out",
-    )
-    assert got["kept"] == 1 and got["left_out"] == {"broken page": 1}
+    bomb = page("A").replace("It is", "&b;")
+    path = dump(tmp_path / "d.xml", [bomb, page("B")], head=head)
+    got = ingest_source(path, tmp_path / "out")
+    assert got["kept"] == 1
+    assert got["left_out"] == {"broken page": 1}
 
 
 @pytest.mark.parametrize(
@@ -362,10 +349,10 @@ def test_entity_bomb_is_a_broken_page(tmp_path):
     ],
 )
 def test_what_is_left_out_is_counted(tmp_path, title, text, ns, reason):
-    got = ingest_source(
-        dump(tmp_path / "d.xml", [page(title, text, ns), page("Kept")]), tmp_path / "out"
-    )
-    assert got["left_out"] == {reason: 1} and titles(tmp_path / "out") == ["Kept"]
+    path = dump(tmp_path / "d.xml", [page(title, text, ns), page("Kept")])
+    got = ingest_source(path, tmp_path / "out")
+    assert got["left_out"] == {reason: 1}
+    assert titles(tmp_path / "out") == ["Kept"]
 
 
 @pytest.mark.parametrize(
@@ -392,20 +379,18 @@ def test_what_is_left_out_is_counted(tmp_path, title, text, ns, reason):
     ],
 )
 def test_the_lead_is_none_of_these(markup):
-    assert wiki_paragraphs(
-        f"{markup}\n\n'''It''' is the [[lead]], a sentence.<ref>r</ref>\n\nAnd more of it"
-        " follows here."
-    )[0] == ["It is the lead, a sentence.", "And more of it follows here."]
+    lead = "'''It''' is the [[lead]], a sentence.<ref>r</ref>"
+    more = "And more of it follows here."
+    paragraphs, _ = wiki_paragraphs(f"{markup}\n\n{lead}\n\n{more}")
+    assert paragraphs == ["It is the lead, a sentence.", more]
 
 
 @pytest.mark.parametrize(
     "text, lead",
     [
         (
-            (
-                "Born {{date|14|juillet|1789}} in {{lang|fr|Paris}}, he was"
-                " {{convert|180|cm}} tall."
-            ),
+            "Born {{date|14|juillet|1789}} in {{lang|fr|Paris}}, he was"
+            " {{convert|180|cm}} tall.",
             "Born 14 juillet 1789 in Paris, he was 180 cm tall.",
         ),
         (
@@ -413,10 +398,8 @@ def test_the_lead_is_none_of_these(markup):
             "Au XIXe siècle, elle est une ville.",
         ),
         (
-            (
-                "It is a [[link|word]]&nbsp;of <math>n</math> and"
-                " <math>\\frac{a}{b}</math> parts."
-            ),
+            "It is a [[link|word]]&nbsp;of <math>n</math> and"
+            " <math>\\frac{a}{b}</math> parts.",
             "It is a word of n and parts.",
         ),
         (
@@ -424,10 +407,8 @@ def test_the_lead_is_none_of_these(markup):
             "软件是一系列按照特定顺序组织的数据和指令。",
         ),
         (
-            (
-                "L'''eau'' est <nowiki>[[x]]</nowiki> un liquide [http://x.org connu] de"
-                " tous."
-            ),
+            "L'''eau'' est <nowiki>[[x]]</nowiki> un liquide [http://x.org connu] de"
+            " tous.",
             "L'eau est x un liquide connu de tous.",
         ),
     ],
@@ -477,36 +458,32 @@ def test_pathological_markup_ends(text):
 def test_the_fast_way_never_takes_long_to_give_up(text, monkeypatch):
     # what it hands over is not its own time
     monkeypatch.setattr(wikitext, "render", lambda s: "")
-    assert wiki_paragraphs(text + "\n\nThis is a sentence of words.")[0][-1:] in (
-        [],
-        ["This is a sentence of words."],
-    )
+    paragraphs, _ = wiki_paragraphs(text + "\n\nThis is a sentence of words.")
+    assert paragraphs[-1:] in ([], ["This is a sentence of words."])
 
 
 # Parts and processes
 
 
+COUNTS = ("read", "articles", "kept", "left_out", "notes", "sample", "max_paragraphs")
+
+
 def stored(out: Path) -> dict[str, bytes]:
+    "The bytes of each file of a corpus but its manifest."
     return {
-        str(p.relative_to(out)): p.read_bytes()
-        for p in sorted(out.rglob("*"))
-        if p.is_file() and p.name != "manifest.json"
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
     }
 
 
-def counted(got: dict) -> dict:
-    return {
-        k: got[k]
-        for k in (
-            "read",
-            "articles",
-            "kept",
-            "left_out",
-            "notes",
-            "sample",
-            "max_paragraphs",
-        )
-    }
+def counted(record: dict) -> dict:
+    return {name: record[name] for name in COUNTS}
+
+
+def set_part_bytes(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(corpus, "PART_BYTES", n)
+    monkeypatch.setattr(dumps, "PART_BYTES", n)
 
 
 PAGES = [
@@ -524,8 +501,9 @@ PAGES[50:50] = [
 
 
 def streams(path: Path, size: int = 10) -> Path:
-    """A dump as Wikipedia packs it: one bzip2 stream for the head, one each for some
-    pages, one for the end.
+    """A dump as Wikipedia packs it.
+
+    One bzip2 stream is for the head, one each for some pages, one for the end.
     """
     whole = [
         '<mediawiki xml:lang="en">',
@@ -550,11 +528,9 @@ def test_same_bytes_whatever_the_parts_and_processes(tmp_path, monkeypatch, samp
         b"".join(bz2.compress(text[i : i + 5000]) for i in range(0, len(text), 5000))
     )
     first = ingest_source(multi, tmp_path / "first", sample=sample)
-    assert (
-        first["left_out"]["broken page"] == 1
-        and first["kept"] == (sample or 224)
-        and first["articles"] == 300
-    )
+    assert first["left_out"]["broken page"] == 1
+    assert first["kept"] == (sample or 224)
+    assert first["articles"] == 300
     for part, name, jobs in [
         (300, "multi.xml.bz2", 2),
         (300, "multi.xml.bz2", 1),
@@ -562,32 +538,33 @@ def test_same_bytes_whatever_the_parts_and_processes(tmp_path, monkeypatch, samp
         (1000, "one.xml.bz2", 2),
         (1000, "one.xml.gz", 1),
     ]:
-        monkeypatch.setattr(corpus, "PART_BYTES", part)
-        monkeypatch.setattr(dumps, "PART_BYTES", part)
+        set_part_bytes(monkeypatch, part)
         got = ingest_source(tmp_path / name, tmp_path / "out", sample=sample, jobs=jobs)
-        assert counted(got) == counted(first) and stored(tmp_path / "out") == stored(
-            tmp_path / "first"
-        ), (part, name, jobs)
-        assert [b["what"] for b in got["breaks"]] == [
-            b["what"] for b in first["breaks"]
-        ] and got["breaks"][0]["byte"] == first["breaks"][0]["byte"]
+        how = (part, name, jobs)
+        assert counted(got) == counted(first), how
+        assert stored(tmp_path / "out") == stored(tmp_path / "first"), how
+        breaks = got["breaks"]
+        assert [b["what"] for b in breaks] == [b["what"] for b in first["breaks"]]
+        assert breaks[0]["byte"] == first["breaks"][0]["byte"]
 
 
 def test_multistream_is_read_in_parts(tmp_path, monkeypatch):
     path = streams(tmp_path / "multi.xml.bz2")
-    monkeypatch.setattr(corpus, "PART_BYTES", 300)
-    monkeypatch.setattr(dumps, "PART_BYTES", 300)
+    set_part_bytes(monkeypatch, 300)
     parts = list(dumps._xml_parts(path))
-    assert (
-        len(parts) > 10
-        and parts[0].start == 0
-        and all(a.stop == b.start for a, b in zip(parts, parts[1:]))
-        and parts[-1].stop == path.stat().st_size
-    )
+    assert len(parts) > 10
+    assert parts[0].start == 0
+    assert all(part.stop == after.start for part, after in zip(parts, parts[1:]))
+    assert parts[-1].stop == path.stat().st_size
+
+
+def test_one_stream_is_unpacked_first(tmp_path, monkeypatch):
+    path = streams(tmp_path / "multi.xml.bz2")
     path.write_bytes(bz2.compress(bz2.decompress(path.read_bytes())))
-    assert len(parts := list(dumps._xml_parts(path))) > 10 and not any(
-        p.stop for p in parts
-    )
+    set_part_bytes(monkeypatch, 300)
+    parts = list(dumps._xml_parts(path))
+    assert len(parts) > 10
+    assert not any(part.stop for part in parts)
 
 
 def test_a_broken_stream_costs_that_part_only(tmp_path, monkeypatch):
@@ -596,12 +573,10 @@ def test_a_broken_stream_costs_that_part_only(tmp_path, monkeypatch):
     middle = data.index(b"BZh9", len(data) // 2) + 60
     data[middle : middle + 20] = bytes(20)
     path.write_bytes(data)
-    monkeypatch.setattr(corpus, "PART_BYTES", 300)
-    monkeypatch.setattr(dumps, "PART_BYTES", 300)
+    set_part_bytes(monkeypatch, 300)
     got = ingest_source(path, tmp_path / "out")
-    assert 250 < got["read"] < 303 and "Invalid data stream" in [
-        b["what"] for b in got["breaks"]
-    ]
+    assert 250 < got["read"] < 303
+    assert "Invalid data stream" in [b["what"] for b in got["breaks"]]
 
 
 def test_max_paragraphs(tmp_path):
@@ -613,35 +588,25 @@ def test_max_paragraphs(tmp_path):
         write(tmp_path / "en.jsonl", [{"title": "A", "text": text}]),
     ):
         got = ingest_source(source, tmp_path / "out", max_paragraphs=3)
-        assert got["max_paragraphs"] == 3 and got["notes"] == {
-            "read up to paragraph 3": 1
-        }
-        assert [
-            len(e["paragraphs"])
-            for e in read_entries(
-                corpus_files(tmp_path / "out")["en"][0], "en", Counter()
-            )
-        ] == [3]
+        assert got["max_paragraphs"] == 3
+        assert got["notes"] == {"read up to paragraph 3": 1}
+        (entry,) = entries_of(tmp_path / "out")
+        assert len(entry["paragraphs"]) == 3
 
 
 # Other sources and shards
 
 
 def cirrus(path: Path, docs: list[dict]) -> Path:
-    return write(
-        path,
-        [
-            r
-            for i, d in enumerate(docs)
-            for r in ({"index": {"_type": "page", "_id": str(i)}}, d)
-        ],
-    )
+    rows = []
+    for i, document in enumerate(docs):
+        rows += [{"index": {"_type": "page", "_id": str(i)}}, document]
+    return write(path, rows)
 
 
 @pytest.mark.parametrize("part", [100, 1 << 22])
 def test_search_dump(tmp_path, monkeypatch, part):
-    monkeypatch.setattr(corpus, "PART_BYTES", part)
-    monkeypatch.setattr(dumps, "PART_BYTES", part)
+    set_part_bytes(monkeypatch, part)
     source = cirrus(
         tmp_path / "dewiki-20240101-cirrussearch-content.json.gz",
         [
@@ -676,30 +641,23 @@ def test_search_dump(tmp_path, monkeypatch, part):
         7,
         {"disambiguation": 1, "empty page": 2, "list": 1, "namespace": 1},
     )
-    entries = list(read_entries(corpus_files(tmp_path / "out")["de"][0], "de", Counter()))
-    assert [(e["title"], e["paragraphs"], e["page_id"]) for e in entries] == [
-        ("Tee", ["Tee ist ein Getränk.", "Er ist heiß."], "0"),
-        ("Assam", ["Assam liegt in Indien."], "2"),
-    ]
+    tee, assam = entries_of(tmp_path / "out", "de")
+    assert (tee["title"], tee["page_id"]) == ("Tee", "0")
+    assert tee["paragraphs"] == ["Tee ist ein Getränk.", "Er ist heiß."]
+    assert (assam["title"], assam["page_id"]) == ("Assam", "2")
+    assert assam["paragraphs"] == ["Assam liegt in Indien."]
 
 
 def test_cut_off_search_dump(tmp_path):
-    source = cirrus(
-        tmp_path / "x-cirrussearch-content.json.gz",
-        [
-            {
-                "title": entry_id("en", str(i)),
-                "namespace": 0,
-                "text": entry_id("de", str(i)),
-            }
-            for i in range(5000)
-        ],
-    )
+    documents = [
+        {"title": entry_id("en", str(i)), "namespace": 0, "text": entry_id("de", str(i))}
+        for i in range(5000)
+    ]
+    source = cirrus(tmp_path / "x-cirrussearch-content.json.gz", documents)
     source.write_bytes(source.read_bytes()[:-999])
     got = ingest_source(source, tmp_path / "out", lang="en")
-    assert 4000 < got["kept"] < 5000 and got["notes"] == {
-        f"file cut off: {source.name}": 1
-    }
+    assert 4000 < got["kept"] < 5000
+    assert got["notes"] == {f"file cut off: {source.name}": 1}
 
 
 def test_columns_of_other_people(tmp_path):
@@ -717,34 +675,25 @@ def test_columns_of_other_people(tmp_path):
         {"title": "b", "text": "t", "mixed": "x", "tags": ["y"]},
     ]
     ingest_source(write(tmp_path / "en.jsonl", rows), tmp_path / "out")
-    a, b = read_entries(corpus_files(tmp_path / "out")["en"][0], "en", Counter())
-    assert (
-        a["n"],
-        a["mixed"],
-        a["o"],
-        a["big"],
-        a["half"],
-        b["mixed"],
-        b["tags"],
-        b["n"],
-    ) == (1, "1", "{}", str(2**80), "?", '"x"', ["y"], None)
-    many = write(
-        tmp_path / "many.jsonl",
-        [{"title": f"t{i}", "text": "t", f"column {i}": i} for i in range(150)],
-    )
-    ingest_source(many, tmp_path / "out", lang="en")
-    assert json.loads(
-        next(read_entries(corpus_files(tmp_path / "out")["en"][0], "en", Counter()))[
-            "extra"
-        ]
-    ) == {"column 0": 0}
+    a, b = entries_of(tmp_path / "out")
+    assert (a["n"], b["n"]) == (1, None)
+    assert (a["mixed"], b["mixed"]) == ("1", '"x"')
+    assert a["o"] == "{}"
+    assert a["big"] == str(2**80)
+    assert a["half"] == "?"
+    assert b["tags"] == ["y"]
+
+
+def test_more_columns_than_a_table_should_have(tmp_path):
+    rows = [{"title": f"t{i}", "text": "t", f"column {i}": i} for i in range(150)]
+    ingest_source(write(tmp_path / "many.jsonl", rows), tmp_path / "out", lang="en")
+    first = entries_of(tmp_path / "out")[0]
+    assert json.loads(first["extra"]) == {"column 0": 0}
 
 
 def test_shards_of_earlier_versions_are_replaced(tmp_path):
-    (
-        write(tmp_path / "en" / "00000.jsonl.gz", [{"title": "old"}]),
-        write(tmp_path / "en" / "mine.jsonl", [{"title": "mine"}]),
-    )
+    write(tmp_path / "en" / "00000.jsonl.gz", [{"title": "old"}])
+    write(tmp_path / "en" / "mine.jsonl", [{"title": "mine"}])
     write_corpus([{"title": "new"}], tmp_path, "en")
     assert titles(tmp_path) == ["new", "mine"]
 
@@ -753,18 +702,16 @@ def test_shards_of_earlier_versions_are_replaced(tmp_path):
 
 
 def test_language_must_be_said_once(tmp_path):
-    with pytest.raises(CorpusError, match="--lang"):
-        ingest_source(
-            dump(tmp_path / "pages.xml", [page("A")], head="<mediawiki>"),
-            tmp_path / "out",
-        )
+    out = tmp_path / "out"
+    silent = dump(tmp_path / "pages.xml", [page("A")], head="<mediawiki>")
+    with pytest.raises(CorpusError, match="lang='de'"):
+        ingest_source(silent, out)
+    torn = dump(tmp_path / "dewiki-1.xml", [page("A")])
     with pytest.raises(CorpusError, match="several languages .de, en."):
-        ingest_source(dump(tmp_path / "dewiki-1.xml", [page("A")]), tmp_path / "out")
-    assert (
-        ingest_source(tmp_path / "dewiki-1.xml", tmp_path / "out", lang="de")["kept"] == 1
-    )
+        ingest_source(torn, out)
+    assert ingest_source(torn, out, lang="de")["kept"] == 1
     with pytest.raises(CorpusError, match="no code"):
-        ingest_source(tmp_path / "dewiki-1.xml", tmp_path / "out", lang="../de")
+        ingest_source(torn, out, lang="../de")
 
 
 def test_jsonl_and_parquet_sources(tmp_path):
@@ -777,31 +724,26 @@ def test_jsonl_and_parquet_sources(tmp_path):
         {"title": "", "text": "t"},
     ]
     got = ingest_source(write(tmp_path / "src" / "en.jsonl.gz", rows), tmp_path / "out")
-    assert (
-        got["left_out"]
-        == {
-            "broken line": 1,
-            "duplicate title": 1,
-            "list": 1,
-            "no title": 1,
-            "other language": 1,
-        }
-        and got["kept"] == 1
-        and got["read"] == 6
-    )
-    entry = next(read_entries(corpus_files(tmp_path / "out")["en"][0], "en", Counter()))
-    assert entry["id"] == entry_id("en", "a") and entry["source_id"] == "12"
-    (tmp_path / "hf" / "20231101.fr").mkdir(parents=True)
-    pq.write_table(
-        pa.table({"id": ["1"], "title": ["Thé"], "text": ["Une boisson."]}),
-        tmp_path / "hf" / "20231101.fr" / "train-00000-of-00001.parquet",
-    )
+    assert (got["kept"], got["read"]) == (1, 6)
+    assert got["left_out"] == {
+        "broken line": 1,
+        "duplicate title": 1,
+        "list": 1,
+        "no title": 1,
+        "other language": 1,
+    }
+    (entry,) = entries_of(tmp_path / "out")
+    assert entry["id"] == entry_id("en", "a")
+    assert entry["source_id"] == "12"
+
+    french = tmp_path / "hf" / "20231101.fr" / "train-00000-of-00001.parquet"
+    french.parent.mkdir(parents=True)
+    columns = {"id": ["1"], "title": ["Thé"], "text": ["Une boisson."]}
+    pq.write_table(pa.table(columns), french)
     assert ingest_source(tmp_path / "hf", tmp_path / "out")["lang"] == "fr"
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert (
-        sorted(manifest) == ["en", "fr"]
-        and manifest["en"]["files"][0]["name"] == "en.jsonl.gz"
-    )
+    assert sorted(manifest) == ["en", "fr"]
+    assert manifest["en"]["files"][0]["name"] == "en.jsonl.gz"
     assert str(tmp_path) not in json.dumps(manifest)
 
 
@@ -828,44 +770,38 @@ def test_unwritable_output(tmp_path):
 
 def test_sample_is_fair_fixed_and_independent_of_order(tmp_path):
     names = [f"Thing {i}" for i in range(400)]
-    a, b = (
-        dump(tmp_path / f"{k}.xml", [page(t) for t in ts])
-        for k, ts in (("a", names), ("b", names[::-1]))
-    )
+    forward = dump(tmp_path / "a.xml", [page(name) for name in names])
+    backward = dump(tmp_path / "b.xml", [page(name) for name in names[::-1]])
 
     def draw(source, **how):
         ingest_source(source, tmp_path / "out", **how)
         return titles(tmp_path / "out")
 
-    first = draw(a, sample=40, seed=1)
-    assert (
-        len(first) == 40
-        and first == draw(b, sample=40, seed=1)
-        and set(first) != set(draw(a, sample=40, seed=2))
-    )
-    assert (
-        set(first) < set(draw(a, sample=200, seed=1)) and len(draw(a, sample=999)) == 400
-    )
-    hits = Counter(t for seed in range(30) for t in draw(a, sample=40, seed=seed))
-    assert len(hits) > 370 and sum(hits[t] for t in names[:200]) / 1200 == pytest.approx(
-        0.5, abs=0.06
-    )
+    first = draw(forward, sample=40, seed=1)
+    assert len(first) == 40
+    assert first == draw(backward, sample=40, seed=1)
+    assert set(first) != set(draw(forward, sample=40, seed=2))
+    assert set(first) < set(draw(forward, sample=200, seed=1))
+    assert len(draw(forward, sample=999)) == 400
+
+    hits = Counter()
+    for seed in range(30):
+        hits.update(draw(forward, sample=40, seed=seed))
+    assert len(hits) > 370
+    share_of_first_half = sum(hits[name] for name in names[:200]) / 1200
+    assert share_of_first_half == pytest.approx(0.5, abs=0.06)
 
 
 def test_sample_writes_the_same_bytes_whatever_the_files(tmp_path):
-    rows = [{"title": f"t{i}", "text": f"text {i}"} for i in range(300)] + [
-        {"title": "t7", "text": "another t7"}
-    ]
+    rows = [{"title": f"t{i}", "text": f"text {i}"} for i in range(300)]
+    rows.append({"title": "t7", "text": "another t7"})
     write(tmp_path / "one" / "x.jsonl", rows)
-    (
-        write(tmp_path / "two" / "b.jsonl", rows[:100]),
-        write(tmp_path / "two" / "a.jsonl.gz", rows[:99:-1]),
-    )
+    write(tmp_path / "two" / "b.jsonl", rows[:100])
+    write(tmp_path / "two" / "a.jsonl.gz", rows[:99:-1])
     for name in ("one", "two"):
         ingest_source(tmp_path / name, tmp_path / f"out-{name}", lang="en", sample=300)
-    assert (tmp_path / "out-one/en/00000.parquet").read_bytes() == (
-        tmp_path / "out-two/en/00000.parquet"
-    ).read_bytes()
+    shards = [tmp_path / f"out-{name}/en/00000.parquet" for name in ("one", "two")]
+    assert shards[0].read_bytes() == shards[1].read_bytes()
 
 
 # Real data
@@ -885,61 +821,54 @@ REAL = {  # file: pages read, entries kept
     "zh/dbpedia-minidump-zh.xml.bz2": (1, 1),
 }
 
+MARKUP = ("{{", "}}", "[[", "]]", "{|", "|}", "thumb|", "<ref", "&nbsp;", "''")
+
 
 @needs_dumps
 @pytest.mark.parametrize("name", REAL)
 def test_real_dumps(tmp_path, name):
     got = ingest_source(DUMPS / name, tmp_path, lang=name[:2])
-    assert (got["read"], got["kept"]) == REAL[name] and got["read"] == got["kept"] + sum(
-        got["left_out"].values()
-    )
-    for f in corpus_files(tmp_path)[name[:2]]:
-        for e in read_entries(f, name[:2], Counter()):
-            lead = e["paragraphs"][0]
-            assert not any(
-                s in lead
-                for s in (
-                    "{{",
-                    "}}",
-                    "[[",
-                    "]]",
-                    "{|",
-                    "|}",
-                    "thumb|",
-                    "<ref",
-                    "&nbsp;",
-                    "''",
-                )
-            ), lead
-            assert len(lead) > 20 and lead[0] not in "|*#:;=<"
+    assert (got["read"], got["kept"]) == REAL[name]
+    assert got["read"] == got["kept"] + sum(got["left_out"].values())
+    for entry in entries_of(tmp_path, name[:2]):
+        lead = entry["paragraphs"][0]
+        assert not any(mark in lead for mark in MARKUP), lead
+        assert len(lead) > 20
+        assert lead[0] not in "|*#:;=<"
 
 
 @needs_dumps
 def test_both_ways_to_read_wikitext_agree_on_real_articles():
     texts = [
-        p["text"]
-        for f in sorted(DUMPS.glob("*/*"))
-        for p in dump_pages(f, Counter(), [])
-        if p["ns"] in ("", "0")
+        page["text"]
+        for file in sorted(DUMPS.glob("*/*"))
+        for page in dump_pages(file, Counter(), [])
+        if page["ns"] in ("", "0")
     ]
-    pairs = [(wiki_paragraphs(t), careful_paragraphs(t)) for t in texts]
-    assert len(pairs) > 230 and sum(len(b[0]) for _, b in pairs) > 3900
-    assert all(a[0][:1] == b[0][:1] and a[1] == b[1] for a, b in pairs)
+    pairs = [(wiki_paragraphs(text), careful_paragraphs(text)) for text in texts]
+    assert len(pairs) > 230
+    assert sum(len(paragraphs) for _, (paragraphs, _) in pairs) > 3900
+    for (fast, fast_reason), (careful, careful_reason) in pairs:
+        assert fast[:1] == careful[:1]
+        assert fast_reason == careful_reason
     # {{formatnum:{{#expr:…}}}}: the careful parser loses the rest of the line
-    assert sum(a != b for a, b in pairs) <= 1
+    assert sum(fast != careful for fast, careful in pairs) <= 1
 
 
 @needs_wiki
 def test_real_corpus_is_read_whole():
     counts = Counter()
-    n = Counter()
+    n_whole = Counter()
     for lang, files in corpus_files(WIKI).items():
-        for f in files:
-            n[lang] += sum(
-                bool(e["title"] and e["paragraphs"])
-                for e in read_entries(f, lang, counts)
-            )
-    assert (
-        n == {"en": 5846, "de": 4603, "fr": 1950, "ja": 1694, "zh": 1340, "es": 456}
-        and not counts
-    )
+        for file in files:
+            for entry in read_entries(file, lang, counts):
+                n_whole[lang] += bool(entry["title"] and entry["paragraphs"])
+    assert n_whole == {
+        "en": 5846,
+        "de": 4603,
+        "fr": 1950,
+        "ja": 1694,
+        "zh": 1340,
+        "es": 456,
+    }
+    assert not counts

@@ -1,4 +1,4 @@
-"""Downloading from a server on this machine that is laid out like the real ones, and misbehaves like them."""
+"""Downloading from a local server that is laid out and misbehaves like the real ones."""
 
 import errno
 import hashlib
@@ -25,20 +25,16 @@ SHA256 = "sha256:" + hashlib.sha256(DATA).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """pages: path → bytes.
-
-    faults: path → list of functions of the handler, one an answer; asked: (method, path,
-    Range, If-Range).
-    """
+    "What it serves, how it misbehaves, and what it was asked for."
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.pages = {}
-        self.faults = {}
-        self.asked = []
-        self.links = {}
+        self.pages = {}  # path: bytes
+        self.links = {}  # path: the Link header of its answer
+        self.faults = {}  # path: functions of the handler, one an answer
+        self.asked = []  # method, path, Range and If-Range of each request
         self.ranges = True
         self.etag = lambda body: f'"{hashlib.md5(body).hexdigest()}"'
         self.honours_if_range = True
@@ -50,30 +46,30 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        s = self.server
+        server = self.server
         path = self.path
         wanted = self.headers.get("Range")
         condition = self.headers.get("If-Range")
-        s.asked.append((self.command, path, wanted, condition))
+        server.asked.append((self.command, path, wanted, condition))
         self.cut = None
-        if s.faults.get(path) and s.faults[path].pop(0)(self):
+        if server.faults.get(path) and server.faults[path].pop(0)(self):
             return
-        if path not in s.pages:
+        if path not in server.pages:
             return self.answer(404, b"nothing here")
-        body = s.pages[path]
-        tag = s.etag(s.pages[path])
-        headers = ({"ETag": tag} if tag else {}) | (
-            {"Link": s.links[path]} if path in s.links else {}
-        )
-        if wanted and s.ranges and (condition in (None, tag) or not s.honours_if_range):
+        body = server.pages[path]
+        tag = server.etag(body)
+        headers = {}
+        if tag:
+            headers["ETag"] = tag
+        if path in server.links:
+            headers["Link"] = server.links[path]
+        is_same = condition in (None, tag) or not server.honours_if_range
+        if wanted and server.ranges and is_same:
             start = int(wanted[6:-1])
             if start >= len(body):
                 return self.answer(416, b"", headers)
-            return self.answer(
-                206,
-                body[start:],
-                headers | {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"},
-            )
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            return self.answer(206, body[start:], headers)
         self.answer(200, body, headers)
 
     do_HEAD = do_GET
@@ -104,11 +100,8 @@ def cut(at):
 
 def refuse(status, **headers):
     "Answer with a status, and headers whose name is written with _."
-    return lambda handler: handler.answer(
-        status,
-        b"later",
-        {name.replace("_", "-"): value for name, value in headers.items()},
-    )
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler: handler.answer(status, b"later", headers)
 
 
 @pytest.fixture
@@ -156,27 +149,19 @@ def lay_out_wikimedia(server):
     files = {f"{name}.xml.bz2": DATA, f"{name}-index.txt.bz2": DATA[:99]}
     server.pages["/backup-index.html"] = listing("jawiki/20260901", "dewiki/20260901")
     server.pages["/jawiki/"] = listing("20260901/", "latest/")
-    server.pages["/jawiki/20260901/dumpstatus.json"] = json.dumps(
-        {
-            "version": "0.8",
-            "jobs": {
-                "articlesmultistreamdump": {
-                    "status": "done",
-                    "files": {
-                        n: {
-                            "size": len(b),
-                            "url": f"/jawiki/20260901/{n}",
-                            "md5": hashlib.md5(b).hexdigest(),
-                            "sha1": hashlib.sha1(b).hexdigest(),
-                        }
-                        for n, b in files.items()
-                    },
-                }
-            },
+    listed = {}
+    for name, body in files.items():
+        server.pages[f"/jawiki/20260901/{name}"] = body
+        listed[name] = {
+            "size": len(body),
+            "url": f"/jawiki/20260901/{name}",
+            "md5": hashlib.md5(body).hexdigest(),
+            "sha1": hashlib.sha1(body).hexdigest(),
         }
+    jobs = {"articlesmultistreamdump": {"status": "done", "files": listed}}
+    server.pages["/jawiki/20260901/dumpstatus.json"] = json.dumps(
+        {"version": "0.8", "jobs": jobs}
     ).encode()
-    for n, b in files.items():
-        server.pages[f"/jawiki/20260901/{n}"] = b
 
 
 def lay_out_hub(server):
@@ -190,25 +175,22 @@ def lay_out_hub(server):
     # a long listing comes in pages
     server.links[tree] = f'<{server.base}{tree}?cursor=2>; rel="next"'
     shards = [f"20231101.ja/train-0000{i}-of-00002.parquet" for i in range(2)]
+    lfs = {"oid": SHA256[7:], "size": len(DATA), "pointerSize": 134}
+    file = {"type": "file", "oid": "0", "size": len(DATA), "lfs": lfs}
     server.pages[f"{tree}/20231101.ja"] = json.dumps(
-        [
-            {
-                "type": "file",
-                "oid": "0",
-                "size": len(DATA),
-                "path": p,
-                "lfs": {"oid": SHA256[7:], "size": len(DATA), "pointerSize": 134},
-            }
-            for p in shards
-        ]
+        [file | {"path": shard} for shard in shards]
     ).encode()
-    for p in shards:
-        page = f"/datasets/wikimedia/wikipedia/resolve/main/{p}"
+    for shard in shards:
+        page = f"/datasets/wikimedia/wikipedia/resolve/main/{shard}"
         # the real bytes are elsewhere
-        server.faults[page] = [
-            refuse(302, Location=f"{server.base}/cdn/{p[12:]}?signature=x")
-        ] * 9
-        server.pages[f"/cdn/{p[12:]}?signature=x"] = DATA
+        elsewhere = f"/cdn/{shard[12:]}?signature=x"
+        server.faults[page] = [refuse(302, Location=server.base + elsewhere)] * 9
+        server.pages[elsewhere] = DATA
+
+
+def lay_out(server):
+    lay_out_wikimedia(server)
+    lay_out_hub(server)
 
 
 @pytest.mark.parametrize(
@@ -238,41 +220,35 @@ def lay_out_hub(server):
     ],
 )
 def test_each_source(server, tmp_path, capsys, source, folder, names, total):
-    lay_out_wikimedia(server), lay_out_hub(server)
+    lay_out(server)
     plan = plan_download("wikipedia:ja", source, base_url=server.base)
-    assert [f.name for f in plan.files] == names and sum(
-        f.size for f in plan.files
-    ) == total
+    assert [file.name for file in plan.files] == names
+    assert sum(file.size for file in plan.files) == total
+
     got = download_wikipedia(
         "wikipedia:ja", source, tmp_path, base_url=server.base, quiet=False
     )
-    assert (
-        got == tmp_path / folder
-        and sorted(p.name for p in got.iterdir()) == names
-        and sum(p.stat().st_size for p in got.iterdir()) == total
-    )
+    assert got == tmp_path / folder
+    assert sorted(path.name for path in got.iterdir()) == names
+    assert sum(path.stat().st_size for path in got.iterdir()) == total
     # how much is said first
     assert f"{len(names)} files" in capsys.readouterr().err.splitlines()[0]
-    before = len(server.asked)
-    assert (
-        download_wikipedia("wikipedia:ja", source, tmp_path, base_url=server.base) == got
-    )
-    assert not [
-        path
-        for method, path, *_ in server.asked[before:]
-        if method == "GET" and path.rpartition("/")[2] in names
-    ]
+
+    server.asked.clear()
+    again = download_wikipedia("wikipedia:ja", source, tmp_path, base_url=server.base)
+    assert again == got
+    fetched = [path for method, path, *_ in server.asked if method == "GET"]
+    assert not set(names) & {path.rpartition("/")[2] for path in fetched}
 
 
 @pytest.mark.parametrize(
     "variable, source", [("CMINING_DUMPS_URL", "xml"), ("HF_ENDPOINT", "hf")]
 )
 def test_a_mirror_from_the_environment(server, monkeypatch, variable, source):
-    lay_out_wikimedia(server), lay_out_hub(server)
+    lay_out(server)
     monkeypatch.setenv(variable, server.base + "/")
-    assert (
-        plan_download("wikipedia:ja", source).files[0].url.startswith(server.base + "/")
-    )
+    plan = plan_download("wikipedia:ja", source)
+    assert plan.files[0].url.startswith(server.base + "/")
 
 
 @pytest.mark.parametrize(
@@ -290,13 +266,13 @@ def test_a_mirror_from_the_environment(server, monkeypatch, variable, source):
     ],
 )
 def test_what_is_not_there(server, source, name, date, says):
-    lay_out_wikimedia(server), lay_out_hub(server)
+    lay_out(server)
     with pytest.raises(CorpusError, match=says):
         plan_download(name, source, date, server.base)
 
 
 def test_a_language_with_hyphens(server):
-    lay_out_wikimedia(server), lay_out_hub(server)
+    lay_out(server)
     with pytest.raises(
         CorpusError, match="whole search index of the Wikipedia 'zh-min-nan'"
     ):
@@ -310,10 +286,10 @@ def test_a_cut_connection_goes_on(server, tmp_path):
     file = put(server)
     server.faults["/a.parquet"] = [cut(200_000), cut(150_000), cut(0)]
     assert fetch(file, tmp_path).read_bytes() == DATA
-    starts = [int(r[6:-1]) if r else 0 for _, _, r, _ in server.asked]
-    assert len(starts) == 4 and 0 == starts[0] < 130_000 < starts[1] < starts[
-        2
-    ] == starts[3] < len(DATA)
+    first, second, third, fourth = [
+        int(wanted[6:-1]) if wanted else 0 for _, _, wanted, _ in server.asked
+    ]
+    assert 0 == first < 130_000 < second < third == fourth < len(DATA)
     assert all(tag == server.etag(DATA) for *_, tag in server.asked[1:])
     assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
 
@@ -326,7 +302,8 @@ def test_an_interrupted_command_goes_on(server, tmp_path):
     assert not (tmp_path / "a.parquet").exists()
     server.asked.clear()
     assert fetch(file, tmp_path).read_bytes() == DATA
-    assert len(server.asked) == 1 and server.asked[0][2] != "bytes=0-"
+    ((_, _, wanted, _),) = server.asked
+    assert wanted != "bytes=0-"
 
 
 def test_a_killed_process_goes_on(server, tmp_path):
@@ -354,7 +331,8 @@ def test_a_killed_process_goes_on(server, tmp_path):
     assert process.wait() == -signal.SIGKILL
     killed.set()
     assert fetch(file, tmp_path).read_bytes() == DATA
-    assert int(server.asked[-1][2][6:-1]) > 100_000 and len(server.asked) == 2
+    assert len(server.asked) == 2
+    assert int(server.asked[-1][2][6:-1]) > 100_000
 
 
 @pytest.mark.parametrize("honours_if_range", [True, False])
@@ -413,18 +391,20 @@ def test_a_wrong_checksum_is_tried_once_more(server, tmp_path):
     server.faults["/a.parquet"] = [damage, mend]
     assert fetch(file, tmp_path).read_bytes() == good
     server.faults["/a.parquet"] = [damage]
-    server.asked[:] = []
+    server.asked.clear()
     with pytest.raises(CorpusError, match="came twice otherwise than listed.*sha256"):
         fetch(file, tmp_path / "other")
-    assert len(server.asked) == 2 and not [*(tmp_path / "other").glob("*")]
+    assert len(server.asked) == 2
+    assert not list((tmp_path / "other").iterdir())
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_honoured(server, tmp_path, naps, capsys, status):
+def test_retry_after_is_honoured(server, tmp_path, naps, caplog, status):
     file = put(server)
     server.faults["/a.parquet"] = [refuse(status, Retry_After="7")]
     assert fetch(file, tmp_path).read_bytes() == DATA
-    assert 7 in naps and "wait 7 s" in capsys.readouterr().err
+    assert 7 in naps
+    assert "wait 7 s" in caplog.text
 
 
 def test_a_refusal_that_lasts(server, tmp_path):
@@ -497,16 +477,17 @@ def test_what_is_here_already_is_said(server, tmp_path):
     plan = plan_download("wikipedia:ja", "cirrus", base_url=server.base)
     fetch(plan.files[0], tmp_path)
     (tmp_path / f".{plan.files[1].name}.part").write_bytes(DATA[:500])
-    assert "6 kB from" in describe_download(
-        plan, tmp_path
-    ) and "2 kB of it are in" in describe_download(plan, tmp_path)
+    line = describe_download(plan, tmp_path)
+    assert "6 kB from" in line
+    assert "2 kB of it are in" in line
 
 
 def test_who_is_calling(server, tmp_path):
     "Wikimedia turns away clients that do not say who they are."
-    said = []
+    agents = []
     server.faults["/a.parquet"] = [
-        lambda handler: said.append(handler.headers["User-Agent"])
+        lambda handler: agents.append(handler.headers["User-Agent"])
     ]
     fetch(put(server), tmp_path)
-    assert said[0].startswith("cmining/") and "https://" in said[0]
+    assert agents[0].startswith("cmining/")
+    assert "https://" in agents[0]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -28,21 +29,23 @@ from .. import __version__
 from ..core.basics import CorpusError
 
 # %% auto #0
-__all__ = ['SOURCES', 'wikipedia_lang', 'RemoteFile', 'DownloadPlan', 'plan_download', 'matches_listing', 'fetch', 'format_bytes',
-           'describe_download', 'download_wikipedia']
+__all__ = ['wikipedia_lang', 'RemoteFile', 'DownloadPlan', 'plan_download', 'fetch', 'describe_download', 'download_wikipedia']
+
+# %% ../../nbs/22_ingest.download.ipynb #144d81db
+logger = logging.getLogger(__name__)
 
 # %% ../../nbs/22_ingest.download.ipynb #9d1ae031
 def wikipedia_lang(
     name: str,  # such as wikipedia:ja
-) -> str:  # ja
-    "The language of a name. Raises `CorpusError` for any other kind of name."
-    m = re.fullmatch(r"wikipedia:([a-z]{2,}(?:-[a-z]+)*)", name)
-    if not m:
+) -> str:  # such as ja
+    "The language in a name. Raises `CorpusError` for any other kind of name."
+    match = re.fullmatch(r"wikipedia:([a-z]{2,}(?:-[a-z]+)*)", name)
+    if not match:
         raise CorpusError(
             f"{name!r} names nothing that can be downloaded: it is wikipedia: and the"
             " code of a Wikipedia, such as wikipedia:ja."
         )
-    return m[1]
+    return match[1]
 
 # %% ../../nbs/22_ingest.download.ipynb #adb7aebe
 class RemoteFile(NamedTuple):
@@ -57,7 +60,7 @@ class RemoteFile(NamedTuple):
 class DownloadPlan(NamedTuple):
     "What a download will fetch."
 
-    name: str  # what was asked for
+    name: str  # as it was asked for, such as wikipedia:ja
     source: str  # hf, xml or cirrus
     date: str  # of the dump, YYYYMMDD
     files: list[RemoteFile]
@@ -68,43 +71,37 @@ class DownloadPlan(NamedTuple):
         return f"{self.name.replace(':', '-')}-{self.source}-{self.date}"
 
 # %% ../../nbs/22_ingest.download.ipynb #f858c2db
-class _Patient(Retry):
-    "Waits as long as a server asks for, and says so: it can be minutes."
+class _LoggedRetry(Retry):
+    "Waits as long as a server asks for, and logs it."
 
     def sleep_for_retry(self, response: Any) -> bool:
-        if wait := self.get_retry_after(response):
-            tqdm.write(f"The server asks to wait {wait:.0f} s.", file=sys.stderr)
+        if seconds := self.get_retry_after(response):
+            logger.warning("The server asks to wait %.0f s.", seconds)
         return super().sleep_for_retry(response)
 
 
 def _session() -> requests.Session:
     session = requests.Session()
-    session.headers.update(
-        {
-            "User-Agent": (
-                f"cmining/{__version__} (https://github.com/cmining/cmining)"
-                f" {requests.utils.default_user_agent()}"
-            ),
-            "Accept-Encoding": "identity",
-        }
-    )
-    patient = _Patient(
+    ours = f"cmining/{__version__} (https://github.com/cmining/cmining)"
+    session.headers["User-Agent"] = f"{ours} {requests.utils.default_user_agent()}"
+    session.headers["Accept-Encoding"] = "identity"
+    retry = _LoggedRetry(
         total=5,
         backoff_factor=0.5,
         status_forcelist=(429, 500, 502, 503, 504),
         raise_on_status=False,
     )
     for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=patient))
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
 
-
+# %% ../../nbs/22_ingest.download.ipynb #9e8d21cd
 def _request(
     session: requests.Session,
     url: str,
     method: str = "GET",
     **options: Any,  # as requests knows them
-) -> requests.Response | None:  # none: there is nothing of that name (404)
+) -> requests.Response | None:  # None: there is nothing of that name (404)
     "A server's answer. Raises `CorpusError` when there is none, or a refusal."
     try:
         answer = session.request(method, url, timeout=(10, 60), **options)
@@ -137,11 +134,10 @@ def _json(answer: requests.Response) -> Any:
 def _links(session: requests.Session, url: str) -> list[str]:
     "Where the links of a page go, without a last slash; no page, no links."
     answer = _request(session, url)
-    return (
-        [unquote(link).rstrip("/") for link in re.findall(r'href="([^"]+)"', answer.text)]
-        if answer
-        else []
-    )
+    if answer is None:
+        return []
+    links = re.findall(r'href="([^"]+)"', answer.text)
+    return [unquote(link).rstrip("/") for link in links]
 
 # %% ../../nbs/22_ingest.download.ipynb #a9c53c19
 def _not_there(
@@ -152,25 +148,23 @@ def _not_there(
 ) -> CorpusError:
     "The error for a name that a server does not know, with those near it."
     near = sorted(get_close_matches(wanted, known, 6, 0.5) or sorted(known)[-6:])
+    if not near:
+        return CorpusError(f"There is no {what} at {url}, nor anything like it.")
     return CorpusError(
-        f"There is no {what} at {url}"
-        + (
-            f". Near {wanted!r} there is {', '.join(near)}."
-            if near
-            else ", nor anything like it."
-        )
+        f"There is no {what} at {url}. Near {wanted!r} there is {', '.join(near)}."
     )
 
 # %% ../../nbs/22_ingest.download.ipynb #31fc07e7
-def _dates(session: requests.Session, url: str, date: str | None) -> list[str]:
-    "The dates that a page of links has, the newest first; or the one that is asked for."
-    return (
-        [date]
-        if date
-        else sorted(
-            {d for d in _links(session, url) if re.fullmatch(r"\d{8}", d)}, reverse=True
-        )
-    )
+def _dates(
+    session: requests.Session,
+    url: str,  # of a page of links
+    date: str | None,
+) -> list[str]:
+    "The date that is asked for; without one, all that a page links to, newest first."
+    if date:
+        return [date]
+    dates = {link for link in _links(session, url) if re.fullmatch(r"\d{8}", link)}
+    return sorted(dates, reverse=True)
 
 
 def _wiki_name(lang: str) -> str:
@@ -185,6 +179,15 @@ def _size(session: requests.Session, url: str) -> int:
         )
     return int(answer.headers["Content-Length"])
 
+# %% ../../nbs/22_ingest.download.ipynb #00052b1c
+def _indexed_langs(session: requests.Session, url: str) -> list[str]:
+    "The languages that have a search index in a folder."
+    indexes = [
+        re.fullmatch(r"index_name=(\w+)wiki_content", link)
+        for link in _links(session, url)
+    ]
+    return [index[1].replace("_", "-") for index in indexes if index]
+
 
 def _cirrus_files(
     session: requests.Session, lang: str, date: str | None, base: str
@@ -192,118 +195,124 @@ def _cirrus_files(
     "The parts of the newest whole CirrusSearch index of a Wikipedia, and its date."
     root = f"{base}/other/cirrus_search_index/"
     wiki = _wiki_name(lang)
-    for day in (days := _dates(session, root, date)):
-        folder = f"{root}{day}/index_name%3D{wiki}_content/"
-        names = _links(session, folder)
+    days = _dates(session, root, date)
+    for day in days:
+        url = f"{root}{day}/index_name%3D{wiki}_content/"
+        names = _links(session, url)
         if "_SUCCESS" not in names:
             continue
-        parts = sorted(
-            n
-            for n in names
-            if re.fullmatch(rf"{wiki}_content-{day}-\d+\.json\.(bz2|gz)", n)
-        )
+        part = re.compile(rf"{wiki}_content-{day}-\d+\.json\.(bz2|gz)")
         return day, [
-            RemoteFile(n, folder + n, _size(session, folder + n), None) for n in parts
+            RemoteFile(name, url + name, _size(session, url + name), None)
+            for name in sorted(filter(part.fullmatch, names))
         ]
-    known = [
-        m[1].replace("_", "-")
-        for day in days[:1]
-        for n in _links(session, f"{root}{day}/")
-        if (m := re.fullmatch(r"index_name=(\w+)wiki_content", n))
-    ]
-    if date and not known:
-        raise _not_there(
-            f"search index of {date}", root, date, _dates(session, root, None)
-        )
-    raise _not_there(
-        f"whole search index of the Wikipedia {lang!r}" + (f" of {date}" if date else ""),
-        root,
-        lang,
-        known,
-    )
+    langs = _indexed_langs(session, f"{root}{days[0]}/") if days else []
+    if date and not langs:
+        known = _dates(session, root, None)
+        raise _not_there(f"search index of {date}", root, date, known)
+    what = f"whole search index of the Wikipedia {lang!r}"
+    if date:
+        what += f" of {date}"
+    raise _not_there(what, root, lang, langs)
 
 # %% ../../nbs/22_ingest.download.ipynb #3a21d4e6
+# the job that joins the pieces, and the one that makes them
+_MULTISTREAM_JOBS = ("articlesmultistreamdumprecombine", "articlesmultistreamdump")
+
+
+def _finished_files(
+    jobs: dict[str, dict[str, Any]],  # of dumpstatus.json, by name
+) -> dict[str, dict[str, Any]] | None:
+    "The files of the finished multistream dump, by name; None where none is finished."
+    for name in _MULTISTREAM_JOBS:
+        if jobs.get(name, {}).get("status") == "done":
+            return jobs[name]["files"]
+    return None
+
+
+def _dumped_langs(session: requests.Session, base: str) -> list[str]:
+    links = _links(session, f"{base}/backup-index.html")
+    wikis = [re.match(r"(\w+)wiki/\d{8}", link) for link in links]
+    return sorted({wiki[1].replace("_", "-") for wiki in wikis if wiki})
+
+# %% ../../nbs/22_ingest.download.ipynb #182915c4
 def _xml_files(
     session: requests.Session, lang: str, date: str | None, base: str
 ) -> tuple[str, list[RemoteFile]]:
     "The newest finished multistream dump of a Wikipedia with its index, and its date."
     wiki = _wiki_name(lang)
     root = f"{base}/{wiki}/"
-    for day in (days := _dates(session, root, date)):
+    for day in _dates(session, root, date):
         status = _request(session, f"{root}{day}/dumpstatus.json")
-        jobs = _json(status)["jobs"] if status else {}
-        for job in ("articlesmultistreamdumprecombine", "articlesmultistreamdump"):
-            if jobs.get(job, {}).get("status") != "done":
-                continue
-            listed = {
-                n: f
-                for n, f in jobs[job]["files"].items()
-                if re.fullmatch(
-                    rf"{wiki}-{day}-pages-articles-multistream[\w.-]*\.bz2", n
-                )
-            }
-            return day, [
-                RemoteFile(
-                    n,
-                    f"{root}{day}/{n}",
-                    f["size"],
-                    f"sha1:{f['sha1']}" if "sha1" in f else None,
-                )
-                for n, f in sorted(listed.items())
-            ]
-    if there := _dates(session, root, None):
-        raise _not_there(
-            f"finished dump of {wiki}" + (f" of {date}" if date else ""),
-            root,
-            date or there[0],
-            there,
-        )
-    known = {
-        m[1].replace("_", "-")
-        for link in _links(session, f"{base}/backup-index.html")
-        if (m := re.match(r"(\w+)wiki/\d{8}", link))
-    }
-    raise _not_there(f"Wikipedia {lang!r}", root, lang, sorted(known))
+        files = _finished_files(_json(status)["jobs"]) if status else None
+        if files is None:
+            continue
+        multistream = f"{wiki}-{day}-pages-articles-multistream"
+        names = [n for n in files if re.fullmatch(rf"{multistream}[\w.-]*\.bz2", n)]
+        return day, [
+            RemoteFile(
+                name,
+                f"{root}{day}/{name}",
+                files[name]["size"],
+                f"sha1:{files[name]['sha1']}" if "sha1" in files[name] else None,
+            )
+            for name in sorted(names)
+        ]
+    if known := _dates(session, root, None):
+        what = f"finished dump of {wiki}"
+        if date:
+            what += f" of {date}"
+        raise _not_there(what, root, date or known[0], known)
+    raise _not_there(f"Wikipedia {lang!r}", root, lang, _dumped_langs(session, base))
 
 # %% ../../nbs/22_ingest.download.ipynb #7c7d3159
-def _tree(session: requests.Session, url: str) -> Iterator[dict[str, Any]]:
+def _hub_entries(session: requests.Session, url: str) -> Iterator[dict[str, Any]]:
     "The entries of a folder on the hub: type, path, size and, for a large file, lfs."
     while url:
-        if (answer := _request(session, url)) is None:
+        answer = _request(session, url)
+        if answer is None:
             return
         yield from _json(answer)
         url = answer.links.get("next", {}).get("url")
 
 
+def _hub_dumps(session: requests.Session, tree: str) -> list[tuple[str, str]]:
+    "Date and language of each Wikipedia in the data set."
+    return [
+        tuple(entry["path"].split("."))
+        for entry in _hub_entries(session, tree)
+        if entry["type"] == "directory" and re.fullmatch(r"\d{8}\.[a-z-]+", entry["path"])
+    ]
+
+
+def _hub_file(entry: dict[str, Any], url: str) -> RemoteFile:
+    return RemoteFile(
+        entry["path"].rpartition("/")[2],
+        f"{url}/{entry['path']}",
+        entry["size"],
+        f"sha256:{entry['lfs']['oid']}" if entry.get("lfs") else None,
+    )
+
+# %% ../../nbs/22_ingest.download.ipynb #9827ba0c
 def _hf_files(
     session: requests.Session, lang: str, date: str | None, base: str
 ) -> tuple[str, list[RemoteFile]]:
-    """The Parquet shards of a Wikipedia on the hub, and the date of the dump they are
-    made of.
-    """
+    "The Parquet shards of a Wikipedia on the hub, and the date of its dump."
     tree = f"{base}/api/datasets/wikimedia/wikipedia/tree/main"
-    configs = [
-        e["path"]
-        for e in _tree(session, tree)
-        if e["type"] == "directory" and re.fullmatch(r"\d{8}\.[a-z-]+", e["path"])
-    ]
-    days = [c[:8] for c in configs if c[9:] == lang]
+    dumps = _hub_dumps(session, tree)
+    days = [dump_day for dump_day, dump_lang in dumps if dump_lang == lang]
     if not days:
-        raise _not_there(
-            f"Wikipedia {lang!r}", tree, lang, sorted({c[9:] for c in configs})
-        )
+        langs = sorted({dump_lang for _, dump_lang in dumps})
+        raise _not_there(f"Wikipedia {lang!r}", tree, lang, langs)
     if date and date not in days:
         raise _not_there(f"Wikipedia {lang!r} of {date}", tree, date, days)
     day = date or max(days)
+    shard = re.compile(rf"{day}\.{lang}/[\w.-]+\.parquet")
+    url = f"{base}/datasets/wikimedia/wikipedia/resolve/main"
     files = [
-        RemoteFile(
-            e["path"].rpartition("/")[2],
-            f"{base}/datasets/wikimedia/wikipedia/resolve/main/{e['path']}",
-            e["size"],
-            f"sha256:{e['lfs']['oid']}" if e.get("lfs") else None,
-        )
-        for e in _tree(session, f"{tree}/{day}.{lang}")
-        if re.fullmatch(rf"{day}\.{lang}/[\w.-]+\.parquet", e["path"])
+        _hub_file(entry, url)
+        for entry in _hub_entries(session, f"{tree}/{day}.{lang}")
+        if shard.fullmatch(entry["path"])
     ]
     return day, sorted(files)
 
@@ -311,16 +320,22 @@ def _hf_files(
 SOURCES = {"hf": _hf_files, "xml": _xml_files, "cirrus": _cirrus_files}
 
 
+def _server(source: str) -> str:
+    if source == "hf":
+        return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    return os.environ.get("CMINING_DUMPS_URL") or "https://dumps.wikimedia.org"
+
+# %% ../../nbs/22_ingest.download.ipynb #9955945a
 def plan_download(
     name: str,  # such as wikipedia:ja
     source: str = "hf",  # hf, xml or cirrus
-    date: str | None = None,  # of the dump, YYYYMMDD; the newest whole one when left out
-    # of the server; what the environment says, or the real one, when left out
-    base_url: str | None = None,
+    date: str | None = None,  # of the dump, YYYYMMDD; None: the newest whole one
+    base_url: str | None = None,  # of the server; None: a mirror, or the real one
 ) -> DownloadPlan:
     """Which files there are, how large, with which checksum.
 
-    Raises `CorpusError` for what is not there, with what is.
+    A mirror is taken from the environment variables `HF_ENDPOINT` and
+    `CMINING_DUMPS_URL`. Raises `CorpusError` for what is not there, with what is.
     """
     lang = wikipedia_lang(name)
     if source not in SOURCES:
@@ -329,92 +344,80 @@ def plan_download(
         raise CorpusError(
             f"The date of a dump is written YYYYMMDD, such as 20260901, not {date!r}."
         )
-    variable, real = (
-        ("HF_ENDPOINT", "https://huggingface.co")
-        if source == "hf"
-        else ("CMINING_DUMPS_URL", "https://dumps.wikimedia.org")
-    )
-    base = (base_url or os.environ.get(variable) or real).rstrip("/")
+    base = (base_url or _server(source)).rstrip("/")
     with _session() as session:
         day, files = SOURCES[source](session, lang, date, base)
     if not files:
         raise CorpusError(
             f"The {source} dump of {name} of {day} at {base} has no files of the expected"
-            " names. Try another --date or --source."
+            " names. Try another date or source."
         )
     return DownloadPlan(name, source, day, files)
 
 # %% ../../nbs/22_ingest.download.ipynb #e0e64073
 def _validator(answer: requests.Response) -> str:
-    """What tells one state of a file from another, where the server gives it: a strong
-    ETag, or the time of change.
-    """
+    "A strong ETag, or the time of change; empty where the server gives neither."
     etag = answer.headers.get("ETag", "")
-    return (
-        etag
-        if etag and not etag.startswith("W/")
-        else answer.headers.get("Last-Modified", "")
-    )
+    if etag and not etag.startswith("W/"):
+        return etag
+    return answer.headers.get("Last-Modified", "")
 
 
 def _file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def _range_headers(have: int, validator: str) -> dict[str, str]:
+    "Headers that ask for the bytes after those we have."
+    if not have:
+        return {}
+    headers = {"Range": f"bytes={have}-"}
+    if validator:
+        headers["If-Range"] = validator
+    return headers
+
+
+def _continues(answer: requests.Response, have: int, validator: str) -> bool:
+    "Is this the same file, from the byte that we asked for?"
+    content_range = answer.headers.get("Content-Range", "")
+    return _validator(answer) == validator and content_range.startswith(f"bytes {have}-")
+
+# %% ../../nbs/22_ingest.download.ipynb #a0844e61
 def _resume(
     session: requests.Session,
     file: RemoteFile,
     part: Path,  # what there is of it; appended to, or begun again
     bar: tqdm,
 ) -> None:
-    """Take what the server sends of the missing bytes, until their end or until the
-    connection is cut.
-    """
+    "Take the missing bytes, until their end or until the connection is cut."
     state = part.with_suffix(".state")
-    known = state.read_text() if state.exists() else ""
-    # nothing would tell that the file has changed
-    if not known and not file.checksum:
+    validator = state.read_text() if state.exists() else ""
+    if not validator and not file.checksum:
+        # nothing would tell that the file has changed
         part.unlink(missing_ok=True)
-    headers = (
-        {"Range": f"bytes={have}-"} | ({"If-Range": known} if known else {})
-        if (have := _file_size(part))
-        else {}
-    )
+    have = _file_size(part)
+    headers = _range_headers(have, validator)
     answer = _request(session, file.url, headers=headers, stream=True)
     if answer is None:
         raise CorpusError(
             f"{file.url} is listed, but not there (404). Try again later, or take another"
-            " --date."
+            " date."
         )
     with answer:
-        goes_on = answer.status_code == 206
-        if goes_on and (
-            _validator(answer) != known
-            or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        ):
-            return part.unlink()  # another file, or another piece
-        if not goes_on:
+        is_rest = answer.status_code == 206
+        if is_rest and not _continues(answer, have, validator):
+            part.unlink()
+            return
+        if not is_rest:
             part.unlink(missing_ok=True)
             state.write_text(_validator(answer))
-        bar.n = have if goes_on else 0
+        bar.n = have if is_rest else 0
         # cut: the caller sees what is missing
         with suppress(HTTPError), open(part, "ab") as f:
             for piece in answer.raw.stream(1 << 16, decode_content=False):
                 bar.update(f.write(piece))
 
 # %% ../../nbs/22_ingest.download.ipynb #38acb74e
-def matches_listing(
-    path: Path,
-    file: RemoteFile,
-) -> bool:
-    "Whether `path` has the size and the checksum that the server publishes for `file`."
-    if path.stat().st_size != file.size or not file.checksum:
-        return path.stat().st_size == file.size
-    algorithm, _, digest = file.checksum.partition(":")
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, algorithm).hexdigest() == digest
-
-
 def _complete(session: requests.Session, file: RemoteFile, part: Path, bar: tqdm) -> None:
     """Go on with a file until its last byte.
 
@@ -423,7 +426,8 @@ def _complete(session: requests.Session, file: RemoteFile, part: Path, bar: tqdm
     longest = -1
     idle = 0
     while (have := _file_size(part)) < file.size:
-        longest, idle = (have, 0) if have > longest else (longest, idle + 1)
+        idle = 0 if have > longest else idle + 1
+        longest = max(have, longest)
         if idle > 3:
             raise CorpusError(
                 f"{file.url} breaks off at byte {have:,} of {file.size:,}, again and"
@@ -432,7 +436,29 @@ def _complete(session: requests.Session, file: RemoteFile, part: Path, bar: tqdm
         time.sleep(idle)
         _resume(session, file, part, bar)
 
+# %% ../../nbs/22_ingest.download.ipynb #e68350a6
+def matches_listing(path: Path, file: RemoteFile) -> bool:
+    "Has `path` the size and the checksum that the server publishes for `file`?"
+    if path.stat().st_size != file.size:
+        return False
+    if not file.checksum:
+        return True
+    algorithm, _, digest = file.checksum.partition(":")
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, algorithm).hexdigest() == digest
 
+# %% ../../nbs/22_ingest.download.ipynb #c5aa1493
+def _progress_bar(file: RemoteFile, quiet: bool) -> tqdm:
+    return tqdm(
+        desc=file.name,
+        total=file.size,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=quiet or not sys.stderr.isatty(),
+    )
+
+# %% ../../nbs/22_ingest.download.ipynb #fbc0bb5a
 def fetch(
     file: RemoteFile,
     folder: str | Path,  # made where it is missing
@@ -443,20 +469,12 @@ def fetch(
     Raises `CorpusError` where it cannot be had as it is listed, or cannot be written.
     """
     target = Path(folder) / file.name
-    part = target.with_name(f".{file.name}.part")
     if _file_size(target) == file.size:
         return target
-    bar = tqdm(
-        desc=file.name,
-        total=file.size,
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        disable=quiet or not sys.stderr.isatty(),
-    )
+    part = target.with_name(f".{file.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _session() as session, bar:
+        with _session() as session, _progress_bar(file, quiet) as bar:
             for _ in range(2):
                 _complete(session, file, part, bar)
                 part.with_suffix(".state").unlink(missing_ok=True)
@@ -466,12 +484,12 @@ def fetch(
     except OSError as e:
         raise CorpusError(
             f"Cannot write to {folder}: {e.strerror or e}. Mend it, or choose another"
-            " --downloads; the same command goes on where it stopped."
+            " folder; the same command goes on where it stopped."
         ) from e
     raise CorpusError(
         f"{file.url} came twice otherwise than listed ({file.size:,} bytes,"
         f" {file.checksum or 'no checksum'}): it is being replaced, or damaged on the"
-        " way. Try again later, take another --date, or another mirror."
+        " way. Try again later, take another date, or another mirror."
     )
 
 # %% ../../nbs/22_ingest.download.ipynb #54e85859
@@ -484,76 +502,77 @@ def format_bytes(n: float) -> str:
     return f"{n:,.1f} GB"
 
 
+def _bytes_on_disk(plan: DownloadPlan, folder: Path) -> int:
+    "Bytes of a plan that are on disk: whole files and parts of files."
+    total = 0
+    for file in plan.files:
+        whole = _file_size(folder / file.name)
+        part = _file_size(folder / f".{file.name}.part")
+        total += min(file.size, max(whole, part))
+    return total
+
+# %% ../../nbs/22_ingest.download.ipynb #b703a574
 def describe_download(
     plan: DownloadPlan,
     folder: str | Path,  # where the files go
 ) -> str:
     "How much a download is, and how much of it is in `folder` already."
-    size = sum(f.size for f in plan.files)
-    here = _bytes_on_disk(plan, folder)
+    size = format_bytes(sum(file.size for file in plan.files))
+    files = f"{len(plan.files)} file{'s' * (len(plan.files) > 1)}"
+    server = plan.files[0].url.split("/")[2]
+    here = _bytes_on_disk(plan, Path(folder))
+    where = (
+        f"; {format_bytes(here)} of it are in {folder} already"
+        if here
+        else f", into {folder}"
+    )
     return (
-        f"{plan.name}, {plan.source} dump of {plan.date}: {len(plan.files)}"
-        f" file{'s' * (len(plan.files) > 1)}, {format_bytes(size)} from"
-        f" {plan.files[0].url.split('/')[2]}"
-        + (
-            f"; {format_bytes(here)} of it are in {folder} already"
-            if here
-            else f", into {folder}"
-        )
+        f"{plan.name}, {plan.source} dump of {plan.date}: {files}, {size} from"
+        f" {server}{where}"
     )
 
-
-def _bytes_on_disk(plan: DownloadPlan, folder: str | Path) -> int:
-    "Bytes of a plan that are on disk: whole files and parts of files."
-    return sum(
-        min(
-            f.size,
-            max(
-                _file_size(Path(folder) / f.name),
-                _file_size(Path(folder) / f".{f.name}.part"),
-            ),
+# %% ../../nbs/22_ingest.download.ipynb #32c896eb
+def _check_free_disk(plan: DownloadPlan, folder: Path) -> None:
+    missing = sum(file.size for file in plan.files) - _bytes_on_disk(plan, folder)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise CorpusError(
+            f"{folder} has {format_bytes(free)} of free disk, but {format_bytes(missing)}"
+            " are still to come. Make space, or choose another folder."
         )
-        for f in plan.files
-    )
+
+
+def _fetch_state(file: RemoteFile, folder: Path, quiet: bool) -> str:
+    "Fetch a file; how we know that it is right."
+    if _file_size(folder / file.name) == file.size:
+        return "here already"
+    fetch(file, folder, quiet)
+    return "checksum right" if file.checksum else "size right"
 
 # %% ../../nbs/22_ingest.download.ipynb #009c7efd
 def download_wikipedia(
     name: str,  # such as wikipedia:ja
     source: str = "hf",  # hf, xml or cirrus
     folder: str | Path = "downloads",  # gets a folder for this dump
-    date: str | None = None,  # of the dump, YYYYMMDD; the newest whole one when left out
-    # of the server; what the environment says, or the real one, when left out
-    base_url: str | None = None,
-    quiet: bool = True,  # say nothing
-) -> Path:  # the folder of this dump, for ingest
+    date: str | None = None,  # of the dump, YYYYMMDD; None: the newest whole one
+    base_url: str | None = None,  # of the server; None: a mirror, or the real one
+    quiet: bool = True,  # no lines and no progress bar on stderr
+) -> Path:  # the folder of this dump, for ingest_source
     """Download a Wikipedia, or what is missing of it.
 
     Raises `CorpusError` where it is not to be had, or the disk cannot hold it.
     """
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
     plan = plan_download(name, source, date, base_url)
     folder = Path(folder) / plan.folder
-    say = (
-        (lambda line: None)
-        if quiet
-        else (lambda line: print(line, file=sys.stderr, flush=True))
-    )
     say(describe_download(plan, folder))
     folder.mkdir(parents=True, exist_ok=True)
-    missing = sum(f.size for f in plan.files) - _bytes_on_disk(plan, folder)
-    free = shutil.disk_usage(folder).free
-    if missing > free:
-        raise CorpusError(
-            f"{folder} has {format_bytes(free)} of free disk, but {format_bytes(missing)}"
-            " are still to come. Make space, or choose another --downloads."
-        )
+    _check_free_disk(plan, folder)
     for i, file in enumerate(plan.files, 1):
-        state = (
-            "here already"
-            if _file_size(folder / file.name) == file.size
-            else "checksum right"
-            if file.checksum
-            else "size right"
-        )
-        fetch(file, folder, quiet)
+        state = _fetch_state(file, folder, quiet)
         say(f"{i}/{len(plan.files)}  {file.name}, {format_bytes(file.size)}, {state}")
     return folder

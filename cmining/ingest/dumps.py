@@ -15,9 +15,9 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
 
@@ -35,6 +35,7 @@ from cmining.ingest.articles import (
     is_disambiguation,
     is_redirect,
     list_title,
+    word_list,
 )
 from cmining.ingest.corpus import (
     ENTRY_TABLE,
@@ -57,186 +58,232 @@ from cmining.ingest.corpus import (
 from .wikitext import wiki_paragraphs
 
 # %% auto #0
-__all__ = ['dump_pages', 'source_lang', 'Part', 'source_files', 'cirrus_paragraphs', 'ParseOptions', 'parse_part',
-           'ingest_source']
+__all__ = ['dump_pages', 'ingest_source']
 
 # %% ../../nbs/24_ingest.dumps.ipynb #9df32d1a
 _PAGE_END = re.compile(rb"</(?:[\w.-]+:)?page\s*>")
 _PAGE_START = re.compile(rb"<(?:[\w.-]+:)?page[\s>]")
 _ROOT = re.compile(rb"<(?:[\w.-]+:)?mediawiki\b[^>]*>")
-_MAX_PAGE = 1 << 28
+_MAX_PAGE = 1 << 28  # bytes; no page is as long
 
 # %% ../../nbs/24_ingest.dumps.ipynb #b5c3d614
 def _split_pages(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    "Pieces that end with a page's end tag; what comes after the last is a piece, too."
     rest = b""
-    scanned = 0
+    n_scanned = 0
     for chunk in chunks:
         rest += chunk
         start = 0
-        for m in _PAGE_END.finditer(rest, max(0, scanned - 64)):
-            yield rest[start : m.end()]
-            start = m.end()
+        # the tag may lie across two chunks
+        for end_tag in _PAGE_END.finditer(rest, max(0, n_scanned - 64)):
+            yield rest[start : end_tag.end()]
+            start = end_tag.end()
         rest = rest[start:]
-        scanned = len(rest)
-        if scanned > _MAX_PAGE:
+        n_scanned = len(rest)
+        if n_scanned > _MAX_PAGE:
             break
     if rest:
         yield rest
 
 # %% ../../nbs/24_ingest.dumps.ipynb #97325d90
-def _local(e: ET.Element) -> str:
-    return e.tag.rpartition("}")[2]
+def _child(element: ET.Element, name: str) -> ET.Element | None:
+    "The first child with a local name."
+    for child in element:
+        if child.tag.rpartition("}")[2] == name:
+            return child
+    return None
 
 
-def _child(e: ET.Element, name: str) -> ET.Element | None:
-    return next((c for c in e if _local(c) == name), None)
-
-
-def _text(e: ET.Element | None, name: str) -> str:
-    c = None if e is None else _child(e, name)
-    return "" if c is None else c.text or ""
+def _child_text(element: ET.Element | None, name: str) -> str:
+    child = None if element is None else _child(element, name)
+    return "" if child is None else child.text or ""
 
 # %% ../../nbs/24_ingest.dumps.ipynb #465d3508
-def _page(xml: bytes, root: bytes) -> dict[str, Any]:
+def _parse_page(
+    xml: bytes,  # from the page's tag to its end tag
+    root: bytes,  # the root tag of the dump
+) -> dict[str, Any]:  # title, ns, page_id, redirect, text
     name = root[1:].split()[0].rstrip(b">").decode()
-    page = next(iter(ET.fromstring(root + xml + f"</{name}>".encode())))
+    document = ET.fromstring(root + xml + f"</{name}>".encode())
+    page = next(iter(document))
     return {
-        "title": clean_text(_text(page, "title")),
-        "ns": _text(page, "ns").strip(),
-        "page_id": _text(page, "id").strip(),
+        "title": clean_text(_child_text(page, "title")),
+        "ns": _child_text(page, "ns").strip(),
+        "page_id": _child_text(page, "id").strip(),
         "redirect": _child(page, "redirect") is not None,
-        "text": _text(_child(page, "revision"), "text"),
+        "text": _child_text(_child(page, "revision"), "text"),
     }
 
 # %% ../../nbs/24_ingest.dumps.ipynb #bf89e861
-def _new_tally(**more: Any) -> SimpleNamespace:
-    return SimpleNamespace(
-        left_out=Counter(), notes=Counter(), breaks=[], bytes=0, pages=0, **more
-    )
+class Break(NamedTuple):
+    "Where a file breaks off, or holds a page that cannot be read."
+
+    file: str  # its name
+    byte: int  # of the decompressed file
+    what: str
 
 
+@dataclass
+class Tally:
+    "What was read of a part, a file or a whole source, and what was wrong with it."
+
+    file: str = ""  # the name of the file; empty for a whole source
+    bytes: int = 0  # decompressed
+    pages: int = 0  # of a dump: those with a beginning and an end
+    articles: int = 0  # pages that are not left out at a glance
+    kept: int = 0  # entries in the corpus
+    full: int = 0  # entries of the corpus that reached the largest number of paragraphs
+    left_out: Counter[str] = field(default_factory=Counter)  # pages, by reason
+    notes: Counter[str] = field(default_factory=Counter)  # what cost no page, or no file
+    breaks: list[Break] = field(default_factory=list)
+
+    def add_break(self, what: str) -> None:
+        "The file breaks behind what was read so far."
+        self.breaks.append(Break(self.file, self.bytes, what))
+
+    def add_part(
+        self,
+        part: Tally,
+        start: int,  # where the part begins: a byte of the decompressed file
+    ) -> None:
+        "Count what the next part holds."
+        self.bytes += part.bytes
+        self.pages += part.pages
+        self.articles += part.articles
+        self.left_out.update(part.left_out)
+        self.notes.update(part.notes)
+        self.breaks += [b._replace(byte=start + b.byte) for b in part.breaks]
+
+# %% ../../nbs/24_ingest.dumps.ipynb #ffe71c8c
 def _parse_pages(
-    pieces: Iterable[bytes], root: bytes, tally: SimpleNamespace
+    pieces: Iterable[bytes],  # as from _split_pages
+    root: bytes,
+    tally: Tally,
 ) -> Iterator[dict[str, Any]]:
     for piece in pieces:
         start = _PAGE_START.search(piece)
         end = _PAGE_END.search(piece)
         if start and not end:
             tally.left_out["cut off"] += 1
-            tally.breaks.append((tally.bytes, "the last page has no end"))
+            tally.add_break("the last page has no end")
         elif start:
             tally.pages += 1
             try:
-                yield _page(piece[start.start() :], root)
+                yield _parse_page(piece[start.start() :], root)
             except ET.ParseError as e:
                 tally.left_out["broken page"] += 1
-                tally.breaks.append((tally.bytes, f"page is no XML: {e}"))
+                tally.add_break(f"page is no XML: {e}")
         tally.bytes += len(piece)
 
 # %% ../../nbs/24_ingest.dumps.ipynb #10d94fb4
+def _is_xml(path: Path) -> bool:
+    return path.name.endswith((".xml", ".xml.gz", ".xml.bz2"))
+
+
 def _head(path: Path) -> bytes:
+    "The first 64 KiB of a dump, decompressed."
     return next(read_chunks(path, lambda _: None), b"")[:65536]
 
 
-def _root(head: bytes) -> bytes:
-    return m[0] if (m := _ROOT.search(head)) else b"<mediawiki>"
+def _root_tag(head: bytes) -> bytes:
+    root = _ROOT.search(head)
+    return root[0] if root else b"<mediawiki>"
 
 
-def _no_dump(path: Path, tally: SimpleNamespace) -> CorpusError:
-    why = f" ({tally.breaks[-1][1]})" if tally.breaks else ""
+def _no_dump(path: Path, tally: Tally) -> CorpusError:
+    why = f" ({tally.breaks[-1].what})" if tally.breaks else ""
     return CorpusError(
         f"{path} is no MediaWiki dump: no whole <page> in its {tally.bytes:,} bytes{why}."
         " Is it a pages-articles .xml, .xml.gz or .xml.bz2 file?"
     )
 
-
+# %% ../../nbs/24_ingest.dumps.ipynb #aa3cfe8c
 def dump_pages(
     path: str | Path,  # .xml, .xml.gz or .xml.bz2
     left_out: Counter,  # broken and cut pages are counted here
     breaks: list[dict[str, Any]],  # and described here: file, byte (decompressed), what
 ) -> Iterator[dict[str, Any]]:  # title, ns, page_id, redirect, text
-    "Stream the pages of a MediaWiki dump; raises `CorpusError` where the file is none."
+    """Stream the pages of a MediaWiki dump.
+
+    Raises `CorpusError` where the file is none.
+    """
     path = Path(path)
-    tally = _new_tally()
-    broken = lambda what: tally.breaks.append((tally.bytes, what))
-    yield from _parse_pages(
-        _split_pages(read_chunks(path, broken)), _root(_head(path)), tally
-    )
+    tally = Tally(path.name)
+    pieces = _split_pages(read_chunks(path, tally.add_break))
+    yield from _parse_pages(pieces, _root_tag(_head(path)), tally)
     if not tally.pages:
         raise _no_dump(path, tally)
     left_out.update(tally.left_out)
-    breaks += [{"file": path.name, "byte": at, "what": what} for at, what in tally.breaks]
+    breaks += [place._asdict() for place in tally.breaks]
 
 # %% ../../nbs/24_ingest.dumps.ipynb #0226db01
-_ISO = frozenset(
-    (
-        "aa ab af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu"
-        " cv cy da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv"
-        " ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk"
-        " kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr"
-        " ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm"
-        " rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th"
-        " ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
-    ).split()
+_ISO_639_1 = frozenset(
+    word_list(
+        "aa ab af ak am an ar as av ay az ba be bg bi bm bn bo br bs",
+        "ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu",
+        "fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz",
+        "ia id ie ig ii ik io is it iu ja jv",
+        "ka kg ki kj kk kl km kn ko kr ks ku kv kw ky",
+        "la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my",
+        "na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu",
+        "rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw",
+        "ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz",
+        "ve vi vo wa wo xh yi yo za zh zu",
+    )
 )
+_WIKI_NAME = re.compile(r"(?:^|[-_.])([a-z]{2,3})wiki(?![a-z])")
+_FILE_LANG = re.compile(r"(?:^|[-_.])([a-z]{2})\.(?:xml|jsonl|parquet)\b")
+_FOLDER_LANG = re.compile(r"^(?:\d{8}\.)?([a-z]{2})$")
 
 
 def _langs_in_name(path: Path) -> set[str]:
-    found = re.findall(r"(?:^|[-_.])([a-z]{2,3})wiki(?![a-z])", path.name)
-    found += [
-        c
-        for c in re.findall(r"(?:^|[-_.])([a-z]{2})\.(?:xml|jsonl|parquet)\b", path.name)
-        if c in _ISO
-    ]
-    return set(
-        found
-        or [
-            c
-            for c in re.findall(r"^(?:\d{8}\.)?([a-z]{2})$", path.resolve().parent.name)
-            if c in _ISO
-        ]
-    )
+    "What the name of a file says; where it says nothing, what its folder's says."
+    langs = set(_WIKI_NAME.findall(path.name))
+    langs |= _ISO_639_1.intersection(_FILE_LANG.findall(path.name))
+    if langs:
+        return langs
+    folder = path.resolve().parent.name
+    return set(_ISO_639_1.intersection(_FOLDER_LANG.findall(folder)))
 
 # %% ../../nbs/24_ingest.dumps.ipynb #d32bda1a
+_XML_LANG = re.compile(rb'<[^>]*mediawiki\b[^>]*xml:lang="([a-z]{2,3})"')
+_DB_NAME = re.compile(rb"<(?:\w+:)?dbname>([a-z]{2,3})wiki<")
+
+
 def _langs_in_head(head: bytes) -> set[str]:
-    said = re.findall(
-        rb'<[^>]*mediawiki\b[^>]*xml:lang="([a-z]{2,3})"', head
-    ) + re.findall(rb"<(?:\w+:)?dbname>([a-z]{2,3})wiki<", head)
-    return {s.decode() for s in said}
+    langs = _XML_LANG.findall(head) + _DB_NAME.findall(head)
+    return {lang.decode() for lang in langs}
 
 
 def _langs_in_rows(path: Path) -> set[str]:
-    row = next((r for r in read_rows(path, Counter()) if "index" not in r), {})
-    # a search dump says dewiki
-    said = cell_text(row.get("lang")) or cell_text(row.get("wiki")).removesuffix("wiki")
-    return {said} if is_lang_code(said) else set()
-
-
-def _is_xml(path: Path) -> bool:
-    return path.name.endswith((".xml", ".xml.gz", ".xml.bz2"))
+    "What the first row says in lang, or in wiki: a search dump says dewiki."
+    rows = read_rows(path, Counter())
+    row = next((row for row in rows if "index" not in row), {})
+    wiki = cell_text(row.get("wiki")).removesuffix("wiki")
+    lang = cell_text(row.get("lang")) or wiki
+    return {lang} if is_lang_code(lang) else set()
 
 # %% ../../nbs/24_ingest.dumps.ipynb #289139c9
 def source_lang(files: list[Path]) -> str:
-    """The language on which names and contents of `files` agree; raises `CorpusError`
-    where they say none, or several.
+    """The language on which names and contents of `files` agree.
+
+    Raises `CorpusError` where they say none, or several.
     """
-    said: set[str] = set()
-    for f in files:
-        said |= _langs_in_name(f) | (
-            _langs_in_head(next(read_chunks(f, lambda _: None), b"")[:65536])
-            if _is_xml(f)
-            else _langs_in_rows(f)
-        )
-    if len(said) == 1:
-        return said.pop()
-    what = (
-        f"speaks of several languages ({', '.join(sorted(said))})"
-        if said
+    langs: set[str] = set()
+    for file in files:
+        langs |= _langs_in_name(file)
+        langs |= _langs_in_head(_head(file)) if _is_xml(file) else _langs_in_rows(file)
+    if len(langs) == 1:
+        return langs.pop()
+    problem = (
+        f"speaks of several languages ({', '.join(sorted(langs))})"
+        if langs
         else "does not say its language"
     )
+    where = files[0] if len(files) == 1 else files[0].parent
     raise CorpusError(
-        f"{files[0] if len(files) == 1 else files[0].parent} {what} in its name and head:"
-        f" say which, for example --lang {min(said, default='de')}."
+        f"{where} {problem} in its name and head: say which, for example"
+        f" lang={min(langs, default='de')!r}."
     )
 
 # %% ../../nbs/24_ingest.dumps.ipynb #e0fc8437
@@ -246,26 +293,25 @@ _OPENING = re.compile(rb"\s*<(?:[\w.-]+:)?page[\s>]")
 
 def _opens_with_page(f: Any, at: int) -> bool:
     f.seek(at)
+    data = f.read(1 << 20)
     try:
-        return bool(
-            _OPENING.match(
-                bz2.BZ2Decompressor().decompress(f.read(1 << 20), max_length=64)
-            )
-        )
+        opening = bz2.BZ2Decompressor().decompress(data, max_length=64)
     except OSError:
         return False
+    return bool(_OPENING.match(opening))
 
 
 def _next_stream(f: Any, at: int, end: int) -> int | None:
-    """The first bzip2 stream from byte `at` on that opens with a page; None where there
-    is none before `end`.
+    """The first bzip2 stream from byte `at` on that opens with a page.
+
+    None where there is none before byte `end`.
     """
     while at < end:
         f.seek(at)
         block = f.read(1 << 20)
-        for m in _STREAM.finditer(block):
-            if _opens_with_page(f, at + m.start()):
-                return at + m.start()
+        for mark in _STREAM.finditer(block):
+            if _opens_with_page(f, at + mark.start()):
+                return at + mark.start()
         if len(block) < 10:
             return None
         at += len(block) - 9  # the ten bytes may lie across two blocks
@@ -279,39 +325,55 @@ class Part(NamedTuple):
     start: int = 0  # bytes of a bzip2 file, from …
     stop: int = 0  # … to: to be read by who parses it
     data: Any = None  # or what was read: pieces of XML, a block of lines, a batch of rows
-    broken: str = ""  # where the file broke off behind this part: how
+    broken: str = ""  # how the file broke off behind this part; empty where it did not
+
+
+def _stream_parts(path: Path) -> Iterator[Part]:
+    "Parts of whole bzip2 streams, for as long as the next part's begin is near."
+    start = 0
+    with open(path, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        while start < size:
+            end = min(size, start + 16 * PART_BYTES)
+            stop = _next_stream(f, start + PART_BYTES, end)
+            if stop is None:
+                break
+            yield Part(path, start, stop)
+            start = stop
+        if start and size - start < 16 * PART_BYTES:
+            yield Part(path, start, size)
+
+
+def _unpacked_parts(path: Path, start: int) -> Iterator[Part]:
+    "The pages behind a byte of the file, unpacked here."
+    breaks: list[str] = []
+    pieces: list[bytes] = []
+    n_bytes = 0
+    for piece in _split_pages(read_chunks(path, breaks.append, start)):
+        pieces.append(piece)
+        n_bytes += len(piece)
+        if n_bytes >= PART_BYTES:
+            yield Part(path, data=pieces)
+            pieces = []
+            n_bytes = 0
+    yield Part(path, data=pieces, broken="".join(breaks))
 
 
 def _xml_parts(path: Path) -> Iterator[Part]:
     start = 0
     if path.suffix == ".bz2":
-        with open(path, "rb") as f:
-            size = os.fstat(f.fileno()).st_size
-            while (
-                stop := _next_stream(
-                    f, start + PART_BYTES, min(size, start + 16 * PART_BYTES)
-                )
-            ) is not None:
-                yield Part(path, start, stop)
-                start = stop
-        if start and size - start < 16 * PART_BYTES:
-            return (yield Part(path, start, size))
-    broken: list[str] = []
-    held: list[bytes] = []
-    for piece in _split_pages(read_chunks(path, broken.append, start)):
-        held.append(piece)
-        if sum(map(len, held)) >= PART_BYTES:
-            yield Part(path, data=held)
-            held = []
-    yield Part(path, data=held, broken="".join(broken))
+        for part in _stream_parts(path):
+            yield part
+            start = part.stop
+    if not start or start < path.stat().st_size:
+        yield from _unpacked_parts(path, start)
 
 # %% ../../nbs/24_ingest.dumps.ipynb #bca212d9
-# One file a wiki until the end of 2025, many since: jawiki-20251229-cirrussearch-
-# content.json.gz, jawiki_content-20260105-00000.json.bz2
+# one file a wiki until the end of 2025, jawiki-20251229-cirrussearch-content.json.gz;
+# many since, jawiki_content-20260105-00000.json.bz2
 _CIRRUS = re.compile(
     r".+(?:-cirrussearch-content|wiki_content-\d+-\d+)\.json(?:\.gz|\.bz2)?"
 )
-_SOURCES = ROW_SUFFIXES + (".xml", ".xml.gz", ".xml.bz2")
 
 
 def _is_cirrus(path: Path) -> bool:
@@ -322,11 +384,17 @@ def _parts(path: Path, notes: Counter) -> Iterator[Part]:
     if _is_xml(path):
         return _xml_parts(path)
     if path.suffix == ".parquet":
-        return (Part(path, data=b) for b in parquet_batches(path))
-    return (
-        Part(path, data=b)
-        for b in line_blocks(path, notes, b'{"index"' if _is_cirrus(path) else b"")
-    )
+        return (Part(path, data=batch) for batch in parquet_batches(path))
+    before = b'{"index"' if _is_cirrus(path) else b""
+    return (Part(path, data=block) for block in line_blocks(path, notes, before))
+
+# %% ../../nbs/24_ingest.dumps.ipynb #82e413e5
+_SOURCE_SUFFIXES = (*ROW_SUFFIXES, ".xml", ".xml.gz", ".xml.bz2")
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    paths = sorted(folder.rglob("*"))
+    return [p for p in paths if p.is_file() and not p.name.startswith(".")]
 
 
 def source_files(source: str | Path) -> list[Path]:
@@ -337,18 +405,12 @@ def source_files(source: str | Path) -> list[Path]:
     source = Path(source)
     if not source.exists():
         raise CorpusError(f"No source at {source}: there is nothing of that name.")
-    found = (
-        [source]
-        if source.is_file()
-        else sorted(
-            f for f in source.rglob("*") if f.is_file() and not f.name.startswith(".")
-        )
-    )
-    files = [f for f in found if f.name.endswith(_SOURCES) or _is_cirrus(f)]
+    paths = [source] if source.is_file() else _visible_files(source)
+    files = [p for p in paths if p.name.endswith(_SOURCE_SUFFIXES) or _is_cirrus(p)]
     if not files:
         raise CorpusError(
             f"Nothing to ingest at {source}: wanted a file that ends in"
-            f" {', '.join(_SOURCES)}, a dump of the search index"
+            f" {', '.join(_SOURCE_SUFFIXES)}, a dump of the search index"
             " (…wiki_content-….json.bz2), or a folder of those."
         )
     return files
@@ -358,7 +420,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
 
 
 def _text_after(lead: str, whole: str) -> str:
-    before, found, rest = whole.partition(lead) if lead else ("", "", "")
+    if not lead:
+        return whole
+    _, found, rest = whole.partition(lead)
     return rest if found else whole
 
 
@@ -369,41 +433,47 @@ def cirrus_paragraphs(
 ) -> list[str]:
     "The lead, then the rest of the text in pieces of whole sentences."
     lead = clean_text(opening)
-    start = 0
-    pieces = [lead] if lead else []
     rest = _text_after(lead, clean_text(text))
-    for m in chain(_SENTENCE_END.finditer(rest), [None]):
-        if len(pieces) >= max_paragraphs:
+    paragraphs = [lead] if lead else []
+    start = 0
+    for sentence_end in chain(_SENTENCE_END.finditer(rest), [None]):
+        if len(paragraphs) >= max_paragraphs:
             break
-        end = m.end() if m else len(rest)
-        if m and len(rest[start:end].encode()) < 500:
+        end = sentence_end.end() if sentence_end else len(rest)
+        if sentence_end and len(rest[start:end].encode()) < 500:
             continue
         if piece := rest[start:end].strip():
-            pieces.append(piece)
+            paragraphs.append(piece)
         start = end
-    return pieces
+    return paragraphs
 
 # %% ../../nbs/24_ingest.dumps.ipynb #6ac1cc2b
 def _row_pages(
-    rows: Iterable[dict[str, Any]], lang: str, tally: SimpleNamespace
+    rows: Iterable[dict[str, Any]], lang: str, tally: Tally
 ) -> Iterator[dict[str, Any]]:
     for row in rows:
         if row.get("lang") not in (None, lang):
             tally.left_out["other language"] += 1
-        elif (entry := to_entry(row, lang, tally.notes)) is not None:
-            yield (
-                entry
-                | {"id": entry_id(lang, entry["title"])}
-                | (
-                    {"source_id": cell_text(row["id"])}
-                    if row.get("id") is not None
-                    else {}
-                )
-            )
+            continue
+        page = to_entry(row, lang, tally.notes)
+        if page is None:
+            continue
+        page["id"] = entry_id(lang, page["title"])
+        if row.get("id") is not None:
+            page["source_id"] = cell_text(row["id"])
+        yield page
+
+
+def _template_marks(names: Any) -> str:
+    "The templates that a search dump names, as they stand in wikitext."
+    if not isinstance(names, list):
+        return ""
+    bare = [cell_text(name).rpartition(":")[2] for name in names]
+    return "".join(f"{{{{{name}}}}}" for name in bare)
 
 
 def _cirrus_pages(
-    rows: Iterable[dict[str, Any]], lang: str, tally: SimpleNamespace, most: int
+    rows: Iterable[dict[str, Any]], lang: str, tally: Tally, max_paragraphs: int
 ) -> Iterator[dict[str, Any]]:
     page_id = ""
     for row in rows:
@@ -411,28 +481,24 @@ def _cirrus_pages(
             page_id = cell_text(row["index"].get("_id"))
             continue
         title = clean_text(cell_text(row.get("title")))
-        names = row.get("template")
-        templates = (
-            "".join(f"{{{{{cell_text(n).rpartition(':')[2]}}}}}" for n in names)
-            if isinstance(names, list)
-            else ""
-        )
         if cell_text(row.get("namespace")) not in ("", "0"):
             tally.left_out["namespace"] += 1
-        elif is_disambiguation(title, templates):
+            continue
+        if is_disambiguation(title, _template_marks(row.get("template"))):
             tally.left_out["disambiguation"] += 1
-        else:
-            yield {
-                "id": entry_id(lang, title),
-                "title": title,
-                "page_id": page_id,
-                "paragraphs": cirrus_paragraphs(
-                    cell_text(row.get("opening_text")), cell_text(row.get("text")), most
-                ),
-            }
+            continue
+        opening = cell_text(row.get("opening_text"))
+        text = cell_text(row.get("text"))
+        yield {
+            "id": entry_id(lang, title),
+            "title": title,
+            "page_id": page_id,
+            "paragraphs": cirrus_paragraphs(opening, text, max_paragraphs),
+        }
 
 # %% ../../nbs/24_ingest.dumps.ipynb #c3afeced
 def _reject_reason(page: dict[str, Any], namespaces: frozenset[str]) -> str | None:
+    "Why a page is no article; None where it may be one."
     title = page["title"]
     text = cell_text(page.get("text"))
     if cell_text(page.get("ns")) not in ("", "0") or in_namespace(title, namespaces):
@@ -445,23 +511,25 @@ def _reject_reason(page: dict[str, Any], namespaces: frozenset[str]) -> str | No
         return "disambiguation"
     if list_title(title):
         return "list"
-    return "empty page" if not (page.get("paragraphs") or text.strip()) else None
+    if not page.get("paragraphs") and not text.strip():
+        return "empty page"
+    return None
 
 
 def _make_entry(
-    page: dict[str, Any], lang: str, most: int
+    page: dict[str, Any], lang: str, max_paragraphs: int
 ) -> tuple[dict[str, Any] | None, str | None]:
+    "An entry and None, or None and the reason."
     if "paragraphs" in page:
-        return page | {"paragraphs": page["paragraphs"][:most]}, None
-    paragraphs, reason = wiki_paragraphs(page["text"], most)
+        return page | {"paragraphs": page["paragraphs"][:max_paragraphs]}, None
+    paragraphs, reason = wiki_paragraphs(page["text"], max_paragraphs)
     if reason:
         return None, reason
-    entry = {
-        "id": entry_id(lang, page["title"]),
-        "title": page["title"],
-        "paragraphs": paragraphs,
-    }
-    return entry | ({"page_id": page["page_id"]} if page["page_id"] else {}), None
+    title = page["title"]
+    entry = {"id": entry_id(lang, title), "title": title, "paragraphs": paragraphs}
+    if page["page_id"]:
+        entry["page_id"] = page["page_id"]
+    return entry, None
 
 # %% ../../nbs/24_ingest.dumps.ipynb #3654ee93
 _NO_LIMIT = 2**64 - 1
@@ -471,82 +539,142 @@ class ParseOptions(NamedTuple):
     "What whoever parses a part has to know."
 
     lang: str
-    most: int  # paragraphs an entry
+    max_paragraphs: int  # of an entry
     seed: int | None  # None: all entries are wanted
     root: bytes = b""  # the root tag of the dump
     namespaces: frozenset[str] = NAMESPACES  # prefixes of pages that are no articles
     limit: int = _NO_LIMIT  # no key above this is wanted
 
 
-def _pages(
-    part: Part, how: ParseOptions, tally: SimpleNamespace
+class ParsedPart(NamedTuple):
+    "What a part gave: n entries, and all that has to be counted."
+
+    path: Path
+    entries: pa.Table  # with the schema ENTRY_TABLE
+    keys: np.ndarray  # hashes of the titles, and of the seed if there is one; uint64 [n]
+    ties: np.ndarray  # tell entries of one title apart; uint64 [n]
+    failed: list[tuple[int, str]]  # key and reason
+    tally: Tally
+
+# %% ../../nbs/24_ingest.dumps.ipynb #58a4b756
+def _xml_pages(
+    part: Part, options: ParseOptions, tally: Tally
 ) -> Iterator[dict[str, Any]]:
+    pieces = part.data
+    if pieces is None:
+        chunks = read_chunks(part.path, tally.add_break, part.start, part.stop)
+        pieces = _split_pages(chunks)
+    yield from _parse_pages(pieces, options.root, tally)
+    if part.broken:
+        tally.add_break(part.broken)
+
+
+def _pages(part: Part, options: ParseOptions, tally: Tally) -> Iterator[dict[str, Any]]:
     if _is_xml(part.path):
-        broken = lambda what: tally.breaks.append((tally.bytes, what))
-        pieces = (
-            _split_pages(read_chunks(part.path, broken, part.start, part.stop))
-            if part.data is None
-            else part.data
-        )
-        yield from _parse_pages(pieces, how.root, tally)
-        if part.broken:
-            broken(part.broken)
-    elif _is_cirrus(part.path):
-        yield from _cirrus_pages(
-            json_rows(part.data, tally.notes), how.lang, tally, how.most
-        )
-    else:
-        yield from _row_pages(
-            (
-                json_rows(part.data, tally.notes)
-                if isinstance(part.data, bytes)
-                else part.data.to_pylist()
-            ),
-            how.lang,
-            tally,
-        )
+        return _xml_pages(part, options, tally)
+    is_json = isinstance(part.data, bytes)
+    rows = json_rows(part.data, tally.notes) if is_json else part.data.to_pylist()
+    if _is_cirrus(part.path):
+        return _cirrus_pages(rows, options.lang, tally, options.max_paragraphs)
+    return _row_pages(rows, options.lang, tally)
 
 
-def parse_part(part: Part, how: ParseOptions) -> SimpleNamespace:
-    """Entries of a part, a key and a tie-breaker for each, the articles that failed, and
-    the tally.
-    """
-    tally = _new_tally(path=part.path, articles=0)
-    entries = []
-    keys = []
-    failed = []
-    for page in _pages(part, how, tally):
-        if reason := _reject_reason(page, how.namespaces):
+def _key(title: str, options: ParseOptions) -> int:
+    if options.seed is None:
+        return hash64(options.lang, title)
+    return hash64(options.seed, options.lang, title)
+
+
+def _tie(entry: dict[str, Any]) -> int:
+    return hash64(*entry["paragraphs"], pack_extra(entry) or "")
+
+# %% ../../nbs/24_ingest.dumps.ipynb #e63aa92c
+def parse_part(part: Part, options: ParseOptions) -> ParsedPart:
+    "The entries of a part, with their keys, and what did not become one."
+    tally = Tally(part.path.name)
+    entries: list[dict[str, Any]] = []
+    keys: list[int] = []
+    failed: list[tuple[int, str]] = []
+    for page in _pages(part, options, tally):
+        if reason := _reject_reason(page, options.namespaces):
             tally.left_out[reason] += 1
             continue
         tally.articles += 1
-        key = hash64(*([] if how.seed is None else [how.seed]), how.lang, page["title"])
-        if key > how.limit:
+        key = _key(page["title"], options)
+        if key > options.limit:
             continue
-        entry, reason = _make_entry(page, how.lang, how.most)
+        entry, reason = _make_entry(page, options.lang, options.max_paragraphs)
         if entry is None:
             failed.append((key, reason))
         else:
-            entries.append(entry), keys.append(key)
-    ties = (
-        keys
-        if how.seed is None
-        else [hash64(*e["paragraphs"], pack_extra(e) or "") for e in entries]
-    )
-    return SimpleNamespace(
-        tally=tally,
-        failed=failed,
+            entries.append(entry)
+            keys.append(key)
+    # ties decide between entries of a sample only
+    ties = keys if options.seed is None else [_tie(entry) for entry in entries]
+    return ParsedPart(
+        path=part.path,
         entries=pack_entries(entries),
         keys=np.array(keys, np.uint64),
         ties=np.array(ties, np.uint64),
+        failed=failed,
+        tally=tally,
     )
+
+# %% ../../nbs/24_ingest.dumps.ipynb #479aeb6c
+def _smallest_keys(
+    drawn: list[np.ndarray],  # rows (key, tie, row of the spool), uint64 [·, 3]
+    n: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    "The rows with the n smallest keys, sorted; and the keys of those that had a twin."
+    rows = np.concatenate(drawn)
+    rows = rows[np.lexsort(rows.T[::-1])]
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = rows[1:, 0] != rows[:-1, 0]
+    return rows[is_first][:n], rows[~is_first, 0]
+
+# %% ../../nbs/24_ingest.dumps.ipynb #12be7c6b
+class Draw:
+    "The n smallest keys of a stream of entries, and the limit that follows from them."
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.limit = _NO_LIMIT  # no key above this can be drawn
+        self.rows = np.empty((0, 3), np.uint64)  # key, tie, row of the spool; by key
+        self.n_spooled = 0  # rows of the spool
+        self._fresh: list[np.ndarray] = []  # rows that came since the limit was set
+        self._twins: list[np.ndarray] = []
+
+    def offer(self, keys: np.ndarray, ties: np.ndarray) -> np.ndarray:
+        "Take keys and ties, uint64 [n]; which of them may be drawn, int64 [≤ n]."
+        low = np.flatnonzero(keys <= np.uint64(self.limit))
+        stop = self.n_spooled + len(low)
+        spool_rows = np.arange(self.n_spooled, stop, dtype=np.uint64)
+        self._fresh.append(np.column_stack([keys[low], ties[low], spool_rows]))
+        self.n_spooled = stop
+        if sum(map(len, self._fresh)) > self.n // 4 + 1000:
+            self.settle()
+        return low
+
+    def settle(self) -> None:
+        "Keep the n smallest of all that came, and set the limit."
+        self.rows, twins = _smallest_keys([self.rows, *self._fresh], self.n)
+        self._twins.append(twins)
+        self._fresh.clear()
+        if len(self.rows) == self.n:
+            self.limit = int(self.rows[-1, 0])
+
+    def duplicates(self) -> int:
+        "Entries up to the limit whose title another one has."
+        return sum(int((keys <= np.uint64(self.limit)).sum()) for keys in self._twins)
 
 # %% ../../nbs/24_ingest.dumps.ipynb #f564efe3
 def _parse_in_order(
     tasks: Iterable[tuple[Part, ParseOptions]], jobs: int
-) -> Iterator[SimpleNamespace]:
+) -> Iterator[ParsedPart]:
     if jobs == 1:
-        return (yield from (parse_part(*t) for t in tasks))
+        for task in tasks:
+            yield parse_part(*task)
+        return
     # A pool of its own: joblib.Parallel would stumble over the reusable one.
     pool = ProcessPoolExecutor(jobs)
     waiting = deque()
@@ -560,134 +688,134 @@ def _parse_in_order(
     except BrokenProcessPool as e:
         raise CorpusError(
             f"A reading process died, perhaps for want of memory; there were {jobs}: take"
-            " fewer, with --jobs."
+            " fewer jobs."
         ) from e
     finally:
-        for w in waiting:
-            w.cancel()
+        for future in waiting:
+            future.cancel()
         pool.shutdown()
 
 # %% ../../nbs/24_ingest.dumps.ipynb #9b8ab58e
+_NAMESPACE = re.compile(r"<(?:\w+:)?namespace key=\"-?\d+\"[^>]*>([^<]+)<")
+
+
 def _namespaces(head: bytes) -> frozenset[str]:
-    found = re.findall(
-        r"<(?:\w+:)?namespace key=\"-?\d+\"[^>]*>([^<]+)<",
-        head.decode("utf-8", "replace"),
-    )
-    return NAMESPACES | {html.unescape(n).lower() for n in found}
+    "The prefixes that a dump's head lists, and those that are known anyway."
+    names = _NAMESPACE.findall(head.decode("utf-8", "replace"))
+    return NAMESPACES.union(html.unescape(name).lower() for name in names)
 
 
 def _tasks(
-    files: list[Path], how: ParseOptions, tally: SimpleNamespace
+    files: list[Path],
+    options: ParseOptions,
+    draw: Draw | None,  # its limit falls while the source is read
+    notes: Counter,
 ) -> Iterator[tuple[Part, ParseOptions]]:
     for path in files:
         head = _head(path) if _is_xml(path) else b""
-        how = how._replace(root=_root(head), namespaces=_namespaces(head))
-        for part in _parts(path, tally.notes):
-            yield part, how._replace(limit=tally.limit)
+        options = options._replace(root=_root_tag(head), namespaces=_namespaces(head))
+        for part in _parts(path, notes):
+            limit = _NO_LIMIT if draw is None else draw.limit
+            yield part, options._replace(limit=limit)
+
+# %% ../../nbs/24_ingest.dumps.ipynb #b6f356a0
+def _check_is_dump(path: Path, tally: Tally) -> None:
+    if _is_xml(path) and not tally.pages:
+        raise _no_dump(path, tally)
 
 
-def _results(
-    files: list[Path], how: ParseOptions, jobs: int, tally: SimpleNamespace
-) -> Iterator[SimpleNamespace]:
-    """Results of all parts; their counts are added to `tally`.
+def _count_parts(
+    parsed_parts: Iterable[ParsedPart],
+    path: Path,  # of the first file
+    tally: Tally,  # of the whole source
+) -> Iterator[ParsedPart]:
+    """The same parts; on the way they are added to `tally`.
 
     Raises `CorpusError` behind a file that was to be a dump and is none.
     """
-    file = _new_tally(path=files[0])
-    for result in chain(_parse_in_order(_tasks(files, how, tally), jobs), [None]):
-        if (
-            (result is None or result.tally.path != file.path)
-            and _is_xml(file.path)
-            and not file.pages
-        ):
-            raise _no_dump(file.path, file)
-        if result is None:
-            return
-        part = result.tally
-        if part.path != file.path:
-            file = _new_tally(path=part.path)
-        tally.left_out.update(part.left_out), tally.notes.update(part.notes)
-        tally.articles += part.articles
-        file.breaks += [(file.bytes + at, what) for at, what in part.breaks]
-        tally.breaks += [
-            {"file": part.path.name, "byte": file.bytes + at, "what": what}
-            for at, what in part.breaks
-        ]
-        file.bytes = file.bytes + part.bytes
-        file.pages = file.pages + part.pages
-        yield result
+    file_tally = Tally(path.name)
+    for parsed in parsed_parts:
+        if parsed.path != path:
+            _check_is_dump(path, file_tally)
+            path = parsed.path
+            file_tally = Tally(path.name)
+        start = file_tally.bytes
+        file_tally.add_part(parsed.tally, start)
+        tally.add_part(parsed.tally, start)
+        yield parsed
+    _check_is_dump(path, file_tally)
 
 # %% ../../nbs/24_ingest.dumps.ipynb #14e2b0fc
-def _first_seen(seen: list[np.ndarray], keys: np.ndarray) -> np.ndarray:
-    """Which keys come for the first time, bool [n]; they are added to `seen`, sorted
-    arrays.
-    """
-    new = np.zeros(len(keys), bool)
-    new[np.unique(keys, return_index=True)[1]] = True
-    for run in seen:
-        new &= run[np.minimum(np.searchsorted(run, keys), len(run) - 1)] != keys
-    if new.any():
-        seen.append(np.sort(keys[new]))
+def _first_seen(
+    seen: list[np.ndarray],  # sorted arrays; the new keys are added here
+    keys: np.ndarray,  # uint64 [n]
+) -> np.ndarray:  # bool [n]
+    "Which keys come for the first time."
+    is_new = np.zeros(len(keys), bool)
+    is_new[np.unique(keys, return_index=True)[1]] = True
+    for known in seen:
+        nearest = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        is_new &= known[nearest] != keys
+    if is_new.any():
+        seen.append(np.sort(keys[is_new]))
     while len(seen) > 1 and len(seen[-2]) <= 2 * len(seen[-1]):
         seen[-2:] = [np.sort(np.concatenate(seen[-2:]))]
-    return new
+    return is_new
 
-
-def _keep_new(
-    results: Iterable[SimpleNamespace], tally: SimpleNamespace
-) -> Iterator[pa.Table]:
+# %% ../../nbs/24_ingest.dumps.ipynb #defec7ef
+def _keep_new(parsed_parts: Iterable[ParsedPart], tally: Tally) -> Iterator[pa.Table]:
+    "All entries whose title was not there before."
     seen: list[np.ndarray] = []
-    for r in results:
-        new = _first_seen(seen, r.keys)
-        tally.left_out.update(
-            [reason for _, reason in r.failed] + ["duplicate title"] * int((~new).sum())
-        )
-        yield r.entries.filter(pa.array(new))
-
-# %% ../../nbs/24_ingest.dumps.ipynb #479aeb6c
-def _smallest_keys(drawn: list[np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows (key, tie, row) with the n smallest keys, uint64 [≤ n, 3], sorted; and the
-    keys of those that had a twin.
-    """
-    rows = np.concatenate(drawn)
-    rows = rows[np.lexsort(rows.T[::-1])]
-    first = np.ones(len(rows), bool)
-    first[1:] = rows[1:, 0] != rows[:-1, 0]
-    return rows[first][:n], rows[~first, 0]
+    for parsed in parsed_parts:
+        is_new = _first_seen(seen, parsed.keys)
+        tally.left_out.update(reason for _, reason in parsed.failed)
+        tally.left_out["duplicate title"] += int((~is_new).sum())
+        yield parsed.entries.filter(pa.array(is_new))
 
 # %% ../../nbs/24_ingest.dumps.ipynb #46f5cd0a
 _LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
-def _deal_to_buckets(
-    spool: Path, drawn: np.ndarray, size: int, files: ExitStack
-) -> list[Path]:
-    rank = np.argsort(drawn[:, 2])
-    rows = drawn[rank, 2].astype(np.int64)
+def _ranked_rows(
+    spool: Path,
+    spool_rows: np.ndarray,  # rows that were drawn, by rank; uint64 [n]
+) -> Iterator[pa.Table]:
+    "The rows that were drawn, in the order of the spool, with their rank."
+    rank = np.argsort(spool_rows)
+    rows = spool_rows[rank].astype(np.int64)
     start = 0
-    buckets = {}
-    batches = pa.ipc.open_stream(files.enter_context(pa.OSFile(str(spool))))
-    for table in regroup_tables((pa.Table.from_batches([b]) for b in batches), 8192):
-        a, b = np.searchsorted(rows, [start, start + len(table)])
-        chosen = table.take(pa.array(rows[a:b] - start)).append_column(
-            "rank", pa.array(rank[a:b])
-        )
-        for i in np.unique(rank[a:b] // size).tolist():
-            path = spool.with_name(f"{i:05}")
-            if path not in buckets:
-                buckets[path] = files.enter_context(
-                    pa.ipc.new_stream(path, chosen.schema, options=_LZ4)
-                )
-            buckets[path].write_table(chosen.filter(pa.array(rank[a:b] // size == i)))
-        start += len(table)
-    return sorted(buckets)
+    with pa.OSFile(str(spool)) as f:
+        tables = (pa.Table.from_batches([batch]) for batch in pa.ipc.open_stream(f))
+        for table in regroup_tables(tables, 8192):
+            a, b = np.searchsorted(rows, [start, start + len(table)])
+            chosen = table.take(pa.array(rows[a:b] - start))
+            yield chosen.append_column("rank", pa.array(rank[a:b]))
+            start += len(table)
 
 
-def _by_rank(spool: Path, drawn: np.ndarray, size: int) -> Iterator[pa.Table]:
-    "The rows of a file that were drawn, in that order, in tables of `size`."
-    with ExitStack() as files:
-        buckets = _deal_to_buckets(spool, drawn, size, files)
-    for path in buckets:
+def _deal_to_buckets(
+    tables: Iterable[pa.Table],  # with a column rank
+    folder: Path,
+    size: int,  # ranks a bucket
+) -> list[Path]:
+    "One file for each range of ranks, by range."
+    writers = {}
+    with ExitStack() as open_files:
+        for table in tables:
+            bucket = table["rank"].to_numpy() // size
+            for i in np.unique(bucket).tolist():
+                path = folder / f"{i:05}"
+                if path not in writers:
+                    writer = pa.ipc.new_stream(path, table.schema, options=_LZ4)
+                    writers[path] = open_files.enter_context(writer)
+                writers[path].write_table(table.filter(pa.array(bucket == i)))
+    return sorted(writers)
+
+
+def _read_by_rank(spool: Path, spool_rows: np.ndarray, size: int) -> Iterator[pa.Table]:
+    "The rows that were drawn, by rank, in tables of `size`."
+    ranked = _ranked_rows(spool, spool_rows)
+    for path in _deal_to_buckets(ranked, spool.parent, size):
         with pa.OSFile(str(path)) as f:
             table = pa.ipc.open_stream(f).read_all()
         path.unlink()
@@ -695,170 +823,171 @@ def _by_rank(spool: Path, drawn: np.ndarray, size: int) -> Iterator[pa.Table]:
 
 # %% ../../nbs/24_ingest.dumps.ipynb #0a8ac949
 def _draw_sample(
-    results: Iterable[SimpleNamespace],
-    n: int,  # entries to draw
-    tally: SimpleNamespace,  # its limit is lowered as entries come in
-    folder: Path,  # for temporary files: what was drawn on the way, and the sample
+    parsed_parts: Iterable[ParsedPart],
+    draw: Draw,  # its limit falls as entries come in
+    tally: Tally,
+    folder: Path,  # for temporary files
 ) -> Iterator[pa.Table]:  # the entries with the n smallest keys, in that order
-    drawn = np.empty((0, 3), np.uint64)
-    fresh = []
-    rows = 0
-    failed = []
-    twins = []
-
-    def settle() -> np.ndarray:
-        kept, twin = _smallest_keys([drawn, *fresh], n)
-        twins.append(twin), fresh.clear()
-        if len(kept) == n:
-            tally.limit = int(kept[-1, 0])
-        return kept
-
+    failed: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".drawn-") as d:
         spool = Path(d, "entries")
         with pa.ipc.new_stream(spool, ENTRY_TABLE, options=_LZ4) as stream:
-            for r in results:
-                low = np.flatnonzero(r.keys <= np.uint64(tally.limit))
-                stream.write_table(r.entries.take(pa.array(low)))
-                fresh.append(
-                    np.column_stack(
-                        [
-                            r.keys[low],
-                            r.ties[low],
-                            np.arange(rows, rows + len(low), dtype=np.uint64),
-                        ]
-                    )
-                )
-                failed += r.failed
-                rows += len(low)
-                if sum(map(len, fresh)) > n // 4 + 1000:
-                    drawn = settle()
-        drawn = settle()
-        below = Counter(reason for key, reason in failed if key <= tally.limit)
-        below["duplicate title"] = sum(
-            int((t <= np.uint64(tally.limit)).sum()) for t in twins
-        )
+            for parsed in parsed_parts:
+                low = draw.offer(parsed.keys, parsed.ties)
+                stream.write_table(parsed.entries.take(pa.array(low)))
+                failed += parsed.failed
+        draw.settle()
+        below = Counter(reason for key, reason in failed if key <= draw.limit)
+        below["duplicate title"] = draw.duplicates()
         tally.left_out.update(below)
-        tally.left_out["not sampled"] += tally.articles - len(drawn) - below.total()
-        yield from _by_rank(spool, drawn, max(20_000, n // 100))
+        n_above = tally.articles - len(draw.rows) - below.total()
+        tally.left_out["not sampled"] += n_above
+        yield from _read_by_rank(spool, draw.rows[:, 2], max(20_000, draw.n // 100))
 
-# %% ../../nbs/24_ingest.dumps.ipynb #a4401bd0
-def _write_manifest(out: Path, lang: str, record: dict[str, Any]) -> None:
-    path = out / "manifest.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as e:
-        raise CorpusError(
-            f"{path} is no JSON ({e}): move it away and ingest again."
-        ) from e
-    part = path.with_name(".manifest.json.part")
-    part.write_text(
-        json.dumps(
-            dict(sorted((known | {lang: record}).items())), ensure_ascii=False, indent=1
-        )
-        + "\n",
-        encoding="utf-8",
-    )
-    os.replace(part, path)
-
-# %% ../../nbs/24_ingest.dumps.ipynb #7021c846
-def _count_kept(
-    tables: Iterable[pa.Table], tally: SimpleNamespace, most: int
-) -> Iterator[pa.Table]:
-    for t in tables:
-        tally.kept += len(t)
-        tally.full += (
-            pc.sum(pc.equal(pc.list_value_length(t["paragraphs"]), most)).as_py() or 0
-        )
-        if len(t):
-            yield t
-
-
-_NO_ENTRY = ("broken line", "row is no object", "row without title or text column")
+# %% ../../nbs/24_ingest.dumps.ipynb #5ddc00ff
 _SMALL = 8 << 20  # bytes that one process has read before another has started
 
-# %% ../../nbs/24_ingest.dumps.ipynb #77a0f1b7
-def ingest_source(
-    # a dump (.xml, .xml.gz, .xml.bz2, cirrussearch .json.gz), Parquet or JSONL file, or a
-    # folder of them
-    source: str | Path,
-    out: str | Path,  # the corpus folder; other languages in it stay
-    lang: str | None = None,  # the language; needed where the source does not say it
-    sample: int | None = None,  # keep this many entries, drawn at random; None keeps all
-    seed: int = 0,  # another seed draws another sample
-    # processes; None: all cores, or one where the source is small
-    jobs: int | None = None,
-    max_paragraphs: int = 20,  # kept of an entry, from the lead on
-) -> dict[
-    str,
-    Any,
-    # lang, read, articles, kept, left_out, notes, breaks, files, sample, seed, max_paragraphs
-]:
-    """Make the corpus of one language.
 
-    Raises `CorpusError` where source, language or output cannot be used.
-    """
-    for name, value in (
-        ("sample", sample),
-        ("jobs", jobs),
-        ("max_paragraphs", max_paragraphs),
-    ):
+class IngestPlan(NamedTuple):
+    "What will be read, and what of it will be kept."
+
+    files: list[Path]
+    lang: str
+    sample: int | None  # None: all entries
+    seed: int
+    jobs: int
+    max_paragraphs: int
+
+
+def _plan_ingest(
+    source: str | Path,
+    lang: str | None,
+    sample: int | None,
+    seed: int,
+    jobs: int | None,
+    max_paragraphs: int,
+) -> IngestPlan:
+    counts = {"sample": sample, "jobs": jobs, "max_paragraphs": max_paragraphs}
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise CorpusError(f"{name} = {value} is too few: ask for 1 or more.")
     if lang is not None and not is_lang_code(lang):
         raise CorpusError(
-            f"Language {lang!r} is no code of two or three lower-case "
-            "letters, such as de or yue."
+            f"Language {lang!r} is no code of two or three lower-case letters, such as de"
+            " or yue."
         )
     files = source_files(source)
     lang = lang or source_lang(files)
+    n_bytes = sum(file.stat().st_size for file in files)
+    jobs = jobs or (cpu_count() if n_bytes > _SMALL else 1)
+    return IngestPlan(files, lang, sample, seed, jobs, max_paragraphs)
+
+# %% ../../nbs/24_ingest.dumps.ipynb #7021c846
+def _count_kept(
+    tables: Iterable[pa.Table], max_paragraphs: int, tally: Tally
+) -> Iterator[pa.Table]:
+    "The tables that are not empty; on the way their entries are counted."
+    for table in tables:
+        tally.kept += len(table)
+        is_full = pc.equal(pc.list_value_length(table["paragraphs"]), max_paragraphs)
+        tally.full += pc.sum(is_full).as_py() or 0
+        if len(table):
+            yield table
+
+
+def _stream_entries(plan: IngestPlan, out: Path, tally: Tally) -> Iterator[pa.Table]:
+    "The entries that are kept, as tables; on the way all is counted."
+    draw = None if plan.sample is None else Draw(plan.sample)
+    seed = None if draw is None else plan.seed
+    options = ParseOptions(plan.lang, plan.max_paragraphs, seed)
+    tasks = _tasks(plan.files, options, draw, tally.notes)
+    parsed_parts = _count_parts(_parse_in_order(tasks, plan.jobs), plan.files[0], tally)
+    tables = (
+        _keep_new(parsed_parts, tally)
+        if draw is None
+        else _draw_sample(parsed_parts, draw, tally, out)
+    )
+    return _count_kept(tables, plan.max_paragraphs, tally)
+
+# %% ../../nbs/24_ingest.dumps.ipynb #a4401bd0
+# notes of rows that gave no page
+_NO_ENTRY = ("broken line", "row is no object", "row without title or text column")
+
+
+def _manifest_record(plan: IngestPlan, tally: Tally) -> dict[str, Any]:
+    notes = Counter(tally.notes)
+    left_out = Counter(tally.left_out)
+    for reason in _NO_ENTRY:
+        left_out[reason] += notes.pop(reason, 0)
+    if tally.full:
+        notes[f"read up to paragraph {plan.max_paragraphs}"] = tally.full
+    return {
+        "read": tally.kept + left_out.total(),
+        "articles": tally.articles,
+        "kept": tally.kept,
+        "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
+        "notes": dict(sorted(notes.items())),
+        "breaks": [place._asdict() for place in tally.breaks],
+        "files": [{"name": f.name, "bytes": f.stat().st_size} for f in plan.files],
+        "sample": plan.sample,
+        "seed": plan.seed,
+        "max_paragraphs": plan.max_paragraphs,
+    }
+
+
+def _write_manifest(out: Path, lang: str, record: dict[str, Any]) -> None:
+    "Put a language's record into the manifest of a corpus."
+    path = out / "manifest.json"
+    try:
+        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as e:
+        raise CorpusError(
+            f"{path} is no JSON ({e}): move it away and ingest again."
+        ) from e
+    records = dict(sorted((records | {lang: record}).items()))
+    text = json.dumps(records, ensure_ascii=False, indent=1) + "\n"
+    part = path.with_name(".manifest.json.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+# %% ../../nbs/24_ingest.dumps.ipynb #77a0f1b7
+def ingest_source(
+    source: str | Path,  # a dump, Parquet or JSONL file, or a folder of them
+    out: str | Path,  # the corpus folder; other languages in it stay
+    lang: str | None = None,  # needed where the source does not say it
+    sample: int | None = None,  # keep so many entries, drawn at random; None: all
+    seed: int = 0,  # another seed draws another sample
+    jobs: int | None = None,  # processes; None: all cores, or one for a small source
+    max_paragraphs: int = 20,  # kept of an entry, from the lead on
+) -> dict[str, Any]:  # lang, and the language's record in the manifest
+    """Make the corpus of one language.
+
+    A dump is .xml, .xml.gz or .xml.bz2, or one of the search index (CirrusSearch, JSON).
+    The record has read, articles, kept, left_out, notes, breaks, files, sample, seed and
+    max_paragraphs.
+
+    Raises `CorpusError` where source, language or output cannot be used.
+    """
+    plan = _plan_ingest(source, lang, sample, seed, jobs, max_paragraphs)
     out = Path(out)
-    jobs = jobs or (cpu_count() if sum(f.stat().st_size for f in files) > _SMALL else 1)
-    tally = _new_tally(articles=0, kept=0, full=0, limit=_NO_LIMIT)
+    tally = Tally()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        results = _results(
-            files,
-            ParseOptions(lang, max_paragraphs, None if sample is None else seed),
-            jobs,
-            tally,
-        )
-        tables = _count_kept(
-            (
-                _keep_new(results, tally)
-                if sample is None
-                else _draw_sample(results, sample, tally, out)
-            ),
-            tally,
-            max_paragraphs,
-        )
+        tables = _stream_entries(plan, out, tally)
+        # a source without an entry leaves what is there
         if (first := next(tables, None)) is not None:
-            write_tables(chain([first], tables), out, lang)
-        for reason in _NO_ENTRY:
-            tally.left_out[reason] += tally.notes.pop(reason, 0)
-        if tally.full:
-            tally.notes[f"read up to paragraph {max_paragraphs}"] = tally.full
-        left_out = {k: v for k, v in sorted(tally.left_out.items()) if v}
-        kept = tally.kept
-        if not kept:
+            write_tables(chain([first], tables), out, plan.lang)
+        record = _manifest_record(plan, tally)
+        if not tally.kept:
+            reasons = record["left_out"] or "nothing, it is empty"
             raise CorpusError(
-                f"No entry in {source}; left out: {left_out or 'nothing, it is empty'}."
-                f" Is it the right file, and is {lang} its language?"
+                f"No entry in {source}; left out: {reasons}. Is it the right file, and is"
+                f" {plan.lang} its language?"
             )
-        record = {
-            "read": kept + sum(left_out.values()),
-            "articles": tally.articles,
-            "kept": kept,
-            "left_out": left_out,
-            "notes": dict(sorted(tally.notes.items())),
-            "breaks": tally.breaks,
-            "files": [{"name": f.name, "bytes": f.stat().st_size} for f in files],
-            "sample": sample,
-            "seed": seed,
-            "max_paragraphs": max_paragraphs,
-        }
-        _write_manifest(out, lang, record)
+        _write_manifest(out, plan.lang, record)
     except OSError as e:
         raise CorpusError(
-            f"Cannot write the corpus to {out}: {e.strerror or e}. Choose another --out."
+            f"Cannot write the corpus to {out}: {e.strerror or e}. Choose another folder"
+            " as `out`."
         ) from e
-    return {"lang": lang} | record
+    return {"lang": plan.lang} | record
