@@ -186,7 +186,7 @@ def find_font(
 
 # %% ../../nbs/90_viz.plots.ipynb #988722eb
 TITLE_CHARACTERS = 24
-THICKENING = 0.035  # width of the stroke, in em
+THICKENING = 0.03  # width of the stroke, in em
 NO_GLYPHS = (
     "Titles that no installed font can draw are shown by their ids; a font such as Noto"
     " Sans CJK mends it."
