@@ -379,6 +379,17 @@ def render_figure(
     return FigureResult((title, promise), notebook, failure, pictures, links)
 
 
+def require_papermill() -> None:
+    "An ImportError that says how to get papermill and nbconvert, where they are not."
+    try:
+        import nbconvert  # noqa: F401
+        import papermill  # noqa: F401
+    except ImportError as e:
+        raise ImportError(
+            "a report needs papermill and nbconvert: pip install 'cmining[notebooks]'"
+        ) from e
+
+
 def report_line(name: str, run: str, failure: str | None, seconds: float) -> None:
     "Say on stderr that a figure is done, where no progress bar is drawn."
     outcome = "failed" if failure else "done"
@@ -399,13 +410,7 @@ def make_report(
     A parameter goes to the notebooks that have it. Raises RunError for a run that is not
     finished, and for a parameter that no figure has; ImportError without papermill.
     """
-    try:
-        import nbconvert  # noqa: F401
-        import papermill  # noqa: F401
-    except ImportError as e:
-        raise ImportError(
-            "a report needs papermill and nbconvert: pip install 'cmining[notebooks]'"
-        ) from e
+    require_papermill()
     out = Path(out)
     parameters = parameters or {}
     named = run_names(runs)
@@ -452,8 +457,8 @@ from cmining.viz.plots import lang_style, sample_run, save_figure, use_style
 === markdown
 ## The run
 
-Three tables: `entries` says where every entry stopped, `groups` which languages are in each group, `culture_points`
-what was found.
+Three tables: `entries` says where every entry stopped, `groups` which languages are in
+each group, `culture_points` what was found.
 === code
 use_style()
 run = run_dir or sample_run()
