@@ -10,11 +10,14 @@ from urllib.request import urlopen
 import pytest
 
 pytest.importorskip("bokeh")
+from bokeh.core.enums import MarkerType
+
 from cmining.core.basics import RunError
 from cmining.core.runs import Params, read_record, read_run
 from cmining.evidence.explain import thresholds
 from cmining.mine.pipeline import mine_corpus
-from cmining.viz.atlas import LANG_STYLES, make_atlas
+from cmining.viz.atlas import bokeh_style, make_atlas
+from cmining.viz.colors import BOKEH_MARKERS, LANG_STYLES, OTHER_STYLES
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 EVIL = (
@@ -193,13 +196,13 @@ def test_search_click_and_read_the_evidence(browser, run):
     browser.search("土俵")
     browser.until(
         lambda: (
-            browser.js("document.querySelector('#told h2')?.textContent") == "土俵入り"
+            browser.js("document.querySelector('#panel h2')?.textContent") == "土俵入り"
         )
     )
 
     browser.js("points.selected.indices = []")
     assert "Islands of culture" in browser.js(
-        "document.querySelector('#told').textContent"
+        "document.querySelector('#panel').textContent"
     )
     browser.mouse(*browser.middle(), "mouseMoved")
     browser.until(
@@ -216,11 +219,11 @@ def test_search_click_and_read_the_evidence(browser, run):
     browser.mouse(*browser.middle(), "mousePressed", "mouseReleased")
     browser.until(
         lambda: (
-            browser.js("document.querySelector('#told h2')?.textContent") == "土俵入り"
+            browser.js("document.querySelector('#panel h2')?.textContent") == "土俵入り"
         )
     )
 
-    said = browser.js("document.querySelector('#told').innerText")
+    said = browser.js("document.querySelector('#panel').innerText")
     limit = thresholds(read_run(run, "entries"), Params(**read_record(run)["params"]))
     limit = limit[(read_run(run, "entries")["id"] == want["id"]).to_numpy()].iloc[0]
     for number in (
@@ -273,11 +276,11 @@ def test_corpus_text_stays_text(browser, title):
     browser.until(
         lambda: (
             EVIL.strip()
-            in (browser.js("document.querySelector('#told h2')?.textContent") or "")
+            in (browser.js("document.querySelector('#panel h2')?.textContent") or "")
         )
     )
     browser.js(f"atlas.go(d.title.findIndex(t => t.endsWith('{title}')))")
-    assert browser.js("document.querySelector('#told h2').textContent") == EVIL + title
+    assert browser.js("document.querySelector('#panel h2').textContent") == EVIL + title
     browser.js("points.selected.indices = []")
     browser.mouse(5, 5, "mouseMoved")
     browser.mouse(*browser.middle(), "mouseMoved")
@@ -339,6 +342,17 @@ def test_a_cleaned_run_is_refused(run, tmp_path):
 
 def test_colours_are_those_of_the_figures():
     plots = pytest.importorskip("cmining.viz.plots")
-    assert {lang: color for lang, (color, _) in LANG_STYLES.items()} == {
-        lang: color for lang, (color, _) in plots.LANG_STYLES.items()
+    langs = [*LANG_STYLES, "ko", "pt", "sw"]
+    assert {lang: bokeh_style(lang)[0] for lang in langs} == {
+        lang: plots.lang_style(lang)["color"] for lang in langs
     }
+
+
+def test_every_marker_can_be_filled():
+    "A marker of lines alone, such as x, would be drawn in white on white."
+
+    lines_alone = {"asterisk", "cross", "dash", "x", "y"}
+    for _, marker in [*LANG_STYLES.values(), *OTHER_STYLES]:
+        name, character = BOKEH_MARKERS[marker]
+        assert name in set(MarkerType) - lines_alone
+        assert len(character) == 1

@@ -9,9 +9,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.font_manager import FontEntry
 
 from cmining.core.basics import RunError
-from cmining.viz import plots
+from cmining.viz import colors, plots
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -59,12 +60,11 @@ def test_same_bytes_and_no_date(tmp_path):
     assert b"<dc:date>" not in (tmp_path / "a" / "same.svg").read_bytes()
 
 
-def fonts(monkeypatch, **has: str):
-    "Pretend that these fonts are installed, with these glyphs."
-    monkeypatch.setattr(
-        plots, "system_fonts", lambda: {name.replace("_", " "): name for name in has}
-    )
-    monkeypatch.setattr(plots, "glyphs", lambda path: frozenset(map(ord, has[path])))
+def pretend_fonts(monkeypatch, has: dict[str, str]):
+    "Pretend that these font families are installed, with these glyphs."
+    entries = {family: FontEntry(name=family, weight=400) for family in has}
+    monkeypatch.setattr(plots, "system_fonts", lambda: entries)
+    monkeypatch.setattr(plots, "glyphs", lambda font: set(map(ord, has[font.name])))
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,16 @@ def fonts(monkeypatch, **has: str):
         ("abc", "zh", "DejaVu Sans"),
         ("江湖", "zh", "Noto Sans CJK SC"),
         ("江湖", "ja", "Noto Sans CJK JP"),
-        (
-            "カ江",
-            "zh",
-            "Noto Sans CJK JP",
-        ),  # the liked font lacks a glyph, another has it
+        # the preferred font lacks a glyph, another has it
+        ("カ江", "zh", "Noto Sans CJK JP"),
         ("江湖", "de", "Noto Sans CJK JP"),
         ("한", "ko", None),
         ("a江", "zh", None),
     ],
 )
 def test_finds_a_font_with_every_glyph(text, lang, font, monkeypatch):
-    fonts(
-        monkeypatch, DejaVu_Sans="abc", Noto_Sans_CJK_SC="江湖", Noto_Sans_CJK_JP="江湖カ"
-    )
+    has = {"DejaVu Sans": "abc", "Noto Sans CJK SC": "江湖", "Noto Sans CJK JP": "江湖カ"}
+    pretend_fonts(monkeypatch, has)
     assert plots.find_font(text, lang) == font
 
 
@@ -133,19 +129,50 @@ def test_with_glyphs_the_title_and_no_note(tmp_path):
     if plots.find_font("江湖", "zh") is None:
         pytest.skip("no font with Han characters is installed")
     axes = islands()
-    assert [t.get_text() for t in axes[0].texts] == ["江湖"] and axes[
-        0
-    ].figure.get_supxlabel() == ""
+    assert [t.get_text() for t in axes[0].texts] == ["江湖"]
+    assert axes[0].figure.get_supxlabel() == ""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Matplotlib warns of a missing glyph
         plots.save_figure(axes[0].figure, pd.DataFrame(), tmp_path, "islands")
 
 
+def draw_titles(folder):
+    "A figure with a Japanese and a Chinese title, saved; their font families."
+    fig, ax = plt.subplots(figsize=(4, 1))
+    for x, (title, lang) in enumerate([("歌舞伎 土俵入り", "ja"), ("江湖 骨气", "zh")]):
+        assert plots.write_title(ax, x / 2, 0.5, title, lang, instead="an id")
+    plots.save_figure(fig, pd.DataFrame(), folder, "titles")
+    return [text.get_fontfamily() for text in ax.texts]
+
+
+def test_the_font_package_draws_japanese_and_chinese(monkeypatch, tmp_path, caplog):
+    if not plots.package_fonts():
+        pytest.skip("manimgx-fonts-cjk is not installed")
+    noto = {
+        name: font
+        for name, font in plots.system_fonts().items()
+        if name == "DejaVu Sans" or name.startswith("Noto Sans CJK")
+    }
+    monkeypatch.setattr(plots, "system_fonts", lambda: noto)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Matplotlib warns of a missing glyph
+        ja, zh = draw_titles(tmp_path / "a")
+        draw_titles(tmp_path / "b")
+    assert not caplog.records  # and logs a family or weight that it does not find
+    assert ja == ["Noto Sans CJK JP"]
+    # before 3.11 Matplotlib knows the first face of a file only
+    assert zh == ["Noto Sans CJK SC" if "Noto Sans CJK SC" in noto else ja[0]]
+    for suffix in ("svg", "png"):
+        name = f"titles.{suffix}"
+        assert (tmp_path / "a" / name).read_bytes() == (
+            tmp_path / "b" / name
+        ).read_bytes()
+    assert "<text" not in (tmp_path / "a" / "titles.svg").read_text("utf-8")
+
+
 def test_a_language_looks_the_same_everywhere():
-    assert (
-        plots.lang_style("ko") == plots.lang_style("ko")
-        and len({plots.lang_style(l)["color"] for l in plots.LANG_STYLES}) == 6
-    )
+    assert plots.lang_style("ko") == plots.lang_style("ko")
+    assert len({plots.lang_style(l)["color"] for l in colors.LANG_STYLES}) == 6
 
 
 @pytest.mark.parametrize(

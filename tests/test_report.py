@@ -18,6 +18,7 @@ from cmining.viz.report import (
     figure_notebooks,
     make_report,
     new_notebook,
+    runs_table,
 )
 
 matplotlib.use("Agg")
@@ -34,14 +35,12 @@ def cells(path: Path) -> list[dict]:
 def test_figure_notebooks_can_be_given_a_run(path):
     assert sum("parameters" in c["metadata"].get("tags", ()) for c in cells(path)) == 1
     assert {"run_dir", "save_to"} <= declared_parameters(path)
-    assert "".join(cells(path)[0]["source"]).startswith("# ") and "\n> " in "".join(
-        cells(path)[0]["source"]
-    )
-    assert any(
-        "image/png" in o.get("data", ())
-        for c in cells(path)
-        for o in c.get("outputs", ())
-    ), "keep the output of the default run"
+    first = "".join(cells(path)[0]["source"])
+    assert first.startswith("# ")
+    assert "\n> " in first
+    outputs = [output for cell in cells(path) for output in cell.get("outputs", ())]
+    pictures = [output for output in outputs if "image/png" in output.get("data", ())]
+    assert pictures, "keep the output of the default run"
 
 
 @pytest.fixture(scope="session")
@@ -62,13 +61,9 @@ def hostile_run(tmp_path_factory):
         rows = [
             json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
         ]
-        lines = [
-            json.dumps(
-                row | {"title": f"<script>{row['title'][:3]}</script>$\\frac{{"},
-                ensure_ascii=False,
-            )
-            for row in rows
-        ]
+        for row in rows:
+            row["title"] = f"<script>{row['title'][:3]}</script>$\\frac{{"
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (corpus / path.name).write_text("\n".join(lines), encoding="utf-8")
     mine_corpus(corpus, run, jobs=1)
     assert len(read_run(run, "culture_points"))
@@ -98,24 +93,19 @@ def test_twice_the_same_bytes_and_titles_stay_text(hostile_run, tmp_path):
     first = contents(out)
     shutil.rmtree(out)
     make_report([hostile_run], out, {"n_per_lang": 40}, figures)
-    assert contents(out) == first and {
-        "index.html",
-        "fig2_tsne.html",
-        "fig2_tsne.ipynb",
-        "fig2_tsne.svg",
-        "fig2_tsne.png",
-        "fig2_tsne.csv",
-    } <= set(first)
+    assert contents(out) == first
+    suffixes = ("html", "ipynb", "svg", "png", "csv")
+    assert {"index.html", *(f"fig2_tsne.{suffix}" for suffix in suffixes)} <= set(first)
     pages = {
         name: text.decode()
         for name, text in first.items()
         if name.endswith((".html", ".svg"))
     }
     for name, text in pages.items():
-        assert "<script" not in text and "<b>run" not in text, name
-        assert (
-            not re.search(r'(?:src|href)="(?:https?:)?//', text) and "@import" not in text
-        ), f"{name} loads from the network"
+        assert "<script" not in text, name
+        assert "<b>run" not in text, name
+        loads = re.search(r'(?:src|href)="(?:https?:)?//|@import', text)
+        assert not loads, f"{name} loads from the network"
     assert "&lt;script&gt;" in pages["fig_mine.html"]  # pandas' table, escaped
 
 
@@ -123,27 +113,29 @@ def test_runs_side_by_side(sample_run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(sample_run, other)
     out = tmp_path / "report"
-    assert (
-        make_report(
-            [sample_run, other],
-            out,
-            figures=some(tmp_path / "figures", "fig7_culture_points"),
-            small=True,
-        )
-        == {}
-    )
+    figures = some(tmp_path / "figures", "fig7_culture_points")
+    assert make_report([sample_run, other], out, figures=figures, small=True) == {}
     assert set(contents(out)) == {
         "index.html",
-        *(
-            f"{run}/fig7_culture_points.{suffix}"
-            for run in ("sample", "other")
-            for suffix in ("svg", "csv")
-        ),
+        "sample/fig7_culture_points.svg",
+        "sample/fig7_culture_points.csv",
+        "other/fig7_culture_points.svg",
+        "other/fig7_culture_points.csv",
     }
     index = (out / "index.html").read_text()
-    assert index.index("sample/fig7_culture_points.svg") < index.index(
-        "other/fig7_culture_points.svg"
-    )
+    first = index.index("sample/fig7_culture_points.svg")
+    assert first < index.index("other/fig7_culture_points.svg")
+
+
+def test_the_index_names_changed_parameters(sample_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(sample_run, other)
+    record = json.loads((other / "run.json").read_text())
+    record["params"] |= {"theta": 0.5, "n_repeats": 3}
+    (other / "run.json").write_text(json.dumps(record))
+    table = runs_table({"sample": sample_run, "other": other})
+    assert "<td>the defaults</td>" in table
+    assert "<td>n_repeats = 3, theta = 0.5</td>" in table
 
 
 def test_refusals(sample_run, tmp_path, monkeypatch):
@@ -173,12 +165,18 @@ def execute(path: Path, parameters: dict) -> None:
 
 
 def test_results_and_sweeps_from_files(sample_run, tmp_path):
-    (tmp_path / "sweep.csv").write_text(
-        "name,theta,culture_point,precision,precision lo,precision"
-        " hi\n0,0.4,9,0.5,0.4,0.6\n1,0.8,4,0.9,0.8,1.0\n"
+    sweep = tmp_path / "sweep.csv"
+    sweep.write_text(
+        "name,theta,culture_point,precision,precision lo,precision hi\n"
+        "0,0.4,9,0.5,0.4,0.6\n"
+        "1,0.8,4,0.9,0.8,1.0\n"
     )
     (tmp_path / "results.csv").write_text(
-        "figure,item,measure,value,theta\nfig4,$\\frac{,zh,3.1,\nfig5,$a$,$b$,35,0.4\nfig5,$a$,$b$,41,0.8\nfig5,c,$b$,41,0.8\n"
+        "figure,item,measure,value,theta\n"
+        "fig4,$\\frac{,zh,3.1,\n"
+        "fig5,$a$,$b$,35,0.4\n"
+        "fig5,$a$,$b$,41,0.8\n"
+        "fig5,c,$b$,41,0.8\n"
     )
     given = {
         "run_dir": str(sample_run),
@@ -186,28 +184,26 @@ def test_results_and_sweeps_from_files(sample_run, tmp_path):
         "results": str(tmp_path / "results.csv"),
     }
     execute(FIGURES / "results.ipynb", given)
-    execute(FIGURES / "fig5_theta.ipynb", given | {"sweep": str(tmp_path / "sweep.csv")})
+    execute(FIGURES / "fig5_theta.ipynb", given | {"sweep": str(sweep)})
     assert pd.read_csv(tmp_path / "fig5_theta.csv")["culture_point"].tolist() == [9, 4]
     assert pd.read_csv(tmp_path / "fig4.csv")["item"].tolist() == ["$\\frac{"]
-    with (tmp_path / "sweep.csv").open("a") as f:
+    with sweep.open("a") as f:
         f.write("2,0.8,5,0.9,0.8,1.0\n")
     with pytest.raises(ValueError, match="several rows for one theta"):
-        execute(
-            FIGURES / "fig5_theta.ipynb", given | {"sweep": str(tmp_path / "sweep.csv")}
-        )
+        execute(FIGURES / "fig5_theta.ipynb", given | {"sweep": str(sweep)})
 
 
-# seconds differ
-kept = sorted(
-    p for p in (ROOT / "reports" / "sample").glob("*.csv") if p.stem != "table6_cost"
-)
+REPORT = ROOT / "reports" / "sample"
+SECONDS = "table6_cost"  # its numbers differ from run to run
 
 
 def test_sample_report_is_current(sample_run, tmp_path):
-    """The numbers of reports/sample are those of today's code; make report writes them
-    anew.
+    """The numbers of reports/sample are those of today's code.
+
+    make report writes them anew.
     """
-    if not kept:
+    written = sorted(path for path in REPORT.glob("*.csv") if path.stem != SECONDS)
+    if not written:
         pytest.skip("reports/sample is not there")
     given = {
         "run_dir": str(sample_run),
@@ -216,12 +212,11 @@ def test_sample_report_is_current(sample_run, tmp_path):
         "translations": str(SAMPLE / "labels.csv"),
     }
     for path in notebooks:
-        if path.stem != "table6_cost":
-            execute(
-                path, {k: v for k, v in given.items() if k in declared_parameters(path)}
-            )
-    assert {p.name for p in kept} == {p.name for p in tmp_path.glob("*.csv")}
-    for path in kept:
+        if path.stem != SECONDS:
+            names = declared_parameters(path)
+            execute(path, {key: given[key] for key in given if key in names})
+    assert {p.name for p in written} == {p.name for p in tmp_path.glob("*.csv")}
+    for path in written:
         pd.testing.assert_frame_equal(
             pd.read_csv(path),
             pd.read_csv(tmp_path / path.name),

@@ -9,7 +9,6 @@ import html
 import json
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -21,21 +20,20 @@ from upath import UPath
 from ..core.basics import RunError
 from ..core.engine import as_path, atomic_write, scratch_folder
 from cmining.core.runs import (
+    STAGES,
     Params,
     read_by_row,
     read_record,
     read_run,
-    vector_shards,
     work_shards,
 )
-from ..evidence.explain import thresholds
+from ..core.scripts import shorten
+from ..evidence.explain import VERDICTS, thresholds
+from .colors import BOKEH_MARKERS, lang_style
+from .plots import read_vectors
 
 # %% auto #0
-__all__ = ['ANCHORS', 'LEAD_CHARACTERS', 'NAME_CHARACTERS', 'LANG_STYLES', 'OTHER_STYLES', 'SHAPES', 'VERDICTS', 'FONT', 'HOVER',
-           'BUTTONS', 'SCRIPT', 'CSS', 'INTRO', 'PAGE', 'MAP_POINTS', 'choose_entries', 'read_vectors', 'lay_out',
-           'shorten', 'read_leads', 'atlas_table', 'group_facts', 'central_first', 'name_islands', 'lang_style',
-           'bokeh_source', 'draw_map', 'draw_controls', 'renumber_ids', 'safe_json', 'pick_examples', 'count_points',
-           'atlas_page', 'make_atlas']
+__all__ = ['TITLE_CHARACTERS', 'MAP_POINTS', 'choose_entries', 'lay_out', 'atlas_table', 'make_atlas']
 
 # %% ../../nbs/91_viz.atlas.ipynb #5e819b76
 def choose_entries(
@@ -43,179 +41,174 @@ def choose_entries(
     limit: int,  # rows at most
     seed: int = 0,
 ) -> np.ndarray:  # row numbers, ascending, int [n]
-    """The entries that the map shows: culture points before others, at random among
-    equals.
-    """
+    "The entries that the map shows: culture points first, at random among equals."
     shown = np.flatnonzero(entries["stage"] != "pruned")
     shown = np.random.default_rng(seed).permutation(shown)
-    other = (entries["stage"] != "culture_point").to_numpy()[shown]
-    return np.sort(shown[np.argsort(other, kind="stable")][:limit])
-
-# %% ../../nbs/91_viz.atlas.ipynb #c11a150d
-def read_vectors(
-    run: str | Path | UPath,
-    entries: pd.DataFrame,  # entries.parquet of the run
-    rows: np.ndarray,  # row numbers of entries that were not pruned, ascending, int [n]
-) -> np.ndarray:  # float32 [n, d], unit norm
-    "The vectors of some entries. A RunError when the run's work was cleaned."
-    shards = [s for same in work_shards(run, "vectors").values() for s in same]
-    if not shards:
-        raise RunError(
-            f"the vectors of {run} are gone, and a map needs them: mine the corpus again"
-            " without --clean"
-        )
-    wanted = (np.cumsum(entries["stage"] != "pruned") - 1).to_numpy()[rows]
-    first = 0
-    found = []
-    with scratch_folder():
-        for x in vector_shards(shards):
-            here = (
-                wanted[
-                    np.searchsorted(wanted, first) : np.searchsorted(
-                        wanted, first + len(x)
-                    )
-                ]
-                - first
-            )
-            if len(here):
-                found.append(np.asarray(x[here], np.float32))
-            first += len(x)
-    return np.concatenate([np.empty((0, 1), np.float32)] if not found else found)
+    is_other = (entries["stage"] != "culture_point").to_numpy()[shown]
+    return np.sort(shown[np.argsort(is_other, kind="stable")][:limit])
 
 # %% ../../nbs/91_viz.atlas.ipynb #b07f383c
 ANCHORS = 4_000  # about 15 seconds of t-SNE on one core
 
 
+def choose_anchors(
+    is_culture: np.ndarray,  # which entries are culture points, bool [n]
+    anchors: int,  # at most
+    rng: np.random.Generator,
+) -> np.ndarray:  # row numbers, int [at most anchors]
+    "Entries drawn at random, half of them culture points if there are so many."
+    culture = rng.permutation(np.flatnonzero(is_culture))
+    other = rng.permutation(np.flatnonzero(~is_culture))
+    half = anchors // 2
+    return np.concatenate([culture[:half], other, culture[half:]])[:anchors]
+
+
+def tsne_anchors(
+    vectors: np.ndarray,  # of the anchors, float32 [a, d]
+    seed: int,
+) -> np.ndarray:  # float32 [a, 2]
+    "The map of the anchors."
+    tsne = TSNE(
+        metric="cosine",
+        init="pca",
+        perplexity=min(30, (len(vectors) - 1) / 3),
+        random_state=seed,
+    )
+    return tsne.fit_transform(vectors)
+
+
+def place_by_anchors(
+    vectors: np.ndarray,  # of the entries to place, float32 [n, d], unit norm
+    anchor_vectors: np.ndarray,  # float32 [a, d], unit norm
+    anchor_xy: np.ndarray,  # float32 [a, 2]
+    rng: np.random.Generator,
+) -> np.ndarray:  # float [n, 2]
+    "Places near the median of the five nearest anchors on the map."
+    # of unit length: the nearest by distance are the nearest by cosine
+    by_vector = NearestNeighbors(n_neighbors=5).fit(anchor_vectors)
+    nearest = by_vector.kneighbors(vectors, return_distance=False)
+    to_next_anchor, _ = NearestNeighbors(n_neighbors=1).fit(anchor_xy).kneighbors()
+    step = rng.normal(0, np.median(to_next_anchor), (len(vectors), 2))
+    return np.median(anchor_xy[nearest], axis=1) + step
+
+# %% ../../nbs/91_viz.atlas.ipynb #82931b12
 def lay_out(
     vectors: np.ndarray,  # float32 [n, d], unit norm
     is_culture: np.ndarray,  # which of them are culture points, bool [n]
-    anchors: int = ANCHORS,
+    anchors: int = ANCHORS,  # entries that t-SNE places, at most
     seed: int = 0,
 ) -> np.ndarray:  # float32 [n, 2]
-    """A map of the vectors: t-SNE of some, and the others at the median of their five
-    nearest on it.
-    """
+    "A map of the vectors: t-SNE of the anchors, and all others near their anchors."
     n = len(vectors)
-    rng = np.random.default_rng(seed)
     # too few to have neighbourhoods
     if n < 5:
         return np.arange(2 * n, dtype=np.float32).reshape(n, 2)
-    culture, other = (
-        rng.permutation(np.flatnonzero(m)) for m in (is_culture, ~is_culture)
-    )
-    first = np.concatenate([culture[: anchors // 2], other, culture[anchors // 2 :]])[
-        :anchors
-    ]
+    rng = np.random.default_rng(seed)
+    first = choose_anchors(is_culture, anchors, rng)
     rest = np.setdiff1d(np.arange(n), first)
     xy = np.empty((n, 2), np.float32)
     with threadpool_limits(1):  # sums in a fixed order: the same bytes
-        xy[first] = TSNE(
-            metric="cosine",
-            init="pca",
-            perplexity=min(30, (len(first) - 1) / 3),
-            random_state=seed,
-        ).fit_transform(vectors[first])
+        xy[first] = tsne_anchors(vectors[first], seed)
         if len(rest):
-            # of unit length: by cosine
-            near = (
-                NearestNeighbors(n_neighbors=5)
-                .fit(vectors[first])
-                .kneighbors(vectors[rest], return_distance=False)
-            )
-            step = np.median(
-                NearestNeighbors(n_neighbors=1).fit(xy[first]).kneighbors()[0]
-            )
-            xy[rest] = np.median(xy[first][near], axis=1) + rng.normal(
-                0, step, (len(rest), 2)
-            )
+            xy[rest] = place_by_anchors(vectors[rest], vectors[first], xy[first], rng)
     return xy.round(2)
 
 # %% ../../nbs/91_viz.atlas.ipynb #0af4cdac
 LEAD_CHARACTERS = 160
 
 
-def shorten(text: str, length: int) -> str:
-    "A text as one line of at most so many characters."
-    # the joiners of Persian and Hindi
-    line = " ".join(
-        "".join(
-            c if c.isprintable() or c in "\u200c\u200d" else " " for c in text
-        ).split()
-    )
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
-
-
 def read_leads(
     run: str | Path | UPath,
     rows: np.ndarray,  # row numbers of entries, ascending, int [n]
 ) -> list[str]:
-    "The beginning of some entries."
-    shards = [s for same in work_shards(run, "entries").values() for s in same]
+    "The beginnings of some entries."
+    shards = [shard for same in work_shards(run, "entries").values() for shard in same]
+    leads = []
     with scratch_folder():
-        return [
-            shorten(e["paragraphs"][0], LEAD_CHARACTERS) if e["paragraphs"] else ""
-            for table in read_by_row(shards, rows, ["paragraphs"])
-            for e in table.to_pylist()
-        ]
+        for table in read_by_row(shards, rows, ["paragraphs"]):
+            for paragraphs in table["paragraphs"].to_pylist():
+                lead = paragraphs[0] if paragraphs else ""
+                leads.append(shorten(lead, LEAD_CHARACTERS))
+    return leads
 
 # %% ../../nbs/91_viz.atlas.ipynb #97fb135f
+TITLE_CHARACTERS = 200
+
+
 def atlas_table(
     run: str | Path | UPath,
     limit: int,  # points at most
 ) -> pd.DataFrame:
-    "All that the page knows of each point, a row each, in the order of entries.parquet."
+    """All that the page knows of each point, a row each, in the order of entries.parquet.
+
+    The columns of entries.parquet, and max_dispersion, min_entropy, rank, centrality,
+    stability, lead, x and y.
+    """
     entries = read_run(run, "entries")
     points = read_run(run, "culture_points")
     params = Params(**read_record(run)["params"])
     rows = choose_entries(entries, limit, params.seed)
-    xy = lay_out(
-        read_vectors(run, entries, rows),
-        (entries["stage"] == "culture_point").to_numpy()[rows],
-        seed=params.seed,
-    )
+    is_culture = (entries["stage"] == "culture_point").to_numpy()[rows]
+    xy = lay_out(read_vectors(run, entries, rows), is_culture, seed=params.seed)
     table = pd.concat([entries, thresholds(entries, params)], axis=1).iloc[rows]
-    table = table.merge(
-        points[["lang", "id", "rank", "centrality", "stability"]], "left", ["lang", "id"]
-    )
+    ranks = points[["lang", "id", "rank", "centrality", "stability"]]
+    table = table.merge(ranks, "left", ["lang", "id"])
     return table.assign(
-        title=[shorten(t, 200) for t in table["title"]],
+        title=[shorten(title, TITLE_CHARACTERS) for title in table["title"]],
         lead=read_leads(run, rows),
         x=xy[:, 0],
         y=xy[:, 1],
     )
 
 # %% ../../nbs/91_viz.atlas.ipynb #60ec3f9e
+def count_langs(
+    group: dict[str, Any],  # a row of groups.parquet
+) -> dict[str, int]:  # the most first
+    "How many entries of each language a group has."
+    counts = {
+        column.removeprefix("n_"): int(n)
+        for column, n in group.items()
+        if column.startswith("n_") and n
+    }
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
 def group_facts(
     groups: pd.DataFrame,  # groups.parquet
-    table: pd.DataFrame,  # from tabulate
+    table: pd.DataFrame,  # from atlas_table
 ) -> dict[str, dict[str, Any]]:  # group number -> its facts
     "The groups that have a point on the map, with what the page says of them."
-    told = {}
     ranked = table.sort_values("rank", kind="stable")  # without a rank: last
     names = ranked.groupby("group")["title"].agg(
-        lambda titles: ", ".join(shorten(t, 20) for t in titles.head(3))
+        lambda titles: ", ".join(shorten(title, 20) for title in titles.head(3))
     )
     islands = set(table.loc[table["stage"] == "culture_point", "group"])
-    for g in groups[groups["group"].isin(names.index)].to_dict("records"):
-        langs = {k[2:]: int(v) for k, v in g.items() if k.startswith("n_") and v}
-        told[str(int(g["group"]))] = {
-            "size": int(g["size"]),
-            "lang": g["lang"],
-            "own": langs[g["lang"]],
-            "dominance": g["dominance"],
-            "p": g["p_value"],
-            "q": g["q_value"],
-            "langs": ", ".join(
-                f"{n} {lang}"
-                for lang, n in sorted(langs.items(), key=lambda kv: (-kv[1], kv[0]))
-            ),
-            "name": names[g["group"]],
-            "island": g["group"] in islands,
+    facts = {}
+    for group in groups[groups["group"].isin(names.index)].to_dict("records"):
+        counts = count_langs(group)
+        facts[str(int(group["group"]))] = {
+            "size": int(group["size"]),
+            "lang": group["lang"],
+            "own": counts[group["lang"]],
+            "dominance": group["dominance"],
+            "p": group["p_value"],
+            "q": group["q_value"],
+            "langs": ", ".join(f"{n} {lang}" for lang, n in counts.items()),
+            "name": names[group["group"]],
+            "island": group["group"] in islands,
         }
-    return told
+    return facts
 
 # %% ../../nbs/91_viz.atlas.ipynb #80b3c4d1
 NAME_CHARACTERS = 22
+SCREEN = (900, 600)  # pixels of the map that names must not overlap on
+NAMES = 40  # at most
+
+
+def name_width(title: str) -> float:
+    "Pixels that the name of an island takes, about; ideographs are wide."
+    name = shorten(title, NAME_CHARACTERS)
+    return sum(13 if ord(c) > 0x2E80 else 7.5 for c in name)
 
 
 def central_first(table: pd.DataFrame) -> pd.DataFrame:
@@ -224,81 +217,53 @@ def central_first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def name_islands(
-    table: pd.DataFrame,  # from tabulate
-    told: dict[str, dict[str, Any]],  # from tell_groups
-    most: int = 40,
-) -> list[int]:  # rows of the table
-    """The points whose titles are written on the map, without overlaps on a screen of 900
-    by 600 pixels.
-    """
+    table: pd.DataFrame,  # from atlas_table
+    facts: dict[str, dict[str, Any]],  # from group_facts
+    most: int = NAMES,
+) -> list[int]:  # rows of the table, ascending
+    "The points whose titles are written on the map, without overlaps."
     if table.empty:
         return []
-    pixel = np.ptp(table["x"]) / 900, np.ptp(table["y"]) / 600
+    pixel_x = np.ptp(table["x"]) / SCREEN[0]
+    pixel_y = np.ptp(table["y"]) / SCREEN[1]
     first = central_first(table).groupby("group").head(5)
-    order = first.assign(
-        size=[-told[str(int(g))]["size"] for g in first["group"]]
-    ).sort_values(["size", "group", "rank"])
-    named: dict[int, tuple[float, float, float]] = {}  # row -> middle, and half the width
-    done: set[float] = set()
-    for i, t in order.iterrows():
-        # ideographs are wide
-        half = (
-            pixel[0]
-            * sum(
-                13 if ord(c) > 0x2E80 else 7.5
-                for c in shorten(t["title"], NAME_CHARACTERS)
-            )
-            / 2
-        )
-        free = all(
-            abs(t["x"] - x) > half + half2 or abs(t["y"] - y) > 16 * pixel[1]
-            for x, y, half2 in named.values()
-        )
-        if t["group"] in done or len(named) == most or not free:
+    first = first.assign(size=[-facts[str(int(g))]["size"] for g in first["group"]])
+    written: list[tuple[float, float, float]] = []  # middle, and half the width
+    named: dict[float, int] = {}  # group -> row
+    for row, point in first.sort_values(["size", "group", "rank"]).iterrows():
+        if point["group"] in named or len(named) == most:
             continue
-        named[int(i)] = t["x"], t["y"], half
-        done.add(t["group"])
-    return sorted(named)
+        half = pixel_x * name_width(point["title"]) / 2
+        covers = [
+            abs(point["x"] - x) <= half + other_half
+            and abs(point["y"] - y) <= 16 * pixel_y
+            for x, y, other_half in written
+        ]
+        if not any(covers):
+            written.append((point["x"], point["y"], half))
+            named[point["group"]] = int(row)
+    return sorted(named.values())
 
 # %% ../../nbs/91_viz.atlas.ipynb #c2e93ec5
-LANG_STYLES = {
-    "de": ("#0072B2", "circle"),
-    "en": ("#D55E00", "square"),
-    "es": ("#009E73", "triangle"),
-    "fr": ("#CC79A7", "diamond"),
-    "ja": ("#E69F00", "inverted_triangle"),
-    "zh": ("#56B4E9", "plus"),
-}
-OTHER_STYLES = [
-    (color, marker)
-    for marker in ("x", "hex", "star")
-    for color in ("#000000", "#666666", "#332288")
-]
-SHAPES = dict(
-    circle="●",
-    square="■",
-    triangle="▲",
-    diamond="◆",
-    inverted_triangle="▼",
-    plus="✚",
-    x="✖",
-    hex="⬢",
-    star="★",
-)
-
-
-def lang_style(lang: str) -> tuple[str, str]:
-    "Colour and marker of a language."
-    return LANG_STYLES.get(lang) or OTHER_STYLES[crc32(lang.encode()) % len(OTHER_STYLES)]
+def bokeh_style(lang: str) -> tuple[str, str, str]:
+    "Colour, Bokeh's marker, and the character for the marker of a language."
+    style = lang_style(lang)
+    return style["color"], *BOKEH_MARKERS[style["marker"]]
 
 # %% ../../nbs/91_viz.atlas.ipynb #02b96c21
-VERDICTS = {
-    "culture_point": "culture point",
-    "mixed": "stopped at dominance",
-    "small": "stopped at group size",
-    "incoherent": "stopped at entropy",
-    "sparse": "stopped at density",
-}
+MAP_STAGES = STAGES[:0:-1]  # culture points first; pruned entries are not on the map
+TEXT_COLUMNS = ("title", "lang", "stage", "lead")
+FLOAT_COLUMNS = (
+    "x",
+    "y",
+    "dispersion",
+    "max_dispersion",
+    "entropy",
+    "min_entropy",
+    "centrality",
+    "stability",
+)
+INT_COLUMNS = ("domain", "group", "rank")
 FONT = (
     'system-ui, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", "PingFang SC",'
     ' "Hiragino Sans", "Noto Sans CJK SC", "Yu Gothic", "Microsoft YaHei", sans-serif'
@@ -306,126 +271,128 @@ FONT = (
 
 
 def bokeh_source(
-    table: pd.DataFrame,  # from tabulate
+    table: pd.DataFrame,  # from atlas_table
     named: list[int],  # from name_islands
-) -> Any:
-    """The columns of the page as Bokeh wants them: numbers as float32 and int32, the rest
-    as lists.
-    """
+) -> Any:  # a ColumnDataSource
+    "The columns of the page: numbers as float32 and int32, -1 for none; text as lists."
     from bokeh.models import ColumnDataSource
 
-    text = {c: list(table[c]) for c in ("title", "lang", "stage", "lead")}
-    numbers = {
-        c: table[c].to_numpy(np.float32)
-        for c in (
-            "x",
-            "y",
-            "dispersion",
-            "max_dispersion",
-            "entropy",
-            "min_entropy",
-            "centrality",
-            "stability",
-        )
-    }
-    counts = {
-        c: table[c].fillna(-1).to_numpy(np.int32) for c in ("domain", "group", "rank")
-    }
     name = np.full(len(table), "", object)
-    name[named] = [shorten(t, NAME_CHARACTERS) for t in table["title"].iloc[named]]
-    return ColumnDataSource(
-        {
-            **text,
-            **numbers,
-            **counts,
-            "unstable": (table["reason"] == "unstable").to_numpy(np.uint8),
-            "counterpart": (table["reason"] == "counterpart").to_numpy(np.uint8),
-            "name": list(name),
-        },
-        name="points",
-    )
+    name[named] = [
+        shorten(title, NAME_CHARACTERS) for title in table["title"].iloc[named]
+    ]
+    columns = {
+        **{c: list(table[c]) for c in TEXT_COLUMNS},
+        **{c: table[c].to_numpy(np.float32) for c in FLOAT_COLUMNS},
+        **{c: table[c].fillna(-1).to_numpy(np.int32) for c in INT_COLUMNS},
+        "unstable": (table["reason"] == "unstable").to_numpy(np.uint8),
+        "counterpart": (table["reason"] == "counterpart").to_numpy(np.uint8),
+        "name": list(name),
+    }
+    return ColumnDataSource(columns, name="points")
 
 # %% ../../nbs/91_viz.atlas.ipynb #cd313756
-HOVER = """<div style="width:300px;font:13px/1.45 system-ui,sans-serif;color:#222;white-space:normal">
-<b>@title</b> <span style="color:#555">@lang</span><div>@lead</div><div style="color:#555">@facts</div></div>"""
+HOVER = """
+<div style="width: 300px; font: 13px/1.45 system-ui, sans-serif; color: #222;
+            white-space: normal">
+<b>@title</b> <span style="color: #555">@lang</span>
+<div>@lead</div>
+<div style="color: #555">@facts</div>
+</div>"""
 
 
-def draw_map(
+def axis_range(values: np.ndarray) -> Any:  # a Range1d
+    "From the least to the greatest value, and a little room on either side."
+    from bokeh.models import Range1d
+
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    room = 0.05 * (high - low)
+    return Range1d(low - room - 0.5, high + room + 0.5)
+
+
+def empty_view(
     source: Any,  # from bokeh_source
-    langs: list[str],
-) -> Any:
-    "The scatter plot, with its views still empty."
-    from bokeh.core.properties import value
-    from bokeh.models import CDSView, HoverTool, IndexFilter, Range1d, TapTool
-    from bokeh.plotting import figure
-
-    def span(values: np.ndarray) -> Range1d:
-        low, high = (
-            (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-        )
-        return Range1d(low - 0.05 * (high - low) - 0.5, high + 0.05 * (high - low) + 0.5)
+    name: str,  # by which the page's script finds it
+    parts: tuple[str, ...] = ("fill", "line"),  # of which a glyph is drawn
+    alpha: float = 1,
+) -> dict[str, Any]:
+    "Keywords of a glyph whose rows the page's script chooses."
+    from bokeh.models import CDSView, IndexFilter
 
     # a click must not dim what was not clicked
-    def shared(view: str, alpha: float = 1) -> dict[str, Any]:
-        parts = {"names": ("text",), "ring": ("line",)}.get(view, ("fill", "line"))
-        return {
-            "source": source,
-            "view": CDSView(filter=IndexFilter(indices=[], name=view)),
-            **{f"nonselection_{p}_alpha": alpha for p in parts},
-        }
+    undimmed = {f"nonselection_{part}_alpha": alpha for part in parts}
+    view = CDSView(filter=IndexFilter(indices=[], name=name))
+    return {"source": source, "view": view, **undimmed}
 
-    # many points are drawn smaller
-    crowd = max(
-        0.5, min(1, (1000 / max(1, np.count_nonzero(source.data["rank"] > 0))) ** 0.25)
-    )
+
+def empty_plot(source: Any) -> Any:  # a figure
+    "The map without its points."
+    from bokeh.plotting import figure
+
     plot = figure(
         name="map",
         tools="pan,wheel_zoom,box_zoom,reset",
         active_scroll="wheel_zoom",
         sizing_mode="stretch_both",
         min_border=0,
-        # while it is moved, of many points every tenth is drawn
-        x_range=span(source.data["x"]),
-        y_range=span(source.data["y"]),
+        x_range=axis_range(source.data["x"]),
+        y_range=axis_range(source.data["y"]),
         outline_line_color=None,
+        # while it is moved, of more points than that every tenth is drawn
         lod_threshold=3000,
     )
-    plot.axis.visible = plot.grid.visible = False
+    plot.axis.visible = False
+    plot.grid.visible = False
     plot.toolbar.logo = None
-    faint = [
-        plot.scatter(
+    return plot
+
+
+def crowding(n: int) -> float:
+    "How much smaller the dots are drawn where there are n culture points."
+    return max(0.5, min(1, (1000 / max(1, n)) ** 0.25))
+
+# %% ../../nbs/91_viz.atlas.ipynb #dfa03f21
+def draw_points(
+    plot: Any,  # from empty_plot
+    source: Any,  # from bokeh_source
+    langs: list[str],
+    crowd: float,  # from crowding
+) -> list[Any]:  # the renderers
+    "The faint points of each language, and over them the culture points."
+    faint = []
+    bright = []
+    for lang in langs:
+        color, _, _ = bokeh_style(lang)
+        dots = plot.scatter(
             "x",
             "y",
             size=4 * crowd,
-            color=lang_style(l)[0],
+            color=color,
             alpha=0.3,
             line_color=None,
-            **shared(f"faint {l}", 0.3),
+            **empty_view(source, f"faint {lang}", alpha=0.3),
         )
-        for l in langs
-    ]
-    bright = [
-        plot.scatter(
+        faint.append(dots)
+    for lang in langs:
+        color, marker, _ = bokeh_style(lang)
+        dots = plot.scatter(
             "x",
             "y",
             size=9 * crowd,
-            marker=lang_style(l)[1],
-            fill_color=lang_style(l)[0],
+            marker=marker,
+            fill_color=color,
             line_color="white",
             line_width=0.5,
-            **shared(f"bright {l}"),
+            **empty_view(source, f"bright {lang}"),
         )
-        for l in langs
-    ]
-    plot.scatter(
-        "x",
-        "y",
-        size=8 + 9 * crowd,
-        fill_color=None,
-        line_color="#222222",
-        selection_line_width=3,
-        **shared("ring"),
-    )
+        bright.append(dots)
+    return faint + bright
+
+
+def draw_names(plot: Any, source: Any) -> None:
+    "The names of the islands."
+    from bokeh.core.properties import value
+
     plot.text(
         "x",
         "y",
@@ -438,61 +405,96 @@ def draw_map(
         text_font_size="12px",
         background_fill_color="white",
         background_fill_alpha=0.7,
-        **shared("names"),
+        **empty_view(source, "names", ("text",)),
     )
-    plot.add_tools(
-        HoverTool(tooltips=HOVER, renderers=faint + bright, limit=1),
-        TapTool(renderers=faint + bright),
+
+
+def draw_map(
+    source: Any,  # from bokeh_source
+    langs: list[str],
+) -> Any:  # a figure
+    "The scatter plot, with its views still empty."
+    from bokeh.models import HoverTool, TapTool
+
+    crowd = crowding(np.count_nonzero(source.data["rank"] > 0))
+    plot = empty_plot(source)
+    points = draw_points(plot, source, langs, crowd)
+    plot.scatter(
+        "x",
+        "y",
+        size=8 + 9 * crowd,
+        fill_color=None,
+        line_color="#222222",
+        selection_line_width=3,
+        **empty_view(source, "ring", ("line",)),
     )
-    plot.toolbar.active_inspect = plot.tools[-2]
+    draw_names(plot, source)
+    hover = HoverTool(tooltips=HOVER, renderers=points, limit=1)
+    plot.add_tools(hover, TapTool(renderers=points))
+    plot.toolbar.active_inspect = hover
     return plot
 
 # %% ../../nbs/91_viz.atlas.ipynb #eab73d28
-BUTTONS = """.bk-btn{padding:5px 9px;color:#666;background:#eee;text-decoration:line-through}
-.bk-btn.bk-active{color:#222;background:#fff;text-decoration:none;box-shadow:none;border-color:#bbb}"""
+BUTTON_CSS = """
+.bk-btn { padding: 5px 9px; color: #666; background: #eee; text-decoration: line-through }
+.bk-btn.bk-active { color: #222; background: #fff; text-decoration: none;
+                    box-shadow: none; border-color: #bbb }
+"""
 
 
+def legend_css(langs: list[str]) -> str:
+    "CSS that puts the marker of each language before the label of its button."
+    rules = []
+    for i, lang in enumerate(langs, 1):
+        color, _, character = bokeh_style(lang)
+        rule = f'content: "{character} "; color: {color}'
+        rules.append(f".bk-btn:nth-child({i}):before {{ {rule} }}")
+    return "\n".join(rules)
+
+
+def toggle_buttons(
+    source: Any,  # from bokeh_source
+    column: str,  # of the source
+    values: list[str],
+    css: str = "",
+) -> Any:  # a CheckboxButtonGroup
+    "A button for each value of a column, with the number of its points."
+    from bokeh.models import CheckboxButtonGroup, InlineStyleSheet
+
+    count = pd.Series(source.data[column]).value_counts()
+    return CheckboxButtonGroup(
+        name=f"{column}s",
+        labels=[f"{v.replace('_', ' ')} {count.get(v, 0):,}" for v in values],
+        active=list(range(len(values))),
+        stylesheets=[InlineStyleSheet(css=BUTTON_CSS + css)],
+    )
+
+
+def group_menu(
+    facts: dict[str, dict[str, Any]],  # from group_facts
+    tau: int,  # smallest group that is in the menu, but for islands
+) -> dict[str, list[tuple[str, str]]]:  # heading -> groups, as number and label
+    "The menu of groups: islands by language, the largest first, and then the others."
+    menu: dict[str, list[tuple[str, str]]] = {"all": [("", "all groups")]}
+    entries = [
+        (not group["island"], group["lang"], -group["size"], int(number), group)
+        for number, group in facts.items()
+        if group["island"] or group["size"] >= tau
+    ]
+    for *_, number, group in sorted(entries, key=lambda entry: entry[:4]):
+        heading = f"islands of {group['lang']}" if group["island"] else "no islands"
+        label = f"{number}: {group['name']} ({group['size']})"
+        menu.setdefault(heading, []).append((str(number), label))
+    return menu
+
+# %% ../../nbs/91_viz.atlas.ipynb #b3028391
 def draw_controls(
     source: Any,  # from bokeh_source
     langs: list[str],
-    told: dict[str, dict[str, Any]],  # from tell_groups
-    tau: int,  # smallest group that is in the menu
+    menu: dict[str, list[tuple[str, str]]],  # from group_menu
 ) -> list[Any]:
-    "Search field, buttons of languages and stages, menu of groups."
-    from bokeh.models import (
-        AutocompleteInput,
-        CheckboxButtonGroup,
-        CustomJS,
-        InlineStyleSheet,
-        Select,
-    )
-
-    def buttons(
-        name: str, values: list[str], labels: list[str], css: str = ""
-    ) -> CheckboxButtonGroup:
-        count = pd.Series(source.data[name]).value_counts()
-        return CheckboxButtonGroup(
-            name=f"{name}s",
-            labels=[f"{l} {count.get(v, 0):,}" for v, l in zip(values, labels)],
-            active=list(range(len(values))),
-            stylesheets=[InlineStyleSheet(css=BUTTONS + css)],
-        )
-
-    shapes = "".join(
-        f'.bk-btn:nth-child({i}):before{{content:"{SHAPES[lang_style(l)[1]]}'
-        f' ";color:{lang_style(l)[0]}}}'
-        for i, l in enumerate(langs, 1)
-    )
-    menu: dict[str, list[tuple[str, str]]] = {"all": [("", "all groups")]}
-    order = sorted(
-        told.items(),
-        key=lambda kv: (not kv[1]["island"], kv[1]["lang"], -kv[1]["size"], int(kv[0])),
-    )
-    for group, g in order:
-        if g["island"] or g["size"] >= tau:
-            menu.setdefault(
-                f"islands of {g['lang']}" if g["island"] else "no islands", []
-            ).append((group, f"{group}: {g['name']} ({g['size']})"))
+    "Search field, buttons of languages, menu of groups, buttons of stages."
+    from bokeh.models import AutocompleteInput, CustomJS, Select
 
     search = AutocompleteInput(
         name="search",
@@ -503,197 +505,377 @@ def draw_controls(
         search_strategy="includes",
         width=230,
     )
-    found = {
-        search: "search",
-        buttons("lang", langs, langs, shapes): "filter",
-        Select(name="group", value="", options=menu, width=230): "filter",
-        buttons(
-            "stage", list(VERDICTS), [s.replace("_", " ") for s in VERDICTS]
-        ): "filter",
-    }
-    for widget, call in found.items():
-        widget.js_on_change(
-            "active" if isinstance(widget, CheckboxButtonGroup) else "value",
-            CustomJS(code=f"atlas.{call}()"),
-        )
-    source.selected.js_on_change("indices", CustomJS(code="atlas.tell()"))
-    return list(found)
+    lang_buttons = toggle_buttons(source, "lang", langs, legend_css(langs))
+    group = Select(name="group", value="", options=menu, width=230)
+    stage_buttons = toggle_buttons(source, "stage", list(MAP_STAGES))
+
+    show = CustomJS(code="atlas.filter()")
+    search.js_on_change("value", CustomJS(code="atlas.search()"))
+    lang_buttons.js_on_change("active", show)
+    group.js_on_change("value", show)
+    stage_buttons.js_on_change("active", show)
+    source.selected.js_on_change("indices", CustomJS(code="atlas.explain()"))
+    return [search, lang_buttons, group, stage_buttons]
 
 # %% ../../nbs/91_viz.atlas.ipynb #81ebbaf8
 def renumber_ids(
     tree: Any,  # JSON of Bokeh
-    numbers: dict[str, str] | None = None,
+    numbers: dict[str, str] | None = None,  # old id -> new id, of those already seen
 ) -> Any:
     "The same JSON with the ids of its objects numbered from 1, in the order they come."
     numbers = {} if numbers is None else numbers
     if isinstance(tree, list | tuple):
-        return [renumber_ids(t, numbers) for t in tree]
+        return [renumber_ids(item, numbers) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    return {
-        k: (
-            numbers.setdefault(v, f"p{len(numbers) + 1}")
-            if k in ("id", "root_id") and isinstance(v, str)
-            else renumber_ids(v, numbers)
-        )
-        for k, v in tree.items()
-    }
+    renumbered = {}
+    for key, value in tree.items():
+        if key in ("id", "root_id") and isinstance(value, str):
+            renumbered[key] = numbers.setdefault(value, f"p{len(numbers) + 1}")
+        else:
+            renumbered[key] = renumber_ids(value, numbers)
+    return renumbered
 
 # %% ../../nbs/91_viz.atlas.ipynb #cf90d3a9
 def safe_json(value: Any) -> str:
     "JSON that can stand in a script element."
-    return json.dumps(
-        value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-    ).replace("<", "\\u003c")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
 
 # %% ../../nbs/91_viz.atlas.ipynb #4b7d9218
-SCRIPT = r"""
+SCRIPT_START = r"""
 const facts = JSON.parse(document.getElementById("facts").textContent)
-const model = name => Bokeh.documents[0].get_model_by_name(name)
-const make = (tag, text = "", more = {}) => Object.assign(document.createElement(tag), {textContent: text}, more)
-const say = v => Number.isNaN(v) ? "–" : v && Math.abs(v) < .001 ? v.toExponential(1) : v.toFixed(3)
-const panel = document.getElementById("told"), intro = [...panel.childNodes]
-let points, d
+const panel = document.getElementById("panel")
+const intro = [...panel.childNodes]
+const atlas = {}
+let points  // Bokeh's source of data
+let d       // its columns
 
-const atlas = {
+function model(name) {
+  return Bokeh.documents[0].get_model_by_name(name)
+}
+
+function element(tag, text = "", properties = {}) {
+  return Object.assign(document.createElement(tag), {textContent: text}, properties)
+}
+
+function format(value) {
+  if (Number.isNaN(value)) return "–"
+  return value && Math.abs(value) < .001 ? value.toExponential(1) : value.toFixed(3)
+}
+
+Object.assign(atlas, {
   start() {
-    points = model("points"); d = points.data
-    this.span = [model("map").x_range, model("map").y_range].map(range => range.end - range.start)
-    d.facts = Array.from(d.title, (_, i) => `${facts.verdicts[d.stage[i]]} · dispersion ${say(d.dispersion[i])} · entropy ${say(d.entropy[i])}` + (d.group[i] < 0 ? "" : ` · group ${d.group[i]}`))
-    this.rows = new Map()       // what one searches for -> its row; culture points and short titles first
-    const order = Array.from(d.title.keys()).sort((i, j) => (d.rank[j] > 0) - (d.rank[i] > 0) || d.title[i].length - d.title[j].length || i - j)
-    for (const i of order) if (!this.rows.has(this.label(i))) this.rows.set(this.label(i), i)
+    points = model("points")
+    d = points.data
+    const {x_range, y_range} = model("map")
+    this.span = [x_range, y_range].map(range => range.end - range.start)
+    d.facts = Array.from(d.title, (_, i) => this.hover(i))
+    this.rows = this.searchable()
     model("search").completions = [...this.rows.keys()]
     const examples = document.getElementById("examples")
     for (const i of facts.examples) examples.append(this.button(i), " ")
     this.filter()
-    try { this.open(decodeURIComponent(location.hash.slice(1))) } catch (e) { if (!(e instanceof URIError)) throw e }
+    this.openLink()
   },
+
+  isCulture: i => d.stage[i] == "culture_point",
+
   label: i => `${d.title[i]} · ${d.lang[i]}`,
-  button: i => make("button", d.title[i], {lang: d.lang[i], className: d.stage[i] == "culture_point" ? "" : "faint", onclick: () => atlas.go(i)}),
-  open(label) { if (this.rows.has(label)) this.go(this.rows.get(label)) },
+
+  hover(i) {
+    const parts = [
+      facts.verdicts[d.stage[i]],
+      `dispersion ${format(d.dispersion[i])}`,
+      `entropy ${format(d.entropy[i])}`,
+    ]
+    if (d.group[i] >= 0) parts.push(`group ${d.group[i]}`)
+    return parts.join(" · ")
+  },
+
+  // label -> row; culture points and short titles first
+  searchable() {
+    const order = Array.from(d.title.keys()).sort((i, j) =>
+      (d.rank[j] > 0) - (d.rank[i] > 0) || d.title[i].length - d.title[j].length || i - j)
+    const rows = new Map()
+    for (const i of order) {
+      if (!rows.has(this.label(i))) rows.set(this.label(i), i)
+    }
+    return rows
+  },
+
+  // what stands behind # in the address
+  openLink() {
+    try {
+      this.open(decodeURIComponent(location.hash.slice(1)))
+    } catch (error) {
+      if (!(error instanceof URIError)) throw error
+    }
+  },
+})
+"""
+
+# %% ../../nbs/91_viz.atlas.ipynb #4c268d9f
+SCRIPT_MOVE = r"""
+Object.assign(atlas, {
+  button(i) {
+    return element("button", d.title[i], {
+      lang: d.lang[i],
+      className: this.isCulture(i) ? "" : "faint",
+      onclick: () => atlas.go(i),
+    })
+  },
+
+  open(label) {
+    if (this.rows.has(label)) this.go(this.rows.get(label))
+  },
+
   search() {
     const field = model("search")
     this.open(field.value)
-    field.value = ""            // ready for the next one, or for the same again
+    field.value = ""  // ready for the next one, or for the same again
   },
+
   filter() {
     const active = (name, values) => new Set(model(name).active.map(k => values[k]))
-    const langs = active("langs", facts.langs), stages = active("stages", Object.keys(facts.verdicts)), only = model("group").value
-    const shown = {names: []}, counts = {bright: 0, faint: 0}
-    for (const lang of facts.langs) for (const look in counts) shown[`${look} ${lang}`] = []
+    const langs = active("langs", facts.langs)
+    const stages = active("stages", Object.keys(facts.verdicts))
+    const group = model("group").value
+    const counts = {bright: 0, faint: 0}
+    const shown = {names: []}
+    for (const lang of facts.langs) {
+      for (const look in counts) shown[`${look} ${lang}`] = []
+    }
     for (let i = 0; i < d.lang.length; i++) {
-      if (!langs.has(d.lang[i]) || !stages.has(d.stage[i]) || only !== "" && d.group[i] != only) continue
-      const look = d.stage[i] == "culture_point" ? "bright" : "faint"
+      if (!langs.has(d.lang[i]) || !stages.has(d.stage[i])) continue
+      if (group !== "" && d.group[i] != group) continue
+      const look = this.isCulture(i) ? "bright" : "faint"
       counts[look]++
       shown[`${look} ${d.lang[i]}`].push(i)
       if (d.name[i]) shown.names.push(i)
     }
     for (const name in shown) model(name).indices = shown[name]
-    document.getElementById("count").textContent = `${counts.bright.toLocaleString("en")} culture points and ${counts.faint.toLocaleString("en")} others shown`
+    const culture = counts.bright.toLocaleString("en")
+    const others = counts.faint.toLocaleString("en")
+    document.getElementById("count").textContent =
+      `${culture} culture points and ${others} others shown`
   },
+
   back() {
     model("map").reset.emit()
     model("group").value = ""
     points.selected.indices = []
   },
+
   go(i) {
     const {x_range, y_range} = model("map")
-    for (const [range, at, whole] of [[x_range, d.x[i], this.span[0]], [y_range, d.y[i], this.span[1]]]) range.setv({start: at - whole / 8, end: at + whole / 8})
+    const [width, height] = this.span
+    x_range.setv({start: d.x[i] - width / 8, end: d.x[i] + width / 8})
+    y_range.setv({start: d.y[i] - height / 8, end: d.y[i] + height / 8})
     points.selected.indices = [i]
   },
-  tell() {
-    const found = points.selected.indices
-    if (found.length > 1) { points.selected.indices = [found.find(i => d.stage[i] == "culture_point") ?? found[0]]; return }
-    const i = found[0], members = []
-    if (i !== undefined && d.group[i] >= 0) for (let j = 0; j < d.group.length; j++) if (d.group[j] == d.group[i]) members.push(j)
-    model("ring").indices = i === undefined ? [] : members.length ? members : [i]
-    if (i === undefined) { panel.replaceChildren(...intro); return }
-    const lang = d.lang[i], verdict = make("p", this.verdict(i), {className: d.stage[i] == "culture_point" ? "yes" : "no"})
-    const table = make("table"), head = make("tr")
-    head.append(...["", "test", "value", "must be"].map(t => make("th", t)))
-    table.append(head, ...this.tests(i).map(([name, passed, value, rule]) => {
-      const row = make("tr")
-      row.append(make("td", passed ? "✓" : "✗", {className: passed ? "yes" : "no"}), make("td", name), make("td", value), make("td", rule))
-      return row
-    }))
-    panel.replaceChildren(make("button", "← whole map", {onclick: () => this.back()}), make("h2", d.title[i], {lang, dir: "auto"}), verdict, make("p", d.lead[i], {lang, dir: "auto"}), table)
-    if (!members.length) return
-    members.sort((a, b) => (d.rank[a] < 1) - (d.rank[b] < 1) || d.rank[a] - d.rank[b])
-    const others = make("p", "", {className: "members"}), g = facts.groups[d.group[i]]
-    for (const j of members.filter(j => j != i).slice(0, 60)) others.append(this.button(j), " ")
-    if (members.length > 61) others.append(`and ${members.length - 61} more`)
-    const only = make("button", "show this group only", {onclick: () => { model("group").value = String(d.group[i]) }})
-    panel.append(make("h3", `Group ${d.group[i]}: ${g.langs}`), others)
-    if (d.rank[i] > 0) panel.append(make("p", `Rank ${d.rank[i]} of the group (centrality ${say(d.centrality[i])}). If languages mixed at random, so pure a group would come with a chance of ${say(g.p)}; corrected for the number of groups, q is ${say(g.q)}.`, {className: "quiet"}))
-    if (facts.menu.includes(String(d.group[i]))) panel.append(only)
-  },
-  verdict(i) {
-    const g = facts.groups[d.group[i]], {tau, theta, max_q} = facts.params
-    switch (d.stage[i]) {
-      case "culture_point": return `A culture point: ${g.own} of the ${g.size} entries of its group are ${g.lang}, an island of its language.`
-      case "sparse": return "Not selected: it lies where its domain is thin, its nearest neighbours are far."
-      case "incoherent": return "Not selected: its paragraphs hang together less than others of its domain."
-      case "small": return `Not selected: its group has fewer than ${tau} entries.`
+})
+"""
+
+# %% ../../nbs/91_viz.atlas.ipynb #682fcfc0
+SCRIPT_EXPLAIN = r"""
+Object.assign(atlas, {
+  explain() {
+    const clicked = points.selected.indices
+    if (clicked.length > 1) {
+      const culture = clicked.find(i => this.isCulture(i))
+      points.selected.indices = [culture ?? clicked[0]]
+      return
     }
-    if (g.dominance > theta && d.lang[i] != g.lang) return `Not selected: it is a guest on an island of ${g.lang}.`
-    if (d.unstable[i]) return "Not selected: it lay on an island in fewer than half of the repeats of the grouping."
-    if (d.counterpart[i]) return "Not selected: the entry nearest to it is in another language."
-    if (max_q !== null && g.q > max_q) return "Not selected: a group as pure as its own comes by chance too often."
+    const [i] = clicked
+    if (i === undefined) {
+      model("ring").indices = []
+      panel.replaceChildren(...intro)
+      return
+    }
+    const members = this.membersOf(d.group[i])
+    model("ring").indices = members.length ? members : [i]
+    const text = {lang: d.lang[i], dir: "auto"}
+    panel.replaceChildren(
+      element("button", "← whole map", {onclick: () => this.back()}),
+      element("h2", d.title[i], text),
+      element("p", this.verdict(i), {className: this.isCulture(i) ? "yes" : "no"}),
+      element("p", d.lead[i], text),
+      this.table(i),
+    )
+    if (members.length) panel.append(...this.members(i, members))
+  },
+
+  membersOf(group) {
+    const members = []
+    if (group < 0) return members
+    for (let i = 0; i < d.group.length; i++) if (d.group[i] == group) members.push(i)
+    return members
+  },
+
+  table(i) {
+    const table = element("table")
+    const head = element("tr")
+    const titles = ["", "test", "value", "must be"]
+    head.append(...titles.map(title => element("th", title)))
+    table.append(head)
+    for (const [name, passed, value, rule] of this.tests(i)) {
+      const row = element("tr")
+      const mark = passed ? ["✓", "yes"] : ["✗", "no"]
+      row.append(element("td", mark[0], {className: mark[1]}))
+      row.append(element("td", name), element("td", value), element("td", rule))
+      table.append(row)
+    }
+    return table
+  },
+
+  members(i, members) {
+    const group = facts.groups[d.group[i]]
+    const parts = [element("h3", `Group ${d.group[i]}: ${group.langs}`)]
+    members.sort((a, b) => (d.rank[a] < 1) - (d.rank[b] < 1) || d.rank[a] - d.rank[b])
+    const others = element("p", "", {className: "members"})
+    const shown = members.filter(j => j != i).slice(0, 60)
+    for (const j of shown) others.append(this.button(j), " ")
+    if (members.length > 61) others.append(`and ${members.length - 61} more`)
+    parts.push(others)
+    if (d.rank[i] > 0) parts.push(element("p", this.chance(i), {className: "quiet"}))
+    if (facts.menu.includes(String(d.group[i]))) {
+      const only = () => { model("group").value = String(d.group[i]) }
+      parts.push(element("button", "show this group only", {onclick: only}))
+    }
+    return parts
+  },
+
+  chance(i) {
+    const group = facts.groups[d.group[i]]
+    return `Rank ${d.rank[i]} of the group (centrality ${format(d.centrality[i])}). `
+      + "If languages mixed at random, so pure a group would come with a chance of "
+      + `${format(group.p)}; corrected for the number of groups, q is ${format(group.q)}.`
+  },
+
+  verdict(i) {
+    const group = facts.groups[d.group[i]]
+    const {tau, theta, max_q} = facts.params
+    switch (d.stage[i]) {
+      case "culture_point":
+        return `A culture point: ${group.own} of the ${group.size} entries of its group `
+          + `are ${group.lang}, an island of its language.`
+      case "sparse":
+        return "Not selected: it lies where its domain is thin, "
+          + "its nearest neighbours are far."
+      case "incoherent":
+        return "Not selected: its paragraphs hang together less than others "
+          + "of its domain."
+      case "small":
+        return `Not selected: its group has fewer than ${tau} entries.`
+    }
+    if (group.dominance > theta && d.lang[i] != group.lang)
+      return `Not selected: it is a guest on an island of ${group.lang}.`
+    if (d.unstable[i])
+      return "Not selected: it lay on an island in fewer than half of the repeats "
+        + "of the grouping."
+    if (d.counterpart[i])
+      return "Not selected: the entry nearest to it is in another language."
+    if (max_q !== null && group.q > max_q)
+      return "Not selected: a group as pure as its own comes by chance too often."
     return "Not selected: the languages mix in its group."
   },
+
+  // name, passed, value, rule
   tests(i) {
-    const g = facts.groups[d.group[i]], {tau, theta, max_q} = facts.params, stage = d.stage[i]
-    const tests = [["dispersion", stage != "sparse", say(d.dispersion[i]), `below ${say(d.max_dispersion[i])}`]]
+    const stage = d.stage[i]
+    const group = facts.groups[d.group[i]]
+    const {tau, theta, max_q} = facts.params
+    const tests = []
+    const add = (...test) => tests.push(test)
+    const dispersion = format(d.dispersion[i])
+    const limit = format(d.max_dispersion[i])
+    add("dispersion", stage != "sparse", dispersion, `below ${limit}`)
     if (stage == "sparse") return tests
-    tests.push(["entropy", stage != "incoherent", say(d.entropy[i]), `at least ${say(d.min_entropy[i])}`])
-    if (stage == "incoherent" || !g) return tests
-    tests.push(["group size", g.size >= tau, g.size, `at least ${tau}`], ["dominance", g.dominance > theta, say(g.dominance), `above ${theta}`],
-               ["language", d.lang[i] == g.lang, d.lang[i], `the group's, ${g.lang}`])
-    if (max_q !== null) tests.push(["chance, q", g.q <= max_q, say(g.q), `at most ${max_q}`])
-    if (d.unstable[i]) tests.push(["majority", false, "below half", "half of the repeats"])
-    if (d.counterpart[i]) tests.push(["counterpart", false, "nearest abroad", "in its own language"])
-    if (stage == "culture_point") tests.push(["majority", true, `${Math.round(100 * d.stability[i])} %`, "half of the repeats"])
+    const entropy = format(d.entropy[i])
+    add("entropy", stage != "incoherent", entropy, `at least ${format(d.min_entropy[i])}`)
+    if (stage == "incoherent" || !group) return tests
+    const {size, dominance, lang, q} = group
+    add("group size", size >= tau, size, `at least ${tau}`)
+    add("dominance", dominance > theta, format(dominance), `above ${theta}`)
+    add("language", d.lang[i] == lang, d.lang[i], `the group's, ${lang}`)
+    if (max_q !== null) add("chance, q", q <= max_q, format(q), `at most ${max_q}`)
+    if (d.unstable[i]) add("majority", false, "below half", "half of the repeats")
+    if (d.counterpart[i])
+      add("counterpart", false, "nearest abroad", "in its own language")
+    if (stage == "culture_point") {
+      const share = `${Math.round(100 * d.stability[i])} %`
+      add("majority", true, share, "half of the repeats")
+    }
     return tests
   },
-}
-Bokeh.embed.embed_item(JSON.parse(document.getElementById("item").textContent), "plot").then(() => atlas.start())
+})
+
+const item = JSON.parse(document.getElementById("item").textContent)
+Bokeh.embed.embed_item(item, "plot").then(() => atlas.start())
 """
+SCRIPT = SCRIPT_START + SCRIPT_MOVE + SCRIPT_EXPLAIN
 
 # %% ../../nbs/91_viz.atlas.ipynb #d20bcb83
 CSS = """
 * { box-sizing: border-box }
-body { margin: 0; height: 100vh; display: grid; grid-template: auto 1fr / 1fr 350px; font: 15px/1.5 FONT; color: #222; background: #fff }
-header { grid-column: 1 / 3; padding: 10px 16px 4px; display: flex; gap: 16px; align-items: baseline; flex-wrap: wrap }
-h1 { font-size: 20px; margin: 0 } h2 { font-size: 25px; line-height: 1.25; margin: 0 0 4px } h3 { font-size: 15px; margin: 20px 0 6px }
+body { margin: 0; height: 100vh; display: grid; grid-template: auto 1fr / 1fr 350px;
+       font: 15px/1.5 FONT; color: #222; background: #fff }
+header { grid-column: 1 / 3; padding: 10px 16px 4px; display: flex; gap: 16px;
+         align-items: baseline; flex-wrap: wrap }
+h1 { font-size: 20px; margin: 0 }
+h2 { font-size: 25px; line-height: 1.25; margin: 0 0 4px }
+h3 { font-size: 15px; margin: 20px 0 6px }
 header span, .quiet { color: #555; font-size: 14px }
-#plot { padding: 0 0 8px 12px; min-width: 0; min-height: 0 } #plot > * { width: 100%; height: 100% }
-aside { padding: 14px 18px; overflow: auto; overflow-wrap: break-word; border-left: 1px solid #ddd }
-p { margin: 0 0 12px } p.yes, p.no { font-weight: 600 } .yes { color: #00694b } .no { color: #a33c00 }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums }
-td, th { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid #e5e5e5; vertical-align: top; font-weight: 400 } th { color: #555 }
-button { font: inherit; font-size: 14px; color: #222; background: #f1f4f6; border: 1px solid #cfd6da; border-radius: 12px; padding: 1px 10px; margin: 0 0 5px; cursor: pointer; max-width: 100% }
-button.faint { background: #fff; color: #666 } button:hover { background: #dfe8ee } button:focus-visible { outline: 3px solid #0072B2 }
-@media (max-width: 900px) { body { grid-template: auto 62vh auto / 1fr; height: auto } header { grid-column: 1 } aside { border: 0; border-top: 1px solid #ddd } }
+#plot { padding: 0 0 8px 12px; min-width: 0; min-height: 0 }
+#plot > * { width: 100%; height: 100% }
+aside { padding: 14px 18px; overflow: auto; overflow-wrap: break-word;
+        border-left: 1px solid #ddd }
+p { margin: 0 0 12px }
+p.yes, p.no { font-weight: 600 }
+.yes { color: #00694b }
+.no { color: #a33c00 }
+table { border-collapse: collapse; width: 100%; font-size: 14px;
+        font-variant-numeric: tabular-nums }
+td, th { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid #e5e5e5;
+         vertical-align: top; font-weight: 400 }
+th { color: #555 }
+button { font: inherit; font-size: 14px; color: #222; background: #f1f4f6;
+         border: 1px solid #cfd6da; border-radius: 12px; padding: 1px 10px;
+         margin: 0 0 5px; cursor: pointer; max-width: 100% }
+button.faint { background: #fff; color: #666 }
+button:hover { background: #dfe8ee }
+button:focus-visible { outline: 3px solid #0072B2 }
+@media (max-width: 900px) {
+  body { grid-template: auto 62vh auto / 1fr; height: auto }
+  header { grid-column: 1 }
+  aside { border: 0; border-top: 1px solid #ddd }
+}
 """
 
 INTRO = """<h2>Islands of culture</h2>
-<p>Each point is an article; near points are about like things. A universal concept lies among its translations, so there
-colours mix. What belongs to one culture lies on an island of its own language: those are the <b>culture points</b>, large and coloured.
+<p>Each point is an article; near points are about like things. A universal concept lies
+among its translations, so there colours mix. What belongs to one culture lies on an
+island of its own language: those are the <b>culture points</b>, large and coloured.
 Small and faint is what was not selected.</p>
-<p><b>Point</b> at one to see its title, lead and numbers. <b>Click</b> it for its group and the reasons.
-<b>Search</b> any title, in any script; scroll to zoom, drag to move.</p>
+<p><b>Point</b> at one to see its title, lead and numbers. <b>Click</b> it for its group
+and the reasons. <b>Search</b> any title, in any script; scroll to zoom, drag to move.</p>
 <h3>Try one</h3><p id="examples"></p>
 <h3>What is here</h3><p class="quiet">{counts}</p>
-<p class="quiet">Directions on the map mean nothing, nearness does, and far distances do not. The language of an article is not the culture it tells of.</p>"""
+<p class="quiet">Directions on the map mean nothing, nearness does, and far distances do
+not. The language of an article is not the culture it tells of.</p>"""
 
 PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+  script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline';
+  img-src data: blob:; font-src data:">
 <title>Atlas of culture points</title><style>{css}</style>
 {bokeh}
-</head><body><header><h1>Atlas of culture points</h1><span id="count" role="status"></span></header>
-<div id="plot"></div><aside id="told" aria-live="polite">{intro}</aside>
+</head><body><header><h1>Atlas of culture points</h1>
+<span id="count" role="status"></span></header>
+<div id="plot"></div><aside id="panel" aria-live="polite">{intro}</aside>
 <script type="application/json" id="facts">{facts}</script>
 <script type="application/json" id="item">{item}</script>
 <script>{script}</script>
@@ -702,93 +884,86 @@ PAGE = """<!DOCTYPE html>
 
 # %% ../../nbs/91_viz.atlas.ipynb #c3322607
 def pick_examples(
-    table: pd.DataFrame,  # from tabulate
-    told: dict[str, dict[str, Any]],  # from tell_groups
+    table: pd.DataFrame,  # from atlas_table
+    facts: dict[str, dict[str, Any]],  # from group_facts
 ) -> list[int]:  # rows of the table
     "The most central title of the island with the smallest q of each language."
     first = central_first(table).drop_duplicates("group")
-    q = [told[str(int(g))]["q"] for g in first["group"]]
-    return [
-        int(i)
-        for i in (
-            first.assign(q=q)
-            .sort_values("q", kind="stable")
-            .drop_duplicates("lang")
-            .sort_values("lang")
-            .index
-        )
-    ]
+    first = first.assign(q=[facts[str(int(group))]["q"] for group in first["group"]])
+    examples = first.sort_values("q", kind="stable").drop_duplicates("lang")
+    return [int(row) for row in examples.sort_values("lang").index]
 
 # %% ../../nbs/91_viz.atlas.ipynb #bd8e04db
 def count_points(
     entries: pd.DataFrame,  # entries.parquet of a run
-    table: pd.DataFrame,  # from tabulate
+    table: pd.DataFrame,  # from atlas_table
 ) -> str:
-    "What is on the map, and what is not."
-    culture, pruned = (
-        int((entries["stage"] == s).sum()) for s in ("culture_point", "pruned")
-    )
+    "What is on the map, and what is not, in a few sentences."
+    culture = int((entries["stage"] == "culture_point").sum())
+    pruned = int((entries["stage"] == "pruned").sum())
     shown = (table["stage"] == "culture_point").sum()
     missing = len(entries) - pruned - len(table)
-    said = (
+    sentences = [
         f"{len(table):,} articles in {table['lang'].nunique()} languages, {shown:,} of"
         " them culture points."
-    )
+    ]
     if pruned:
-        said += (
-            f" {pruned:,} entries were pruned before they were encoded (dates, numbers,"
+        sentences.append(
+            f"{pruned:,} entries were pruned before they were encoded (dates, numbers,"
             " lists) and have no place on a map."
         )
     if missing:
-        said += (
-            f" {missing:,} more entries, {culture - shown:,} of them culture points, were"
+        sentences.append(
+            f"{missing:,} more entries, {culture - shown:,} of them culture points, were"
             " left out at random to keep the page light."
         )
-    return said
+    return " ".join(sentences)
 
-# %% ../../nbs/91_viz.atlas.ipynb #97a84733
+# %% ../../nbs/91_viz.atlas.ipynb #cd5f5b82
+def bokeh_item(
+    table: pd.DataFrame,  # from atlas_table
+    facts: dict[str, dict[str, Any]],  # from group_facts
+    langs: list[str],
+    menu: dict[str, list[tuple[str, str]]],  # from group_menu
+) -> Any:
+    "Map and controls as JSON, from which Bokeh draws them in the page."
+    from bokeh.embed import json_item
+    from bokeh.layouts import column, row
+
+    source = bokeh_source(table, name_islands(table, facts))
+    controls = draw_controls(source, langs, menu)
+    above = row(controls, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+    layout = column(above, draw_map(source, langs), sizing_mode="stretch_both")
+    return renumber_ids(json_item(layout))
+
+
 def atlas_page(
     entries: pd.DataFrame,  # entries.parquet of a run
     groups: pd.DataFrame,  # groups.parquet
-    table: pd.DataFrame,  # from tabulate
-    params: Params,
+    table: pd.DataFrame,  # from atlas_table
+    params: Params,  # of the run
 ) -> str:
     "The atlas as HTML."
-    from bokeh.embed import json_item
-    from bokeh.layouts import column, row
     from bokeh.resources import Resources
 
-    told = group_facts(groups, table)
+    by_group = group_facts(groups, table)
     langs = sorted(table["lang"].unique())
-    source = bokeh_source(table, name_islands(table, told))
-    controls = draw_controls(source, langs, told, params.tau)
-    item = json_item(
-        column(
-            row(controls, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"}),
-            draw_map(source, langs),
-            sizing_mode="stretch_both",
-        )
-    )
-    menu = [group for options in controls[2].options.values() for group, _ in options]
+    menu = group_menu(by_group, params.tau)
     facts = {
         "langs": langs,
-        "verdicts": VERDICTS,
-        "groups": told,
-        "menu": menu,
-        "examples": pick_examples(table, told),
-        "params": {
-            "tau": params.tau,
-            "theta": params.theta,
-            "max_q": getattr(params, "max_q", None),
-        },
+        "verdicts": {stage: VERDICTS[stage] for stage in MAP_STAGES},
+        "groups": by_group,
+        "menu": [group for options in menu.values() for group, _ in options],
+        "examples": pick_examples(table, by_group),
+        "params": {"tau": params.tau, "theta": params.theta, "max_q": params.max_q},
     }
-    bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"]).render_js()
+    bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
     return PAGE.format(
         css=CSS.replace("FONT", FONT),
-        bokeh=bokeh,
+        bokeh=bokeh.render_js(),
         intro=INTRO.format(counts=html.escape(count_points(entries, table))),
         facts=safe_json(facts),
-        item=safe_json(renumber_ids(item)),
+        item=safe_json(bokeh_item(table, by_group, langs, menu)),
         script=SCRIPT,
     )
 
@@ -808,16 +983,13 @@ def make_atlas(
     if limit < 1:
         raise RunError(f"a map shows at least 1 point, not {limit}")
     try:
-        import bokeh  # before the work, not after it
+        import bokeh  # noqa: F401, before the work, not after it
     except ImportError as e:
         raise ImportError("the atlas needs Bokeh: pip install 'cmining[atlas]'") from e
     table = atlas_table(run, limit)
-    text = atlas_page(
-        read_run(run, "entries"),
-        read_run(run, "groups"),
-        table,
-        Params(**read_record(run)["params"]),
-    ).encode()
+    params = Params(**read_record(run)["params"])
+    page = atlas_page(read_run(run, "entries"), read_run(run, "groups"), table, params)
+    text = page.encode()
     with atomic_write(as_path(out)) as unfinished:
         unfinished.write_bytes(text)
     return {

@@ -9,12 +9,13 @@ import atexit
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,28 +23,40 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontEntry
 from matplotlib.patheffects import withStroke
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
+from upath import UPath
 
 from ..core.basics import RunError
-from ..core.runs import Params, read_record, read_run, vector_shards, work_shards
+from ..core.engine import scratch_folder
+from cmining.core.runs import (
+    CANDIDATE,
+    REASONS,
+    Params,
+    read_record,
+    read_run,
+    vector_shards,
+    work_shards,
+)
+from ..core.scripts import shorten
 from ..ingest.corpus import corpus_files, read_entries
 from ..mine.pipeline import mine_corpus
 from ..mine.select import stage_of
 from ..models.encode import Encoder
+from .colors import CULTURE_COLOR, OTHER_COLOR, lang_style
 
 # %% auto #0
-__all__ = ['STYLE', 'LANG_STYLES', 'OTHER_STYLES', 'CULTURE_COLOR', 'OTHER_COLOR', 'PREFERRED_FONTS', 'NO_GLYPHS', 'SAMPLE',
-           'STAGE_COLORS', 'RESULTS', 'BENCHMARKS', 'REPORTED', 'use_style', 'lang_style', 'system_fonts', 'glyphs',
-           'find_font', 'clean_title', 'write_title', 'sample_run', 'save_figure', 'kept_vectors', 'language_purity',
-           'chance_purity', 'language_silhouette', 'stratified_sample', 'tsne_map', 'compare_islands', 'plot_map',
-           'island_names', 'plot_islands', 'bootstrap_mean', 'read_table', 'long_renderings', 'read_renderings',
-           'resistance', 'run_pairs', 'plot_radar', 'wilson_interval', 'count_stages', 'plot_bars', 'plot_stages',
-           'plot_yield', 'theta_curve', 'plot_lines', 'plot_quality', 'plot_cost', 'reported_rows', 'read_results',
-           'beside_reported', 'plot_results']
+__all__ = ['STYLE', 'SAMPLE', 'STAGE_COLORS', 'LINE_COLORS', 'RESULTS', 'BENCHMARKS', 'TABLE_1', 'TABLE_3', 'TABLE_4', 'REPORTED',
+           'use_style', 'find_font', 'sample_run', 'save_figure', 'read_vectors', 'language_purity', 'chance_purity',
+           'language_silhouette', 'stratified_sample', 'tsne_map', 'sample_side', 'compare_islands', 'island_names',
+           'plot_map', 'plot_islands', 'bootstrap_mean', 'read_table', 'read_renderings', 'run_pairs',
+           'rendering_distances', 'resistance', 'plot_radar', 'wilson_interval', 'count_stages', 'plot_bars',
+           'plot_stages', 'plot_yield', 'theta_curve', 'plot_lines', 'plot_quality', 'plot_cost', 'reported_rows',
+           'read_results', 'beside_reported', 'plot_results']
 
 # %% ../../nbs/90_viz.plots.ipynb #d1b340c7
 STYLE: dict[str, Any] = {
@@ -71,29 +84,53 @@ def use_style() -> None:
     "Set the look of all figures."
     plt.rcParams.update(STYLE)
 
-# %% ../../nbs/90_viz.plots.ipynb #ee5cc8e0
-LANG_STYLES = {
-    "de": ("#0072B2", "o"),
-    "en": ("#D55E00", "s"),
-    "es": ("#009E73", "^"),
-    "fr": ("#CC79A7", "D"),
-    "ja": ("#E69F00", "v"),
-    "zh": ("#56B4E9", "P"),
-}
-OTHER_STYLES = [
-    (color, marker) for marker in "X<>*h" for color in ("#000000", "#666666", "#332288")
-]
-# culture points, and what they are compared with: no language's colours
-CULTURE_COLOR = "#882255"
-OTHER_COLOR = "#636363"
+# %% ../../nbs/90_viz.plots.ipynb #46e6459c
+FONT_PACKAGE = "manimgx_fonts_cjk"
+NORMAL_WEIGHT = (400, "normal", "regular")
 
 
-def lang_style(lang: str) -> dict[str, str]:
-    "Colour and marker of a language, the same in every figure."
-    color, marker = (
-        LANG_STYLES.get(lang) or OTHER_STYLES[crc32(lang.encode()) % len(OTHER_STYLES)]
-    )
-    return {"color": color, "marker": marker}
+def package_fonts() -> list[str]:
+    "Paths of the font files in `FONT_PACKAGE`; none where it is not installed."
+    spec = find_spec(FONT_PACKAGE)
+    if spec is None or spec.origin is None:
+        return []
+    return sorted(str(path) for path in Path(spec.origin).parent.glob("*.[ot]t[cf]"))
+
+
+def add_fonts(paths: Iterable[str]) -> None:
+    "Make font files known to Matplotlib, unless it cannot draw with them."
+    for path in sorted(paths):
+        try:
+            font_manager.fontManager.addfont(path)
+        except (RuntimeError, OSError):
+            # a format that Matplotlib cannot draw with, such as coloured bitmaps
+            continue
+
+
+@lru_cache(maxsize=1)
+def system_fonts() -> dict[str, FontEntry]:
+    "Fonts to draw with, by family name: upright, of normal weight; or the package's."
+    packaged = package_fonts()
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    add_fonts({*font_manager.findSystemFonts(), *packaged} - known)
+    fonts = {}
+    for font in font_manager.fontManager.ttflist:
+        # a "last resort" font has a box for every character
+        if font.style != "normal" or "LastResort" in font.name.replace(" ", ""):
+            continue
+        if font.weight in NORMAL_WEIGHT:
+            fonts[font.name] = font
+        elif font.fname in packaged:
+            fonts.setdefault(font.name, font)
+    return fonts
+
+
+@lru_cache(maxsize=None)
+def glyphs(font: FontEntry) -> frozenset[int]:
+    "Code points that a font has a glyph for."
+    properties = font_manager.FontProperties(family=[font.name], weight=font.weight)
+    path = font_manager.findfont(properties)  # with the number of the face in the file
+    return frozenset(font_manager.get_font(path).get_charmap())
 
 # %% ../../nbs/90_viz.plots.ipynb #0ece65f7
 # parts of font names, best first; any other font with the glyphs will do
@@ -122,74 +159,38 @@ PREFERRED_FONTS = {
 }
 
 
-@lru_cache(maxsize=1)
-def system_fonts() -> dict[str, str]:
-    "Upright fonts of normal weight that can be drawn with: path by family name."
-    known = {font.fname for font in font_manager.fontManager.ttflist}
-    for path in sorted(set(font_manager.findSystemFonts()) - known):
-        try:
-            font_manager.fontManager.addfont(path)
-        except (RuntimeError, OSError):
-            # a format that Matplotlib cannot draw with, such as coloured bitmaps
-            continue
-    fonts = {
-        f.name: f.fname
-        for f in font_manager.fontManager.ttflist
-        if f.style == "normal" and f.weight in (400, "normal", "regular")
-    }
-    # it has a box for everything
-    return {
-        name: path
-        for name, path in fonts.items()
-        if "LastResort" not in name.replace(" ", "")
-    }
-
-
-@lru_cache(maxsize=None)
-def glyphs(path: str) -> frozenset[int]:
-    "Code points that a font file has a glyph for."
-    return frozenset(font_manager.get_font(path).get_charmap())
+def preference(family: str, lang: str) -> tuple:
+    "Sorts font families for a language: the best has the smallest tuple."
+    preferred = PREFERRED_FONTS.get(lang, ())
+    ranks = [rank for rank, part in enumerate(preferred) if part in family]
+    return (
+        family != "DejaVu Sans",
+        min(ranks, default=len(preferred)),
+        "Sans" not in family,
+        "Mono" in family,
+        family,
+    )
 
 # %% ../../nbs/90_viz.plots.ipynb #ca5f9512
 def find_font(
     text: str,
     lang: str = "",  # whose forms of the characters to prefer
-) -> (
-    str | None
-):  # a font family that has every glyph of the text; None when no installed one has
-    """The font to draw a text with: Matplotlib's own where it can, else one of the
-    system's.
-    """
-    need = {ord(c) for c in text}
+) -> str | None:  # a font family with a glyph for every character; None without one
+    "The font to draw a text with: Matplotlib's own where it can, else another."
+    needed = {ord(c) for c in text}
     fonts = system_fonts()
-
-    def order(name: str) -> tuple:
-        liked = [
-            i for i, part in enumerate(PREFERRED_FONTS.get(lang, ())) if part in name
-        ]
-        return (
-            name != "DejaVu Sans",
-            liked[0] if liked else 99,
-            "Sans" not in name,
-            "Mono" in name,
-            name,
-        )
-
-    return next(
-        (name for name in sorted(fonts, key=order) if need <= glyphs(fonts[name])), None
-    )
+    for family in sorted(fonts, key=lambda family: preference(family, lang)):
+        if needed <= glyphs(fonts[family]):
+            return family
+    return None
 
 # %% ../../nbs/90_viz.plots.ipynb #988722eb
+TITLE_CHARACTERS = 24
+THICKENING = 0.03  # width of the stroke, in em
 NO_GLYPHS = (
     "Titles that no installed font can draw are shown by their ids; a font such as Noto"
     " Sans CJK mends it."
 )
-
-
-def clean_title(title: str, length: int = 24) -> str:
-    "A title as one line of at most so many printable characters."
-    line = " ".join("".join(c if c.isprintable() else " " for c in title).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 def write_title(
@@ -199,41 +200,43 @@ def write_title(
     title: str,  # from a corpus
     lang: str,
     instead: str,  # what to write where no font has the glyphs
-    **style: Any,
+    **style: Any,  # of Matplotlib's text
 ) -> bool:  # was it the title that was written?
     "Write a title from a corpus into a figure."
-    text = clean_title(title)
-    font = find_font(text, lang)
-    ax.text(
-        x,
-        y,
-        text if font else instead,
-        family=font or "DejaVu Sans",
-        parse_math=False,
-        **style,
-    )
-    return font is not None
+    text = shorten(title, TITLE_CHARACTERS)
+    family = find_font(text, lang)
+    if family is None:
+        ax.text(x, y, instead, family="DejaVu Sans", parse_math=False, **style)
+        return False
+    label = ax.text(x, y, text, family=family, parse_math=False, **style)
+    weight = system_fonts()[family].weight
+    if weight not in NORMAL_WEIGHT:
+        width = THICKENING * label.get_fontsize()
+        stroke = withStroke(linewidth=width, foreground=label.get_color())
+        label.set(fontweight=weight)
+        label.set_path_effects([*(label.get_path_effects() or ()), stroke])
+    return True
 
 # %% ../../nbs/90_viz.plots.ipynb #603eee48
 SAMPLE = Path(str(files("cmining"))).parent / "data" / "sample"
 
 
-def sample_run() -> str:
+def sample_run() -> str:  # the run folder
     """Mine the bundled sample into a folder that is removed when the process ends.
 
-    Needs the checkout, whose data/ it reads.
+    Needs the checkout, whose data/ it reads; a RunError without.
     """
     if not SAMPLE.is_dir():
         raise RunError(
-            "the sample is part of the checkout, not of the installed package: name a run"
-            " folder as run_dir, made by cmining mine CORPUS --out RUN"
+            "the sample is part of the checkout, not of the installed package: give the"
+            " folder of a run of yours as run_dir"
         )
     run = tempfile.mkdtemp(prefix="cmining-")
     atexit.register(shutil.rmtree, run, ignore_errors=True)
     mine_corpus(SAMPLE, run, jobs=1)
     return run
 
-
+# %% ../../nbs/90_viz.plots.ipynb #8afd528a
 def save_figure(
     fig: Figure,
     numbers: pd.DataFrame,  # what the figure shows, a row a number
@@ -245,56 +248,45 @@ def save_figure(
         return
     target = Path(save_to) / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(
-        target.with_suffix(".svg"),
-        metadata={"Date": None, "Creator": None},
-        bbox_inches="tight",
-    )
-    fig.savefig(
-        target.with_suffix(".png"), metadata={"Software": None}, bbox_inches="tight"
-    )
-    numbers.to_csv(
-        target.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n"
-    )
+    # no time and no program: Matplotlib would write both
+    svg_metadata = {"Date": None, "Creator": None}
+    png_metadata = {"Software": None}
+    for suffix, metadata in ((".svg", svg_metadata), (".png", png_metadata)):
+        fig.savefig(target.with_suffix(suffix), metadata=metadata, bbox_inches="tight")
+    csv = target.with_suffix(".csv")
+    numbers.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
 
 # %% ../../nbs/90_viz.plots.ipynb #7167fb70
-def kept_vectors(
-    run: str | Path,
+def read_vectors(
+    run: str | Path | UPath,
     entries: pd.DataFrame,  # entries.parquet of the run
-    rows: np.ndarray,  # which of them, bool [entries]
-) -> np.ndarray:  # float32 [rows, d]
-    """The vectors of some entries, in their order.
+    rows: np.ndarray,  # row numbers of entries that were not pruned, ascending, int [n]
+) -> np.ndarray:  # float32 [n, d], unit norm
+    """The vectors of some entries.
 
     A RunError for pruned entries, and when work/ was cleaned.
     """
-    kept = (entries["stage"] != "pruned").to_numpy()
-    parts = []
-    if (rows & ~kept).any():
+    has_vector = (entries["stage"] != "pruned").to_numpy()
+    if not has_vector[rows].all():
         raise RunError("pruned entries have no vectors")
-    shards = work_shards(run, "vectors")
-    if rows.any() and not shards:
+    shards = [shard for same in work_shards(run, "vectors").values() for shard in same]
+    if not shards:
         raise RunError(
-            f"{run}/work was cleaned, and the vectors with it: run the same cmining mine"
-            " again without --clean"
+            f"{run}/work was cleaned, and the vectors with it: mine the corpus again"
+            " without --clean"
         )
-    # as entries.parquet: by language, then by id
-    for lang in (lang for lang in shards if rows.any()):
-        own = (entries["lang"] == lang).to_numpy()
-        wanted = np.flatnonzero(rows[own & kept])
-        start = 0
-        # a shard at a time: a language may have millions
-        for vectors in vector_shards(shards[lang]):
-            parts.append(
-                np.asarray(
-                    vectors[
-                        wanted[(wanted >= start) & (wanted < start + len(vectors))]
-                        - start
-                    ],
-                    np.float32,
-                )
-            )
-            start += len(vectors)
-    return np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
+    wanted = (np.cumsum(has_vector) - 1)[rows]  # their places among the vectors
+    start = 0
+    parts = [np.empty((0, 1), np.float32)]
+    with scratch_folder():
+        for vectors in vector_shards(shards):
+            end = start + len(vectors)
+            first, last = np.searchsorted(wanted, [start, end])
+            if first < last:
+                here = vectors[wanted[first:last] - start]
+                parts.append(np.asarray(here, np.float32))
+            start = end
+    return np.concatenate(parts[1:] or parts)
 
 # %% ../../nbs/90_viz.plots.ipynb #e36c6bd7
 def language_purity(
@@ -305,53 +297,47 @@ def language_purity(
     "Mean share of the k nearest neighbours that are in the entry's own language."
     if len(vectors) < 2:
         return float("nan")
-    near = (
-        NearestNeighbors(n_neighbors=min(k, len(vectors) - 1))
-        .fit(vectors)
-        .kneighbors(return_distance=False)
-    )
-    return float((lang[near] == lang[:, None]).mean())
+    neighbors = NearestNeighbors(n_neighbors=min(k, len(vectors) - 1)).fit(vectors)
+    nearest = neighbors.kneighbors(return_distance=False)
+    return float((lang[nearest] == lang[:, None]).mean())
 
 # %% ../../nbs/90_viz.plots.ipynb #79dd4e83
 def chance_purity(
     lang: np.ndarray,  # str [n]
-) -> float:
+) -> float:  # from 0 to 1; NaN for fewer than two entries
     "The language purity to expect when languages mix at random."
-    n = np.array(list(Counter(lang).values()))
-    return (
-        float((n * (n - 1)).sum() / (len(lang) * (len(lang) - 1)))
-        if len(lang) > 1
-        else float("nan")
-    )
+    n = len(lang)
+    if n < 2:
+        return float("nan")
+    sizes = np.array(list(Counter(lang).values()))
+    return float((sizes * (sizes - 1)).sum() / (n * (n - 1)))
 
 
 def language_silhouette(
     vectors: np.ndarray,  # float [n, d]
     lang: np.ndarray,  # str [n]
-) -> (
-    float
-):  # from -1 to 1; NaN without two languages, or when each entry is alone in its own
-    "Mean silhouette of the languages, Euclidean."
-    return (
-        float(silhouette_score(vectors, lang))
-        if 1 < len(set(lang)) < len(lang)
-        else float("nan")
-    )
+) -> float:  # from -1 to 1
+    """Mean silhouette of the languages, by Euclidean distance.
+
+    NaN without two languages, or when each entry is alone in its own.
+    """
+    if 1 < len(set(lang)) < len(lang):
+        return float(silhouette_score(vectors, lang))
+    return float("nan")
 
 # %% ../../nbs/90_viz.plots.ipynb #53b9ba02
 def stratified_sample(
     lang: np.ndarray,  # str [n]
     n_per_lang: int,
     seed: int = 0,
-) -> np.ndarray:  # sorted row numbers
-    "A random sample of at most so many rows of each language."
+) -> np.ndarray:  # ascending row numbers, int
+    "A random sample of at most `n_per_lang` rows of each language."
     rng = np.random.default_rng(seed)
-    rows = [np.flatnonzero(lang == l) for l in np.unique(lang)]
-    return np.sort(
-        np.concatenate(
-            [rng.permutation(r)[:n_per_lang] for r in rows] or [np.empty(0, int)]
-        )
-    )
+    parts = [np.empty(0, int)]
+    for each in np.unique(lang):
+        rows = np.flatnonzero(lang == each)
+        parts.append(rng.permutation(rows)[:n_per_lang])
+    return np.sort(np.concatenate(parts))
 
 
 def tsne_map(
@@ -359,111 +345,127 @@ def tsne_map(
     seed: int = 0,
 ) -> np.ndarray:  # float32 [n, 2]
     "A map of the vectors; the same bytes for the same input and seed."
+    if not len(vectors):
+        return np.empty((0, 2), np.float32)
     # too few to have a neighbourhood
     if len(vectors) < 5:
         return np.asarray(vectors, np.float32)[:, :2]
-    with threadpool_limits(1):
-        return TSNE(
-            metric="cosine",
-            init="pca",
-            perplexity=min(30, (len(vectors) - 1) / 3),
-            random_state=seed,
-        ).fit_transform(vectors)
+    tsne = TSNE(
+        metric="cosine",
+        init="pca",
+        perplexity=min(30, (len(vectors) - 1) / 3),
+        random_state=seed,
+    )
+    with threadpool_limits(1):  # sums in a fixed order
+        return tsne.fit_transform(vectors)
 
 # %% ../../nbs/90_viz.plots.ipynb #3623be64
+def sample_side(
+    entries: pd.DataFrame,  # entries.parquet of a run
+    selected: bool,  # culture points, or the candidates that were not selected
+    n_per_lang: int,
+    seed: int = 0,
+) -> np.ndarray:  # ascending row numbers, int
+    "A stratified sample of one side of Fig. 2."
+    is_selected = entries["stage"] == "culture_point"
+    pool = np.flatnonzero(entries["stage"].isin(CANDIDATE) & (is_selected == selected))
+    return pool[stratified_sample(entries["lang"].to_numpy()[pool], n_per_lang, seed)]
+
+
 def compare_islands(
     run: str | Path,
     n_per_lang: int = 300,
-    k: int = 10,
+    k: int = 10,  # neighbours that the purity looks at
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Culture points against the candidates that were not selected, a stratified sample
-    of each.
+    """Culture points against candidates that were not selected.
 
     Returns the sample (id, lang, title, group, selected, x, y) and the numbers (selected,
-    n, purity, chance, silhouette).
+    n, purity, chance, silhouette), a row a side.
     """
     entries = read_run(run, "entries")
-    entries = entries.assign(selected=entries["stage"] == "culture_point")
-    shown = []
+    samples = []
     numbers = []
     for selected in (True, False):
-        pool = np.flatnonzero(
-            entries["stage"].isin(["small", "mixed", "culture_point"])
-            & (entries["selected"] == selected)
-        )
-        rows = np.zeros(len(entries), bool)
-        rows[
-            pool[stratified_sample(entries["lang"].to_numpy()[pool], n_per_lang, seed)]
-        ] = True
-        part = entries[rows]
-        vectors = kept_vectors(run, entries, rows)
-        lang = part["lang"].to_numpy(object)
-        at = tsne_map(vectors, seed) if len(vectors) else np.empty((0, 2))
-        shown.append(
-            part[["id", "lang", "title", "group", "selected"]].assign(
-                x=at[:, 0], y=at[:, 1]
-            )
-        )
+        rows = sample_side(entries, selected, n_per_lang, seed)
+        side = entries.iloc[rows][["id", "lang", "title", "group"]]
+        vectors = read_vectors(run, entries, rows)
+        lang = side["lang"].to_numpy(object)
+        xy = tsne_map(vectors, seed)
+        samples.append(side.assign(selected=selected, x=xy[:, 0], y=xy[:, 1]))
         numbers.append(
             {
                 "selected": selected,
-                "n": len(part),
+                "n": len(side),
                 "purity": language_purity(vectors, lang, k),
                 "chance": chance_purity(lang),
                 "silhouette": language_silhouette(vectors, lang),
             }
         )
-    return pd.concat(shown, ignore_index=True), pd.DataFrame(numbers)
+    return pd.concat(samples, ignore_index=True), pd.DataFrame(numbers)
 
 # %% ../../nbs/90_viz.plots.ipynb #bbb486f8
+def island_names(
+    sample: pd.DataFrame,  # from compare_islands
+    points: pd.DataFrame,  # culture_points.parquet
+    per_lang: int = 3,  # groups a language
+) -> pd.DataFrame:  # id, lang, title
+    "Whose titles to write: the most central of each language's largest groups."
+    on_map = sample.loc[sample["selected"], ["id", "lang"]]
+    central = points.merge(on_map, on=["id", "lang"]).sort_values("rank")
+    groups = central.drop_duplicates("group").sort_values(
+        ["group_size", "group"], ascending=[False, True]
+    )
+    return groups.groupby("lang").head(per_lang)[["id", "lang", "title"]]
+
+# %% ../../nbs/90_viz.plots.ipynb #45027090
+TITLE_EXTENT = (0.2, 0.04)  # width and height of a title, as shares of the map's
+
+
+def uncovered_titles(
+    places: np.ndarray,  # x, y of each title, as shares of the map's size, float [n, 2]
+) -> list[int]:
+    "Which titles to write so that none covers another; the first come first."
+    written: list[int] = []
+    for row, place in enumerate(places):
+        distance = abs(places[written] - place)
+        if not (distance < TITLE_EXTENT).all(axis=1).any():
+            written.append(row)
+    return written
+
+
+def write_names(
+    ax: Axes,
+    sample: pd.DataFrame,  # id, lang, title, x, y: all that is on the map
+    names: pd.DataFrame,  # id, lang of the entries whose titles to write
+) -> bool:  # could every title be drawn?
+    "Write titles on a map, with a halo to stand out from the points."
+    size = np.ptp(sample[["x", "y"]].to_numpy(), axis=0) if len(sample) else np.ones(2)
+    named = sample.merge(names[["id", "lang"]], on=["id", "lang"])
+    places = named[["x", "y"]].to_numpy() / np.maximum(size, 1e-9)
+    halo = [withStroke(linewidth=2.5, foreground="white", alpha=0.85)]
+    style = dict(fontsize=7.5, ha="center", va="center", path_effects=halo)
+    all_drawn = True
+    for entry in named.iloc[uncovered_titles(places)].itertuples():
+        instead = f"{entry.lang} {entry.id[:8]}"
+        drawn = write_title(
+            ax, entry.x, entry.y, entry.title, entry.lang, instead, **style
+        )
+        all_drawn &= drawn
+    return all_drawn
+
+# %% ../../nbs/90_viz.plots.ipynb #a4f67967
 def plot_map(
     ax: Axes,
     sample: pd.DataFrame,  # id, lang, title, x, y
-    names: pd.DataFrame | None = None,  # id, lang, title of entries whose titles to write
+    names: pd.DataFrame | None = None,  # id, lang of entries whose titles to write
 ) -> tuple[Axes, bool]:  # the Axes, and whether every title could be drawn
     "A map of entries, a colour a language."
+    dots = dict(s=14, alpha=0.8, linewidths=0)
     for lang, part in sample.groupby("lang"):
-        ax.scatter(
-            part["x"],
-            part["y"],
-            s=14,
-            alpha=0.8,
-            linewidths=0,
-            label=f"{lang} {len(part)}",
-            **lang_style(lang),
-        )
-    named = (
-        sample.merge(names[["id", "lang"]], on=["id", "lang"])
-        if names is not None
-        else sample[:0]
-    )
-    halo = [withStroke(linewidth=2.5, foreground="white", alpha=0.85)]
-    taken = []
-    drawn = True
-    size = (
-        np.maximum(np.ptp(sample[["x", "y"]].to_numpy(), axis=0), 1e-9)
-        if len(sample)
-        else 1
-    )
-    for e in named.itertuples():
-        at = np.array([e.x, e.y]) / size
-        # it would cover another title
-        if any((abs(at - other) < (0.2, 0.04)).all() for other in taken):
-            continue
-        taken.append(at)
-        drawn &= write_title(
-            ax,
-            e.x,
-            e.y,
-            e.title,
-            e.lang,
-            f"{e.lang} {e.id[:8]}",
-            fontsize=7.5,
-            ha="center",
-            va="center",
-            path_effects=halo,
-        )
+        label = f"{lang} {len(part)}"
+        ax.scatter(part["x"], part["y"], label=label, **dots, **lang_style(lang))
+    all_drawn = True if names is None else write_names(ax, sample, names)
     ax.set(xticks=[], yticks=[])
     ax.legend(
         loc="upper center",
@@ -473,27 +475,7 @@ def plot_map(
         columnspacing=0.9,
         fontsize=8,
     )
-    return ax, drawn
-
-
-def island_names(
-    sample: pd.DataFrame,  # from compare_islands
-    points: pd.DataFrame,  # culture_points.parquet
-    per_lang: int = 3,  # groups a language
-) -> (
-    pd.DataFrame
-):  # id, lang, title: the most central entry shown of each language's largest groups
-    "Whose titles to write on the map."
-    shown = (
-        points.merge(sample.loc[sample["selected"], ["id", "lang"]], on=["id", "lang"])
-        .sort_values("rank")
-        .drop_duplicates("group")
-    )
-    return (
-        shown.sort_values(["group_size", "group"], ascending=[False, True])
-        .groupby("lang")
-        .head(per_lang)[["id", "lang", "title"]]
-    )
+    return ax, all_drawn
 
 
 def plot_islands(
@@ -502,32 +484,26 @@ def plot_islands(
     names: pd.DataFrame | None = None,  # from island_names
     k: int = 10,  # as given to compare_islands
 ) -> np.ndarray:  # the two Axes
-    """Fig.
+    """Fig. 2: culture points on the left, candidates that were not selected on the right.
 
-    2: culture points on the left, candidates that were not selected on the right, and
-    under each what the vectors say.
+    Under each stands what the vectors say.
     """
     fig, axes = plt.subplots(1, 2, figsize=(10, 5.4))
-    whole = True
-    for ax, row, title in zip(
-        axes,
-        numbers.itertuples(),
-        ("Culture points", "Candidates that were not selected"),
-    ):
-        _, drawn = plot_map(
-            ax,
-            sample[sample["selected"] == row.selected],
-            names if row.selected else None,
-        )
-        whole &= drawn
+    titles = ("Culture points", "Candidates that were not selected")
+    all_drawn = True
+    for ax, row, title in zip(axes, numbers.itertuples(), titles):
+        side = sample[sample["selected"] == row.selected]
+        _, drawn = plot_map(ax, side, names if row.selected else None)
+        all_drawn &= drawn
+        silhouette = round(row.silhouette, 2) + 0  # no minus before a zero
         ax.set_title(f"{title} ({row.n:,})")
         ax.set_xlabel(
             f"same language among {k} nearest: {row.purity:.2f} (chance"
-            f" {row.chance:.2f}); silhouette {round(row.silhouette, 2) + 0:.2f}"
+            f" {row.chance:.2f}); silhouette {silhouette:.2f}"
         )
-        for side in ax.spines.values():
-            side.set(visible=True, color="#BBBBBB")
-    if not whole:
+        for spine in ax.spines.values():
+            spine.set(visible=True, color="#BBBBBB")
+    if not all_drawn:
         fig.supxlabel(NO_GLYPHS, fontsize=7, x=0.01, ha="left")
     return axes
 
@@ -539,13 +515,13 @@ def bootstrap_mean(
 ) -> tuple[float, float, float]:  # mean, and the interval's ends; NaN for no values
     "The mean with its 95 % bootstrap interval."
     values = np.asarray(values, float)
-    if not len(values):
-        return (float("nan"),) * 3
+    n = len(values)
+    if not n:
+        return float("nan"), float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    draws = [
-        values[rng.integers(len(values), size=len(values))].mean() for _ in range(n_draws)
-    ]
-    return float(values.mean()), *map(float, np.quantile(draws, [0.025, 0.975]))
+    means = [values[rng.integers(n, size=n)].mean() for _ in range(n_draws)]
+    lo, hi = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(lo), float(hi)
 
 # %% ../../nbs/90_viz.plots.ipynb #0c82ed7c
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -559,129 +535,128 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if kind == "jsonl":
         return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
     if kind in ("csv", "tsv"):
-        return pd.read_csv(
-            path, sep="," if kind == "csv" else "\t", dtype=str, keep_default_na=False
-        )
+        separator = "," if kind == "csv" else "\t"
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     raise RunError(
         f"{path} is no table that can be read: it is one of .csv, .tsv, .jsonl, .parquet"
     )
 
+# %% ../../nbs/90_viz.plots.ipynb #5adb829f
+RENDERING = ["lang", "title", "gloss_en"]
+
+
+def is_lang_code(column: str) -> bool:
+    "Could the name of a column be a language code?"
+    return len(column) in (2, 3) and column.isalpha() and column.islower()
+
 
 def long_renderings(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     "lang, title, gloss_en, from either form of a table. A RunError when it is neither."
-    if {"lang", "title", "gloss_en"} <= set(table.columns):
-        return table[["lang", "title", "gloss_en"]]
-    langs = [
-        c
-        for c in table.columns
-        if len(c) in (2, 3) and c.isalpha() and c.islower() and c != "en"
-    ]
+    if set(RENDERING) <= set(table.columns):
+        return table[RENDERING]
+    langs = [c for c in table.columns if is_lang_code(c) and c != "en"]
     if "en" in table and langs:
-        return table.melt("en", langs, "lang", "title").rename(
-            columns={"en": "gloss_en"}
-        )[["lang", "title", "gloss_en"]]
+        titles = table.melt("en", langs, "lang", "title")
+        return titles.rename(columns={"en": "gloss_en"})[RENDERING]
     raise RunError(
         f"{path} has the columns {', '.join(map(str, table.columns))}; renderings need"
         " lang, title, gloss_en, or a column a language with en among them"
     )
 
+
+def table_renderings(path: str | Path) -> tuple[pd.DataFrame, str]:
+    "The renderings of a table, and its name with the model that made them."
+    table = read_table(path)
+    models = sorted({str(model) for model in table.get("model", ()) if model})
+    source = Path(path).name
+    if models:
+        source += f", rendered by {', '.join(models)}"
+    return long_renderings(table, path), source
+
+
+def corpus_renderings(corpus: str) -> pd.DataFrame:
+    "The gloss_en of a corpus's rows; none where the corpus is not there."
+    by_lang = corpus_files(corpus) if Path(corpus).is_dir() else {}
+    renderings = [
+        (entry["lang"], entry["title"], str(entry["gloss_en"]))
+        for lang, paths in by_lang.items()
+        for path in paths
+        for entry in read_entries(path, lang, Counter())
+        if entry.get("gloss_en")
+    ]
+    return pd.DataFrame(renderings, columns=RENDERING)
+
 # %% ../../nbs/90_viz.plots.ipynb #34940a7f
 def read_renderings(
     run: str | Path,  # its corpus is asked for gloss_en when there is no table
     translations: str | Path | None = None,  # a table of renderings
-) -> tuple[
-    pd.DataFrame, str
-]:  # lang, title, gloss_en; and where they come from, for the figure
-    """English renderings of titles.
+) -> tuple[pd.DataFrame, str]:  # lang, title, gloss_en; where they come from
+    """English renderings of titles, and their source for the figure to name.
 
-    Without a table, and without any in the corpus, none, and what to do about it in place
-    of the source.
+    Without a table, and without any in the corpus, there are none, and in place of the
+    source stands what to do about it.
     """
     if translations is not None:
-        table = read_table(translations)
-        models = sorted({str(m) for m in table.get("model", ()) if m})
-        source = f"{Path(translations).name}" + (
-            f", rendered by {', '.join(models)}" if models else ""
-        )
-        found = long_renderings(table, translations)
+        renderings, source = table_renderings(translations)
     else:
         corpus = read_record(run)["corpus"]["path"]
+        renderings = corpus_renderings(corpus)
         source = "the corpus (gloss_en)"
-        rows = (
-            e
-            for lang, paths in (
-                corpus_files(corpus) if Path(corpus).is_dir() else {}
-            ).items()
-            for path in paths
-            for e in read_entries(path, lang, Counter())
-            if e.get("gloss_en")
-        )
-        found = pd.DataFrame(
-            [(e["lang"], e["title"], str(e["gloss_en"])) for e in rows],
-            columns=["lang", "title", "gloss_en"],
-        )
-        if not len(found):
+        if not len(renderings):
             source = (
                 f"There are no renderings: no row of the corpus {corpus} has a gloss_en,"
                 " or it is not here. Give a table as translations, with the columns"
                 " lang, title, gloss_en."
             )
-    found = found[(found["title"] != "") & (found["gloss_en"] != "")].dropna()
-    return found.drop_duplicates(["lang", "title"], ignore_index=True), source
+    filled = (renderings["title"] != "") & (renderings["gloss_en"] != "")
+    renderings = renderings[filled].dropna()
+    return renderings.drop_duplicates(["lang", "title"], ignore_index=True), source
 
 # %% ../../nbs/90_viz.plots.ipynb #cfd81b40
+def run_pairs(
+    run: str | Path,
+    renderings: pd.DataFrame,  # from read_renderings
+) -> pd.DataFrame:  # lang, title, culture, gloss_en
+    "Culture points and mixed candidates of a run that have a rendering."
+    entries = read_run(run, "entries")
+    entries = entries[entries["stage"].isin(["culture_point", "mixed"])]
+    sides = entries.assign(culture=entries["stage"] == "culture_point")
+    return sides[["lang", "title", "culture"]].merge(renderings, on=["lang", "title"])
+
+
+def rendering_distances(
+    pairs: pd.DataFrame,  # lang, title, gloss_en
+    encoder: Encoder,
+) -> np.ndarray:  # 1 - cosine, float [pairs]
+    "How far each term lies from its English rendering."
+    if not len(pairs):
+        return np.empty(0)
+    terms = encoder.encode(pairs["title"].tolist())
+    renderings = encoder.encode(pairs["gloss_en"].tolist())
+    return 1 - (terms * renderings).sum(1)
+
+
 def resistance(
     pairs: pd.DataFrame,  # lang, title, gloss_en, culture (bool); English is left out
     encoder: Encoder,
     seed: int = 0,
-) -> (
-    pd.DataFrame
-):  # lang, culture, n, distance, lo, hi, words, same; a row a language and side
-    "Mean distance between terms and their English renderings."
+) -> pd.DataFrame:  # lang, culture, n, distance, lo, hi, words, same
+    "Mean distance of terms from their English renderings, a row a language and side."
     pairs = pairs[pairs["lang"] != "en"].reset_index(drop=True)
-    cosine = (
-        (
-            encoder.encode(pairs["title"].tolist())
-            * encoder.encode(pairs["gloss_en"].tolist())
-        ).sum(1)
-        if len(pairs)
-        else np.empty(0)
-    )
     pairs = pairs.assign(
-        distance=1 - cosine,
+        distance=rendering_distances(pairs, encoder),
         words=pairs["gloss_en"].str.split().str.len(),
         same=pairs["title"].str.casefold() == pairs["gloss_en"].str.casefold(),
     )
     rows = []
     for (lang, culture), part in pairs.groupby(["lang", "culture"]):
         mean, lo, hi = bootstrap_mean(part["distance"].to_numpy(), seed=seed)
-        rows.append(
-            (
-                lang,
-                bool(culture),
-                len(part),
-                mean,
-                lo,
-                hi,
-                part["words"].mean(),
-                part["same"].mean(),
-            )
-        )
+        words = part["words"].mean()
+        same = part["same"].mean()
+        rows.append((lang, bool(culture), len(part), mean, lo, hi, words, same))
     return pd.DataFrame(
         rows, columns=["lang", "culture", "n", "distance", "lo", "hi", "words", "same"]
     )
-
-
-def run_pairs(
-    run: str | Path,
-    renderings: pd.DataFrame,  # from read_renderings
-) -> pd.DataFrame:  # lang, title, gloss_en, culture
-    "Culture points and mixed candidates of a run that have a rendering."
-    entries = read_run(run, "entries")
-    entries = entries[entries["stage"].isin(["culture_point", "mixed"])]
-    return entries.assign(culture=entries["stage"] == "culture_point")[
-        ["lang", "title", "culture"]
-    ].merge(renderings, on=["lang", "title"])
 
 # %% ../../nbs/90_viz.plots.ipynb #c5996fbc
 def plot_radar(
@@ -689,30 +664,24 @@ def plot_radar(
     table: pd.DataFrame,  # from resistance
     names: tuple[str, str] = ("culture points", "mixed candidates"),
 ) -> Axes:
-    """Fig.
-
-    3: a spoke a language, the mean distance of each side along it, and its interval as a
-    bar.
-    """
+    "Fig. 3: a spoke a language, each side's mean distance on it, its interval as a bar."
     langs = sorted(table["lang"].unique())
-    angle = dict(zip(langs, np.linspace(0, 2 * np.pi, len(langs), endpoint=False)))
-    for culture, color, marker, name in (
-        (True, CULTURE_COLOR, "o", names[0]),
-        (False, OTHER_COLOR, "s", names[1]),
-    ):
+    angles = dict(zip(langs, np.linspace(0, 2 * np.pi, len(langs), endpoint=False)))
+    looks = ((True, CULTURE_COLOR, "o"), (False, OTHER_COLOR, "s"))
+    for (culture, color, marker), name in zip(looks, names):
         side = table[table["culture"] == culture].sort_values("lang")
-        at = side["lang"].map(angle).to_numpy(float)
+        angle = side["lang"].map(angles).to_numpy(float)
         if len(side) > 2:
-            ax.fill(at, side["distance"], color=color, alpha=0.12, linewidth=0)
+            ax.fill(angle, side["distance"], color=color, alpha=0.12, linewidth=0)
         ax.plot(
-            np.append(at, at[:1]),
+            np.append(angle, angle[:1]),  # back to the first spoke
             np.append(side["distance"], side["distance"][:1]),
             color=color,
             marker=marker,
             label=f"{name} ({side['n'].sum():,})",
         )
-        ax.vlines(at, side["lo"], side["hi"], color=color, linewidth=3, alpha=0.6)
-    ax.set(xticks=list(angle.values()), xticklabels=langs, ylim=(0, None))
+        ax.vlines(angle, side["lo"], side["hi"], color=color, linewidth=3, alpha=0.6)
+    ax.set(xticks=list(angles.values()), xticklabels=langs, ylim=(0, None))
     ax.set_theta_zero_location("N")
     ax.set_rlabel_position(180 / max(len(langs), 1))
     ax.tick_params("y", labelsize=7, labelcolor="#666666")
@@ -730,10 +699,10 @@ def wilson_interval(
     n = np.asarray(n, float)
     z = 1.96
     p = hits / n
-    half = z * np.sqrt(hits / n * (1 - hits / n) / n + z**2 / (4 * n**2))
-    return (p + z**2 / (2 * n) - half) / (1 + z**2 / n), (p + z**2 / (2 * n) + half) / (
-        1 + z**2 / n
-    )
+    middle = p + z**2 / (2 * n)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    return (middle - half) / scale, (middle + half) / scale
 
 # %% ../../nbs/90_viz.plots.ipynb #6ff770c7
 STAGE_COLORS = {
@@ -748,32 +717,28 @@ STAGE_COLORS = {
 
 def count_stages(
     entries: pd.DataFrame,  # entries.parquet
-) -> (
-    pd.DataFrame
-    # lang, entries, pruned … culture_point, groups, yield_per_1000, lo, hi; a row a language
-):
-    "How many entries of each language stopped where, and the yield of culture points."
-    table = pd.crosstab(entries["lang"], entries["stage"]).reindex(
-        columns=list(STAGE_COLORS), fill_value=0
-    )
-    groups = (
-        entries[entries["stage"] == "culture_point"].groupby("lang")["group"].nunique()
-    )
+) -> pd.DataFrame:
+    """How many entries of each language stopped where, and the yield of culture points.
+
+    A row a language: lang, entries, the stages from pruned to culture_point, groups,
+    yield_per_1000, and its interval lo, hi.
+    """
+    counts = pd.crosstab(entries["lang"], entries["stage"])
+    table = counts.reindex(columns=list(STAGE_COLORS), fill_value=0)
+    is_culture = entries["stage"] == "culture_point"
+    groups = entries[is_culture].groupby("lang")["group"].nunique()
     n = table.sum(axis=1)
     lo, hi = wilson_interval(table["culture_point"], n)
     table.insert(0, "entries", n)
-    return (
-        table.assign(
-            groups=groups.reindex(table.index, fill_value=0),
-            yield_per_1000=1000 * table["culture_point"] / n,
-            lo=1000 * lo,
-            hi=1000 * hi,
-        )
-        .rename_axis(columns=None)
-        .reset_index()
+    table = table.assign(
+        groups=groups.reindex(table.index, fill_value=0),
+        yield_per_1000=1000 * table["culture_point"] / n,
+        lo=1000 * lo,
+        hi=1000 * hi,
     )
+    return table.rename_axis(columns=None).reset_index()
 
-
+# %% ../../nbs/90_viz.plots.ipynb #3b066170
 def plot_bars(
     ax: Axes,
     langs: pd.Series,
@@ -793,17 +758,11 @@ def plot_stages(
 ) -> Axes:
     "The share of each language's entries that stopped at each stage."
     left = np.zeros(len(counts))
+    edge = dict(edgecolor="white", linewidth=0.5)
     for stage, color in STAGE_COLORS.items():
         share = (counts[stage] / counts["entries"]).to_numpy()
-        ax.barh(
-            counts["lang"],
-            share,
-            left=left,
-            color=color,
-            label=stage.replace("_", " "),
-            edgecolor="white",
-            linewidth=0.5,
-        )
+        label = stage.replace("_", " ")
+        ax.barh(counts["lang"], share, left=left, color=color, label=label, **edge)
         left += share
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel="share of entries, by where they stopped")
@@ -830,147 +789,156 @@ def plot_yield(
     return ax
 
 # %% ../../nbs/90_viz.plots.ipynb #68ec8ea3
+def selected_at(
+    theta: float,
+    candidates: pd.DataFrame,  # the entries of a run that are in a group
+    groups: pd.DataFrame,  # groups.parquet
+    params: Params,  # of the run
+) -> np.ndarray:  # bool [candidates]
+    "Which candidates of a run are culture points at this θ."
+    stage = stage_of(
+        candidates["group"].to_numpy(int),
+        candidates["lang"].to_numpy(object),
+        groups,
+        params.tau,
+        theta,
+        params.max_q,
+    )
+    barred = candidates["reason"].isin(REASONS).to_numpy()
+    return (stage == "culture_point") & ~barred
+
+
+def is_labelled_culture(
+    entries: pd.DataFrame,  # id, lang
+    labels: pd.DataFrame,  # id, lang, kind
+) -> np.ndarray:  # bool [entries]
+    "Which entries are labelled as a culture's own."
+    kinds = labels[["id", "lang", "kind"]].drop_duplicates(["id", "lang"])
+    return (
+        entries.merge(kinds, "left", on=["id", "lang"])["kind"].eq("culture").to_numpy()
+    )
+
+
+def label_scores(
+    hits: int,  # culture points that are labelled as a culture's own
+    n: int,  # culture points
+    n_culture: int,  # entries that are so labelled
+) -> dict[str, float]:  # precision and its interval, recall
+    "Precision and recall of a selection; NaN for the precision of none."
+    lo, hi = wilson_interval([hits], [n]) if n else ([np.nan], [np.nan])
+    return {
+        "precision": hits / n if n else np.nan,
+        "precision lo": lo[0],
+        "precision hi": hi[0],
+        "recall": hits / max(n_culture, 1),
+    }
+
+# %% ../../nbs/90_viz.plots.ipynb #9112900a
 def theta_curve(
     run: str | Path,
     thetas: list[float],
-    # id, lang, kind: "culture" is what should be found
-    labels: pd.DataFrame | None = None,
-) -> (
-    pd.DataFrame
-    # theta, groups, culture_point (how many); with labels precision and its interval, recall
-):
-    "What the groups of a run give at other values of θ."
+    labels: pd.DataFrame | None = None,  # id, lang, kind: "culture" should be found
+) -> pd.DataFrame:
+    """What the groups of a run give at other values of θ, a row a value.
+
+    Columns theta, groups and culture_point (how many); with labels also precision, its
+    95 % interval (precision lo, precision hi), and recall.
+    """
     params = Params(**read_record(run)["params"])
-    entries = read_run(run, "entries")
     groups = read_run(run, "groups")
+    entries = read_run(run, "entries")
     candidates = entries[entries["group"].notna()].reset_index(drop=True)
-    right = None
     if labels is not None:
-        right = (
-            candidates.merge(
-                labels[["id", "lang", "kind"]].drop_duplicates(["id", "lang"]),
-                "left",
-                on=["id", "lang"],
-            )["kind"]
-            .eq("culture")
-            .to_numpy()
-        )
+        right = is_labelled_culture(candidates, labels)
+        n_culture = int((labels["kind"] == "culture").sum())
     rows = []
     for theta in sorted(thetas):
-        stage = stage_of(
-            candidates["group"].to_numpy(int),
-            candidates["lang"].to_numpy(object),
-            groups,
-            params.tau,
-            theta,
-        )
-        chosen = (stage == "culture_point") & ~candidates["reason"].isin(
-            ("unstable", "counterpart")
-        ).to_numpy()
-        row = {
-            "theta": theta,
-            "groups": candidates.loc[chosen, "group"].nunique(),
-            "culture_point": int(chosen.sum()),
-        }
-        if right is not None:
-            hits = int(right[chosen].sum())
-            n = int(chosen.sum())
-            lo, hi = wilson_interval([hits], [n]) if n else ([np.nan], [np.nan])
-            row |= {
-                "precision": hits / n if n else np.nan,
-                "precision lo": lo[0],
-                "precision hi": hi[0],
-                "recall": hits / max(int((labels["kind"] == "culture").sum()), 1),
-            }
+        selected = selected_at(theta, candidates, groups, params)
+        n = int(selected.sum())
+        n_groups = candidates.loc[selected, "group"].nunique()
+        row = {"theta": theta, "groups": n_groups, "culture_point": n}
+        if labels is not None:
+            row |= label_scores(int(right[selected].sum()), n, n_culture)
         rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/90_viz.plots.ipynb #c28c6999
+LINE_COLORS = (CULTURE_COLOR, OTHER_COLOR, "#44AA99", "#332288", "#000000")
+
+
 def plot_lines(
     ax: Axes,
     table: pd.DataFrame,  # a row a value of x
-    x: str,
-    # columns; the interval is drawn where there is a column named like the measure with
-    # lo and hi behind
-    measures: list[str],
+    x: str,  # a column
+    measures: list[str],  # columns
 ) -> Axes:
-    "Measures over a parameter."
+    """Measures over a parameter.
+
+    The interval of a measure m is drawn where there are columns `m lo` and `m hi`.
+    """
     table = table.sort_values(x)
-    for measure, color, marker in zip(
-        measures,
-        cycle((CULTURE_COLOR, OTHER_COLOR, "#44AA99", "#332288", "#000000")),
-        cycle("os^DvXP"),
-    ):
-        ax.plot(
-            table[x],
-            table[measure],
-            color=color,
-            marker=marker,
-            label=measure.replace("_", " "),
-        )
+    for measure, color, marker in zip(measures, cycle(LINE_COLORS), cycle("os^DvXP")):
+        label = measure.replace("_", " ")
+        ax.plot(table[x], table[measure], color=color, marker=marker, label=label)
         if f"{measure} lo" in table:
-            ax.fill_between(
-                table[x],
-                table[f"{measure} lo"],
-                table[f"{measure} hi"],
-                color=color,
-                alpha=0.15,
-                linewidth=0,
-            )
+            lo = table[f"{measure} lo"]
+            hi = table[f"{measure} hi"]
+            ax.fill_between(table[x], lo, hi, color=color, alpha=0.15, linewidth=0)
     ax.set_xlabel("θ" if x == "theta" else x)
     ax.grid(axis="y")
     if len(measures) > 1:
         for text in ax.legend().get_texts():
             text.set_parse_math(False)
     else:
-        ax.set_ylabel(
-            measures[0].replace("_", " ") + "s" * (measures[0] == "culture_point"),
-            parse_math=False,
-        )
+        plural = "s" if measures[0] == "culture_point" else ""
+        ax.set_ylabel(measures[0].replace("_", " ") + plural, parse_math=False)
     return ax
 
 # %% ../../nbs/90_viz.plots.ipynb #6fe323f9
+def share_rows(
+    axes: np.ndarray,  # Axes side by side
+    rows: list[str],  # their common labels, from the top down
+) -> None:
+    "Give panels the same rows, labelled once, at the left."
+    for ax in axes:
+        ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
+        ax.grid(axis="x")
+    for ax in axes[1:]:
+        ax.tick_params("y", labelleft=False)
+
+
+def legend_below(axes: np.ndarray, **style: Any) -> None:
+    "One legend for several panels, under the figure; none where nothing has a label."
+    handles = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    if handles:
+        place = "outside lower center"
+        axes[0].figure.legend(handles.values(), handles, loc=place, **style)
+
+# %% ../../nbs/90_viz.plots.ipynb #e19ec309
 def plot_quality(
     axes: np.ndarray,  # an Axes for each measure
-    # selection, lang ("all" for all together), measure, value, lo, hi
-    quality: pd.DataFrame,
+    quality: pd.DataFrame,  # selection, lang ("all": together), measure, value, lo, hi
     measures: list[str],
-) -> np.ndarray:
+) -> np.ndarray:  # the Axes
     "Dots and intervals: selections down, a measure a panel."
+    panels = np.atleast_1d(axes)
     selections = list(quality["selection"].unique())
-    for ax, measure in zip(np.atleast_1d(axes), measures):
-        part = quality[quality["measure"] == measure]
-        for lang, own in part[part["lang"] != "all"].groupby("lang"):
-            ax.scatter(
-                own["value"],
-                own["selection"].map(selections.index) + 0.22,
-                s=16,
-                alpha=0.8,
-                linewidths=0,
-                label=lang,
-                **lang_style(lang),
-            )
-        together = part[part["lang"] == "all"]
-        at = together["selection"].map(selections.index)
-        ax.hlines(at, together["lo"], together["hi"], color="black")
-        ax.scatter(together["value"], at, color="black", s=30, zorder=3)
-        ax.set(
-            title=measure.replace("_", " "),
-            yticks=range(len(selections)),
-            yticklabels=selections,
-            ylim=(len(selections) - 0.5, -0.5),
-        )
-        ax.grid(axis="x")
-    first = np.atleast_1d(axes)[0]
-    if first.get_legend_handles_labels()[0]:
-        first.figure.legend(
-            *first.get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=8,
-            handletextpad=0.1,
-        )
-    for ax in np.atleast_1d(axes)[1:]:
-        ax.tick_params("y", labelleft=False)
+    dots = dict(s=16, alpha=0.8, linewidths=0)
+    for ax, measure in zip(panels, measures):
+        scores = quality[quality["measure"] == measure]
+        for lang, part in scores[scores["lang"] != "all"].groupby("lang"):
+            y = part["selection"].map(selections.index) + 0.22
+            ax.scatter(part["value"], y, label=lang, **dots, **lang_style(lang))
+        together = scores[scores["lang"] == "all"]
+        y = together["selection"].map(selections.index)
+        ax.hlines(y, together["lo"], together["hi"], color="black")
+        ax.scatter(together["value"], y, color="black", s=30, zorder=3)
+        ax.set_title(measure.replace("_", " "))
+    share_rows(panels, selections)
+    legend_below(panels, ncols=8, handletextpad=0.1)
     return axes
 
 # %% ../../nbs/90_viz.plots.ipynb #e3dd8760
@@ -982,9 +950,8 @@ def plot_cost(
 ) -> Axes:
     "A bar a method on a logarithmic scale; reported ones are pale and say so."
     names = [f"{m} (reported)" if r else m for m, r in zip(methods, reported)]
-    bars = ax.barh(
-        names, usd, color=["#C4C4C4" if r else CULTURE_COLOR for r in reported]
-    )
+    colors = ["#C4C4C4" if r else CULTURE_COLOR for r in reported]
+    bars = ax.barh(names, usd, color=colors)
     ax.bar_label(bars, [f"{v:,.2f}" if v < 100 else f"{v:,.0f}" for v in usd], padding=3)
     ax.set(xscale="log", xlabel="USD")
     ax.invert_yaxis()
@@ -993,58 +960,52 @@ def plot_cost(
 
 # %% ../../nbs/90_viz.plots.ipynb #23710726
 RESULTS = ["figure", "item", "measure", "value", "lo", "hi", "theta", "text"]
+BENCHMARKS = ["CulturalBench-Hard", "CultureScope", "SAGE", "BLEnD"]
+
+TABLE_1 = {
+    "Llama3.1-8B": (37.44, 76.18, 89.66, 77.88),
+    "GLM4-9B": (34.10, 74.71, 86.98, 74.43),
+    "Ministral3-8B": (26.67, 75.64, 79.81, 76.52),
+    "Qwen2.5-7B": (34.75, 80.64, 93.19, 77.12),
+    "Qwen2.5-7B + CultureLLM": (38.99, 77.75, 90.02, 74.75),
+    "Qwen2.5-7B + CultureBank": (40.13, 82.56, 96.23, 77.75),
+    "Qwen2.5-7B + CultureSPA": (30.18, 82.23, 92.46, 78.69),
+    "Qwen2.5-7B + C-Mining": (40.78, 82.65, 96.59, 80.94),
+    "Qwen3-32B": (44.62, 82.07, 95.01, 82.63),
+    "Qwen3-32B + C-Mining": (46.98, 84.38, 97.57, 85.81),
+}
+TABLE_3 = {
+    "Base": (44.62, 82.07, 95.01, 82.63),
+    "Random": (43.31, 83.22, 96.84, 81.13),
+    "Mono": (44.83, 83.39, 95.16, 83.38),
+    "C-Mining": (46.98, 84.38, 97.57, 85.81),
+}
+TABLE_4 = {
+    "Qwen2.5-7B": (54.28,),
+    "Qwen2.5-7B + C-Mining": (54.56,),
+    "Qwen3-32B": (69.27,),
+    "Qwen3-32B + C-Mining": (69.61,),
+}
 
 
 def reported_rows(
-    figure: str, measures: list[str], table: dict[str, tuple[float, ...]]
+    figure: str,
+    measures: list[str],
+    table: dict[str, tuple[float, ...]],  # item -> a value for each measure
 ) -> list[dict[str, Any]]:
     "Rows in the form of a results file."
     return [
-        {"figure": figure, "item": item, "measure": m, "value": v}
+        {"figure": figure, "item": item, "measure": measure, "value": value}
         for item, values in table.items()
-        for m, v in zip(measures, values)
+        for measure, value in zip(measures, values)
     ]
 
 
-BENCHMARKS = ["CulturalBench-Hard", "CultureScope", "SAGE", "BLEnD"]
 REPORTED = pd.DataFrame(
     [
-        *reported_rows(
-            "table1",
-            BENCHMARKS,
-            {
-                "Llama3.1-8B": (37.44, 76.18, 89.66, 77.88),
-                "GLM4-9B": (34.10, 74.71, 86.98, 74.43),
-                "Ministral3-8B": (26.67, 75.64, 79.81, 76.52),
-                "Qwen2.5-7B": (34.75, 80.64, 93.19, 77.12),
-                "Qwen2.5-7B + CultureLLM": (38.99, 77.75, 90.02, 74.75),
-                "Qwen2.5-7B + CultureBank": (40.13, 82.56, 96.23, 77.75),
-                "Qwen2.5-7B + CultureSPA": (30.18, 82.23, 92.46, 78.69),
-                "Qwen2.5-7B + C-Mining": (40.78, 82.65, 96.59, 80.94),
-                "Qwen3-32B": (44.62, 82.07, 95.01, 82.63),
-                "Qwen3-32B + C-Mining": (46.98, 84.38, 97.57, 85.81),
-            },
-        ),
-        *reported_rows(
-            "table3",
-            BENCHMARKS,
-            {
-                "Base": (44.62, 82.07, 95.01, 82.63),
-                "Random": (43.31, 83.22, 96.84, 81.13),
-                "Mono": (44.83, 83.39, 95.16, 83.38),
-                "C-Mining": (46.98, 84.38, 97.57, 85.81),
-            },
-        ),
-        *reported_rows(
-            "table4",
-            ["Global-MMLU-Lite"],
-            {
-                "Qwen2.5-7B": (54.28,),
-                "Qwen2.5-7B + C-Mining": (54.56,),
-                "Qwen3-32B": (69.27,),
-                "Qwen3-32B + C-Mining": (69.61,),
-            },
-        ),
+        *reported_rows("table1", BENCHMARKS, TABLE_1),
+        *reported_rows("table3", BENCHMARKS, TABLE_3),
+        *reported_rows("table4", ["Global-MMLU-Lite"], TABLE_4),
     ],
     columns=RESULTS,
 )
@@ -1069,9 +1030,8 @@ def read_results(
         numbers = pd.to_numeric(table[column], errors="coerce")
         bad = table.loc[numbers.isna() & table[column].notna(), column]
         if len(bad):
-            raise RunError(
-                f"{path}: {column} {bad.iloc[0]!r} in row {bad.index[0] + 1} is no number"
-            )
+            row = bad.index[0] + 1
+            raise RunError(f"{path}: {column} {bad.iloc[0]!r} in row {row} is no number")
         table[column] = numbers
     return table[table["figure"] == figure].reset_index(drop=True)
 
@@ -1081,50 +1041,30 @@ def beside_reported(
     figure: str,
 ) -> pd.DataFrame:  # own rows first, then the paper's; reported: bool
     "What was measured, with what the paper reports."
-    paper = REPORTED[REPORTED["figure"] == figure]
-    return pd.concat(
-        [t.assign(reported=r) for t, r in ((own, False), (paper, True)) if len(t)]
-        or [own.assign(reported=False)],
-        ignore_index=True,
-    )
+    own = own.assign(reported=False)
+    paper = REPORTED[REPORTED["figure"] == figure].assign(reported=True)
+    filled = [table for table in (own, paper) if len(table)]
+    return pd.concat(filled or [own], ignore_index=True)
 
 # %% ../../nbs/90_viz.plots.ipynb #eb135a1d
 def plot_results(
     axes: np.ndarray,  # an Axes for each measure
     table: pd.DataFrame,  # from beside_reported
-) -> np.ndarray:
+) -> np.ndarray:  # the Axes
     "Items down, a measure a panel: filled dots are measured, hollow ones reported."
+    panels = np.atleast_1d(axes)
     items = list(table["item"].unique())
-    measures = list(table["measure"].unique())
-    for ax, measure in zip(np.atleast_1d(axes), measures):
-        for reported, part in table[table["measure"] == measure].groupby("reported"):
-            at = part["item"].map(items.index)
-            ax.hlines(at, part["lo"], part["hi"], color=CULTURE_COLOR)
-            ax.scatter(
-                part["value"],
-                at,
-                s=30,
-                facecolors="none" if reported else CULTURE_COLOR,
-                edgecolors="#666666" if reported else CULTURE_COLOR,
-                label="reported by the paper" if reported else "measured",
-            )
-        ax.set_title(clean_title(measure), parse_math=False)
-        ax.set(
-            yticks=range(len(items)),
-            yticklabels=[clean_title(i, 40) for i in items],
-            ylim=(len(items) - 0.5, -0.5),
-        )
-        for label in ax.get_yticklabels():
-            label.set_parse_math(False)
-        ax.grid(axis="x")
-    for ax in np.atleast_1d(axes)[1:]:
-        ax.tick_params("y", labelleft=False)
-    handles = {
-        l: h
-        for ax in np.atleast_1d(axes)
-        for h, l in zip(*ax.get_legend_handles_labels())
-    }
-    np.atleast_1d(axes)[0].figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=2
-    )
+    measured = dict(label="measured", facecolors=CULTURE_COLOR, edgecolors=CULTURE_COLOR)
+    hollow = dict(label="reported by the paper", facecolors="none", edgecolors="#666666")
+    for ax, measure in zip(panels, table["measure"].unique()):
+        scores = table[table["measure"] == measure]
+        for reported, part in scores.groupby("reported"):
+            y = part["item"].map(items.index)
+            ax.hlines(y, part["lo"], part["hi"], color=CULTURE_COLOR)
+            ax.scatter(part["value"], y, s=30, **(hollow if reported else measured))
+        ax.set_title(shorten(measure, TITLE_CHARACTERS), parse_math=False)
+    share_rows(panels, [shorten(item, 40) for item in items])
+    for label in [label for ax in panels for label in ax.get_yticklabels()]:
+        label.set_parse_math(False)
+    legend_below(panels, ncols=2)
     return axes

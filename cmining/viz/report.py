@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -27,9 +27,7 @@ from ..core.basics import RunError
 from ..core.runs import Params, read_record
 
 # %% auto #0
-__all__ = ['FIGURES', 'PAGE', 'SKELETON', 'figure_notebooks', 'declared_parameters', 'check_names', 'tidy_html', 'run_notebook',
-           'notebook_page', 'headline', 'text_of', 'runs_table', 'figure_of_run', 'index_page', 'run_names',
-           'pictures_in', 'make_report', 'new_notebook']
+__all__ = ['FIGURES', 'figure_notebooks', 'make_report', 'new_notebook']
 
 # %% ../../nbs/92_viz.report.ipynb #5b58c640
 FIGURES = Path(str(files("cmining"))).parent / "nbs" / "figures"
@@ -39,28 +37,36 @@ def figure_notebooks(
     folder: str | Path | None = None,  # the checkout's when None
 ) -> list[Path]:
     "The figure notebooks of a folder, by name. A RunError when there are none."
-    found = sorted(Path(folder or FIGURES).glob("*.ipynb"))
-    if not found and folder is None:
+    notebooks = sorted(Path(folder or FIGURES).glob("*.ipynb"))
+    if not notebooks and folder is None:
         raise RunError(
             "the figure notebooks are part of the checkout, not of the installed package:"
-            " get the checkout and pip install -e it, or name a folder of notebooks by"
-            " --figures"
+            " get the checkout and pip install -e it, or give a folder of notebooks as"
+            " figures"
         )
-    if not found:
+    if not notebooks:
         raise RunError(f"there are no notebooks in {folder}")
-    return found
+    return notebooks
+
+# %% ../../nbs/92_viz.report.ipynb #d5c55c99
+GIVEN_BY_REPORT = {"run_dir", "save_to"}
+
+
+def read_cells(notebook: Path) -> list[dict[str, Any]]:
+    "The cells of a notebook file."
+    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
 
 
 def declared_parameters(notebook: Path) -> set[str]:
     "The parameters of a figure notebook. A RunError when it cannot be given a run."
     from papermill import inspect_notebook
 
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    tagged = sum("parameters" in c["metadata"].get("tags", ()) for c in cells)
-    if tagged != 1:
-        raise RunError(f"{notebook} has {tagged} cells tagged parameters; it needs one")
+    cells = read_cells(notebook)
+    n_tagged = sum("parameters" in cell["metadata"].get("tags", ()) for cell in cells)
+    if n_tagged != 1:
+        raise RunError(f"{notebook} has {n_tagged} cells tagged parameters; it needs one")
     names = set(inspect_notebook(str(notebook)))
-    if missing := {"run_dir", "save_to"} - names:
+    if missing := GIVEN_BY_REPORT - names:
         raise RunError(
             f"{notebook} has no parameter {', '.join(sorted(missing))}; its parameters"
             " cell must name it"
@@ -68,31 +74,32 @@ def declared_parameters(notebook: Path) -> set[str]:
     return names
 
 
-def check_names(given: dict[str, Any], known: set[str]) -> None:
+def check_names(
+    given: dict[str, Any],  # parameters by name
+    known: set[str],  # parameters of any figure notebook
+) -> None:
     "A parameter that no notebook has is a RunError."
+    choices = known - GIVEN_BY_REPORT
     for name in given:
-        if name in known - {"run_dir", "save_to"}:
+        if name in choices:
             continue
-        near = get_close_matches(name, known, 1)
-        raise RunError(
-            f"no figure has a parameter {name!r}"
-            + (
-                f", did you mean {near[0]!r}?"
-                if near
-                else f"; there are {', '.join(sorted(known - {'run_dir', 'save_to'}))}"
-            )
-        )
+        if near := get_close_matches(name, known, 1):
+            way_out = f", did you mean {near[0]!r}?"
+        else:
+            way_out = f"; there are {', '.join(sorted(choices))}"
+        raise RunError(f"no figure has a parameter {name!r}{way_out}")
 
 # %% ../../nbs/92_viz.report.ipynb #8467a656
-def tidy_html(notebook: Any) -> Any:
+PAPERMILL_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
+
+
+def tidy_notebook(notebook: Any) -> Any:
     "Take out of an executed notebook what differs from one execution to the next."
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-        if {"injected-parameters", "papermill-error-cell-tag"} & set(
-            cell.metadata.get("tags", ())
-        ):
+        if PAPERMILL_TAGS & set(cell.metadata.get("tags", ())):
             cell["id"] = hashlib.sha1(cell.source.encode()).hexdigest()[:8]
         for output in cell.get("outputs", ()):
             # a process id
@@ -104,15 +111,15 @@ def tidy_html(notebook: Any) -> Any:
 def run_notebook(
     notebook: Path,
     parameters: dict[str, Any],
-) -> tuple[Any, str | None]:  # the executed notebook, tidied, and what failed
-    "Execute a figure notebook with papermill. A failing cell is told, not raised."
+) -> tuple[Any, str | None]:  # the executed notebook, tidied; what failed
+    "Execute a figure notebook with papermill. A failing cell is returned, not raised."
     import nbformat
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / notebook.name
-        failed = None
+        failure = None
         try:
             execute_notebook(
                 str(notebook),
@@ -123,34 +130,42 @@ def run_notebook(
                 extra_arguments=["--log-level=CRITICAL"],
             )
         except PapermillExecutionError as e:
-            failed = f"{e.ename}: {e.evalue}"
+            failure = f"{e.ename}: {e.evalue}"
         except RuntimeError as e:
-            failed = str(e)  # the kernel died
-        return (
-            tidy_html(nbformat.read(executed if executed.exists() else notebook, 4)),
-            failed,
-        )
+            failure = str(e)  # the kernel died
+        result = nbformat.read(executed if executed.exists() else notebook, 4)
+        return tidy_notebook(result), failure
 
 # %% ../../nbs/92_viz.report.ipynb #5f655cab
+CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: WIDTH;
+       margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; }
+a { color: #0072B2; }
+a.anchor-link { display: none; }
+blockquote, p.promise { margin: 0 0 1rem; color: #555; font-size: 1.05em; }
+img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: .85em; margin: .5rem 0; display: block;
+        overflow-x: auto; }
+table, th, td { border: 0 solid #DDD; }
+th, td { padding: .15rem .6rem; text-align: left; border-bottom-width: 1px; }
+.dataframe th, .dataframe td { text-align: right; }
+.runs { display: flex; flex-wrap: wrap; gap: 1.5rem; }
+.run { flex: 1 1 COLUMN; min-width: 0; }
+.run > h3 { margin: 0; }
+pre { white-space: pre-wrap; color: #555; font-size: .9em; margin: .5rem 0; }
+.failed { color: #A00; }
+"""
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="script-src 'none'; connect-src 'none'; object-src 'none'; frame-src 'none'">
+<meta http-equiv="Content-Security-Policy" content="script-src 'none';
+  connect-src 'none'; object-src 'none'; frame-src 'none'">
 <title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: {width}; margin: 2rem auto; padding: 0 1rem; }}
-h1, h2 {{ line-height: 1.2; }} h2 {{ margin-top: 2.5rem; }}
-a {{ color: #0072B2; }} a.anchor-link {{ display: none; }}
-blockquote, p.promise {{ margin: 0 0 1rem; color: #555; font-size: 1.05em; }}
-img {{ max-width: 100%; height: auto; }}
-table {{ border-collapse: collapse; font-size: .85em; margin: .5rem 0; display: block; overflow-x: auto; }}
-table, th, td {{ border: 0 solid #DDD; }} th, td {{ padding: .15rem .6rem; text-align: left; border-bottom-width: 1px; }}
-.dataframe th, .dataframe td {{ text-align: right; }}
-.runs {{ display: flex; flex-wrap: wrap; gap: 1.5rem; }} .run {{ flex: 1 1 {column}; min-width: 0; }} .run > h3 {{ margin: 0; }}
-pre {{ white-space: pre-wrap; color: #555; font-size: .9em; margin: .5rem 0; }} .failed {{ color: #A00; }}
-</style>
+<style>{css}</style>
 </head>
 <body>
 {body}
@@ -159,131 +174,157 @@ pre {{ white-space: pre-wrap; color: #555; font-size: .9em; margin: .5rem 0; }} 
 """
 
 
-def notebook_page(notebook: Any, title: str) -> str:
+def whole_page(
+    title: str,  # text, not HTML
+    body: str,  # HTML
+    width: str = "60rem",
+    column: str = "100%",  # width of one run's figure
+) -> str:
+    "A page that opens from disk."
+    css = CSS.replace("WIDTH", width).replace("COLUMN", column)
+    return PAGE.format(title=html.escape(title), css=css, body=body)
+
+
+def notebook_page(
+    notebook: Any,  # executed
+    title: str,  # also what a reader hears in place of a picture
+) -> str:
     "An executed notebook as a page without its code."
     from nbconvert import HTMLExporter
 
     notebook = deepcopy(notebook)
-    for output in (
-        o
-        for c in notebook.cells
-        for o in c.get("outputs", ())
-        if "image/png" in o.get("data", ())
-    ):
-        output.metadata["image/png"] = {"alt": title}
-    body, _ = HTMLExporter(
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    for output in outputs:
+        if "image/png" in output.get("data", ()):
+            output.metadata["image/png"] = {"alt": title}
+    exporter = HTMLExporter(
         template_name="basic",
         exclude_input=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-    ).from_notebook_node(notebook)
-    return PAGE.format(title=html.escape(title), body=body, width="60rem", column="100%")
+    )
+    body, _ = exporter.from_notebook_node(notebook)
+    return whole_page(title, body)
 
 
 def headline(notebook: Path) -> tuple[str, str]:
     "Title and promise of a notebook, from its first cell."
-    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
-    lines = [line for line in "".join(first).splitlines() if line.strip()]
-    return lines[0].lstrip("# "), next(
-        (line.lstrip("> ") for line in lines if line.startswith(">")), ""
-    )
+    text = "".join(read_cells(notebook)[0]["source"])
+    lines = [line for line in text.splitlines() if line.strip()]
+    promises = [line.lstrip("> ") for line in lines if line.startswith(">")]
+    return lines[0].lstrip("# "), promises[0] if promises else ""
 
 # %% ../../nbs/92_viz.report.ipynb #76a559cf
-def text_of(notebook: Any) -> str:
-    "What the cells of an executed notebook printed."
-    return "".join(
-        o.text
-        for c in notebook.cells
-        for o in c.get("outputs", ())
-        if o.output_type == "stream" and o.name == "stdout"
-    ).strip()
+def changed_params(params: dict[str, Any]) -> str:
+    "The parameters of a run that are not the defaults, as text."
+    default = json.loads(json.dumps(asdict(Params())))  # as run.json has them
+    changed = [
+        f"{name} = {value}"
+        for name, value in params.items()
+        if value != default.get(name)
+    ]
+    return ", ".join(changed) or "the defaults"
 
 
 def runs_table(runs: dict[str, Path]) -> str:
     "The runs as an HTML table."
-    default = asdict(Params())
     rows = []
     for name, run in runs.items():
         record = read_record(run)
-        changed = {
-            k: v
-            for k, v in record["params"].items()
-            if v != default.get(k) and v != list(default.get(k) or ())
+        n_entries = sum(sum(counts.values()) for counts in record["counts"].values())
+        row = {
+            "run": name,
+            "corpus": record["corpus"]["path"],
+            "entries": f"{n_entries:,}",
+            "culture points": f"{record['culture_points']:,}",
+            "encoder": record["encoder"]["name"],
+            "parameters": changed_params(record["params"]),
+            "cmining": record["versions"]["cmining"],
         }
-        rows.append(
-            {
-                "run": name,
-                "corpus": record["corpus"]["path"],
-                "entries": f"{sum(sum(c.values()) for c in record['counts'].values()):,}",
-                "culture points": f"{record['culture_points']:,}",
-                "encoder": record["encoder"]["name"],
-                "parameters": (
-                    ", ".join(f"{k} = {v}" for k, v in changed.items()) or "the defaults"
-                ),
-                "cmining": record["versions"]["cmining"],
-            }
-        )
+        rows.append(row)
     return pd.DataFrame(rows).to_html(index=False, border=0)
+
+# %% ../../nbs/92_viz.report.ipynb #5d6248d1
+@dataclass
+class FigureResult:
+    "What a figure notebook made of a run."
+
+    headline: tuple[str, str]  # title and promise
+    notebook: Any  # executed and tidied
+    failure: str | None  # of a cell; None when all ran
+    pictures: list[Path]  # SVG
+    links: dict[str, Path]  # name -> the notebook and its page
+
+
+def printed_text(notebook: Any) -> str:
+    "What the cells of an executed notebook printed."
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = [
+        output.text
+        for output in outputs
+        if output.output_type == "stream" and output.name == "stdout"
+    ]
+    return "".join(printed).strip()
+
+
+def picture_html(
+    out: Path,  # the report's folder
+    picture: Path,  # SVG in it, with the numbers as CSV beside
+) -> list[str]:
+    "A picture and its numbers."
+    address = quote(picture.relative_to(out).as_posix())
+    numbers = pd.read_csv(picture.with_suffix(".csv"), dtype=str, keep_default_na=False)
+    table = numbers.to_html(index=False, border=0)
+    return [
+        f'<img src="{address}" alt="{html.escape(picture.stem, quote=True)}">',
+        f"<details><summary>numbers</summary>{table}</details>",
+    ]
 
 
 def figure_of_run(
     out: Path,  # the report's folder
-    made: dict[str, Any],  # executed notebook, pictures, failed, links
+    result: FigureResult,
 ) -> str:
     "What a notebook made of a run, as HTML."
     parts = []
-    if made["failed"]:
-        parts.append(
-            f'<p class="failed">This figure failed. {html.escape(made["failed"])}</p>'
-        )
-    for picture in made["pictures"]:
-        parts.append(
-            f'<img src="{quote(picture.relative_to(out).as_posix())}"'
-            f' alt="{html.escape(picture.stem, quote=True)}">'
-        )
-        numbers = pd.read_csv(
-            picture.with_suffix(".csv"), dtype=str, keep_default_na=False
-        )
-        parts.append(
-            f"<details><summary>numbers</summary>{numbers.to_html(index=False, border=0)}</details>"
-        )
-    if said := text_of(made["notebook"]):
-        parts.append(f"<pre>{html.escape(said)}</pre>")
+    if result.failure:
+        reason = html.escape(result.failure)
+        parts.append(f'<p class="failed">This figure failed. {reason}</p>')
+    for picture in result.pictures:
+        parts += picture_html(out, picture)
+    if text := printed_text(result.notebook):
+        parts.append(f"<pre>{html.escape(text)}</pre>")
     links = [
-        f'<a href="{quote(p.relative_to(out).as_posix())}">{name}</a>'
-        for name, p in made["links"].items()
+        f'<a href="{quote(path.relative_to(out).as_posix())}">{name}</a>'
+        for name, path in result.links.items()
     ]
-    return "\n".join(parts + ([f"<p>{' · '.join(links)}</p>"] if links else []))
+    if links:
+        parts.append(f"<p>{' · '.join(links)}</p>")
+    return "\n".join(parts)
 
 
 def index_page(
-    out: Path,
+    out: Path,  # the report's folder
     runs: dict[str, Path],
-    made: dict[tuple[str, str], dict[str, Any]],  # by notebook and run
+    results: dict[tuple[str, str], FigureResult],  # by notebook and run
 ) -> str:
     "The report's index.html."
     body = ["<h1>Report</h1>", runs_table(runs)]
-    for notebook in dict.fromkeys(name for name, _ in made):
-        title, promise = made[notebook, next(iter(runs))]["headline"]
+    for notebook in dict.fromkeys(name for name, _ in results):
+        title, promise = results[notebook, next(iter(runs))].headline
         body += [
             f'<h2 id="{html.escape(notebook, quote=True)}">{html.escape(title)}</h2>',
             f'<p class="promise">{html.escape(promise)}</p>',
             '<div class="runs">',
         ]
         for run in runs:
-            body += [
-                '<div class="run">',
-                *([f"<h3>{html.escape(run)}</h3>"] if len(runs) > 1 else []),
-                figure_of_run(out, made[notebook, run]),
-                "</div>",
-            ]
+            body.append('<div class="run">')
+            if len(runs) > 1:
+                body.append(f"<h3>{html.escape(run)}</h3>")
+            body += [figure_of_run(out, results[notebook, run]), "</div>"]
         body.append("</div>")
-    return PAGE.format(
-        title="Report: " + html.escape(", ".join(runs)),
-        body="\n".join(body),
-        width="60rem" if len(runs) == 1 else "100rem",
-        column="28rem",
-    )
+    width = "60rem" if len(runs) == 1 else "100rem"
+    return whole_page(f"Report: {', '.join(runs)}", "\n".join(body), width, "28rem")
 
 # %% ../../nbs/92_viz.report.ipynb #737e1faf
 def run_names(runs: list[str | Path]) -> dict[str, Path]:
@@ -305,91 +346,94 @@ def run_names(runs: list[str | Path]) -> dict[str, Path]:
 
 def pictures_in(folder: Path) -> dict[Path, int]:
     "The SVG files of a folder and when they were written."
-    return {p: p.stat().st_mtime_ns for p in sorted(folder.glob("*.svg"))}
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("*.svg"))}
+
+
+def render_figure(
+    path: Path,  # a figure notebook
+    run: Path,
+    folder: Path,  # where its files go
+    parameters: dict[str, Any],  # besides run_dir and save_to
+    small: bool,  # only SVG and CSV
+) -> FigureResult:
+    "Run a figure notebook on a run, and write its pictures, numbers and page."
+    import nbformat
+
+    folder.mkdir(parents=True, exist_ok=True)
+    before = pictures_in(folder)
+    given = {"run_dir": str(run), "save_to": str(folder)} | parameters
+    notebook, failure = run_notebook(path, given)
+    after = pictures_in(folder)
+    pictures = [svg for svg, written in after.items() if before.get(svg) != written]
+    title, promise = headline(path)
+    links = {}
+    if small:
+        for svg in pictures:
+            svg.with_suffix(".png").unlink()
+    else:
+        page = folder / f"{path.stem}.html"
+        copy = folder / path.name
+        nbformat.write(notebook, copy)
+        page.write_text(notebook_page(notebook, title), encoding="utf-8")
+        links = {"page": page, "notebook": copy}
+    return FigureResult((title, promise), notebook, failure, pictures, links)
+
+
+def require_papermill() -> None:
+    "An ImportError that says how to get papermill and nbconvert, where they are not."
+    try:
+        import nbconvert  # noqa: F401
+        import papermill  # noqa: F401
+    except ImportError as e:
+        raise ImportError(
+            "a report needs papermill and nbconvert: pip install 'cmining[notebooks]'"
+        ) from e
+
+
+def report_line(name: str, run: str, failure: str | None, seconds: float) -> None:
+    "Say on stderr that a figure is done, where no progress bar is drawn."
+    outcome = "failed" if failure else "done"
+    line = f"{name:<24}{run:<16}{outcome:<8}{seconds:5.1f} s"
+    print(line, file=sys.stderr, flush=True)
 
 # %% ../../nbs/92_viz.report.ipynb #c0d357de
 def make_report(
     runs: list[str | Path],  # run folders
     out: str | Path,  # the report's folder
-    # labels, translations, results … for the notebooks that have them
-    parameters: dict[str, Any] | None = None,
-    # a folder of figure notebooks; the checkout's when None
-    figures: str | Path | None = None,
+    parameters: dict[str, Any] | None = None,  # labels, translations, results …
+    figures: str | Path | None = None,  # folder of figure notebooks; None: the checkout's
     small: bool = False,  # only index.html, SVG and CSV
     quiet: bool = True,
 ) -> dict[str, str]:  # what failed, and why
     """Every figure of every run: executed notebooks, HTML, SVG, PNG, CSV, and index.html.
 
-    Raises RunError for a run that is not finished, and for a parameter that no figure
-    has; ImportError without papermill.
+    A parameter goes to the notebooks that have it. Raises RunError for a run that is not
+    finished, and for a parameter that no figure has; ImportError without papermill.
     """
-    try:
-        import nbconvert  # noqa: E401, F401
-        import nbformat
-        import papermill
-    except ImportError as e:
-        raise ImportError(
-            "a report needs papermill and nbconvert: pip install 'cmining[notebooks]'"
-        ) from e
+    require_papermill()
     out = Path(out)
-    named = run_names(runs)
     parameters = parameters or {}
-    notebooks = {
-        path.stem: (path, declared_parameters(path)) for path in figure_notebooks(figures)
-    }
-    check_names(parameters, set().union(*(names for _, names in notebooks.values())))
-    made = {}
+    named = run_names(runs)
+    paths = {path.stem: path for path in figure_notebooks(figures)}
+    declared = {name: declared_parameters(path) for name, path in paths.items()}
+    check_names(parameters, set().union(*declared.values()))
+    tasks = [(name, run) for run in named for name in paths]
+    bar = tqdm(tasks, "report", leave=False, disable=quiet or not sys.stderr.isatty())
+    results = {}
     failures = {}
-    bar = tqdm(
-        [(n, r) for r in named for n in notebooks],
-        "report",
-        leave=False,
-        disable=quiet or not sys.stderr.isatty(),
-    )
     for name, run in bar:
         bar.set_postfix_str(name)
-        folder = out if len(named) == 1 else out / run
-        path, names = notebooks[name]
         start = time.perf_counter()
-        folder.mkdir(parents=True, exist_ok=True)
-        before = pictures_in(folder)
-        notebook, failed = run_notebook(
-            path,
-            {"run_dir": str(named[run]), "save_to": str(folder)}
-            | {k: v for k, v in parameters.items() if k in names},
-        )
-        pictures = [
-            p for p, written in pictures_in(folder).items() if before.get(p) != written
-        ]
-        if failed:
-            failures[name if len(named) == 1 else f"{name} of {run}"] = failed
-        links = (
-            {}
-            if small
-            else {"page": folder / f"{name}.html", "notebook": folder / f"{name}.ipynb"}
-        )
-        made[name, run] = {
-            "headline": headline(path),
-            "notebook": notebook,
-            "pictures": pictures,
-            "failed": failed,
-            "links": links,
-        }
-        if small:
-            for picture in pictures:
-                picture.with_suffix(".png").unlink()
-        else:
-            nbformat.write(notebook, links["notebook"])
-            links["page"].write_text(
-                notebook_page(notebook, headline(path)[0]), encoding="utf-8"
-            )
+        folder = out if len(named) == 1 else out / run
+        own = {key: value for key, value in parameters.items() if key in declared[name]}
+        result = render_figure(paths[name], named[run], folder, own, small)
+        results[name, run] = result
+        if result.failure:
+            label = name if len(named) == 1 else f"{name} of {run}"
+            failures[label] = result.failure
         if not quiet and bar.disable:
-            print(
-                f"{name:<24}{run:<16}{'failed' if failed else 'done':<8}{time.perf_counter() - start:5.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-    (out / "index.html").write_text(index_page(out, named, made), encoding="utf-8")
+            report_line(name, run, result.failure, time.perf_counter() - start)
+    (out / "index.html").write_text(index_page(out, named, results), encoding="utf-8")
     return failures
 
 # %% ../../nbs/92_viz.report.ipynb #92775644
@@ -402,9 +446,9 @@ Run it as it is for the bundled sample, or over runs of your own:
 
     cmining report RUN --figures FOLDER-OF-THIS-NOTEBOOK --out my-report
 === parameters
-run_dir = None      # a run folder; the bundled sample is mined when None
-save_to = None      # a folder for the figure (SVG, PNG) and its numbers (CSV)
-top = 3             # groups of a language
+run_dir = None  # a run folder; the bundled sample is mined when None
+save_to = None  # a folder for the figure (SVG, PNG) and its numbers (CSV)
+top = 3  # groups of a language
 === code
 import matplotlib.pyplot as plt
 
@@ -413,27 +457,51 @@ from cmining.viz.plots import lang_style, sample_run, save_figure, use_style
 === markdown
 ## The run
 
-Three tables: `entries` says where every entry stopped, `groups` which languages are in each group, `culture_points`
-what was found.
+Three tables: `entries` says where every entry stopped, `groups` which languages are in
+each group, `culture_points` what was found.
 === code
 use_style()
 run = run_dir or sample_run()
-entries, groups, points = (read_run(run, table) for table in ("entries", "groups", "culture_points"))
+entries = read_run(run, "entries")
+groups = read_run(run, "groups")
+points = read_run(run, "culture_points")
 points.drop(columns="lead").head()
 === markdown
 ## The figure
 
 As an example, the largest groups of each language.
 === code
-largest = points[points["rank"] == 1].sort_values(["lang", "group_size"], ascending=[True, False]).groupby("lang").head(top)
+central = points[points["rank"] == 1]
+by_size = central.sort_values(["lang", "group_size"], ascending=[True, False])
+largest = by_size.groupby("lang").head(top)
 numbers = largest[["lang", "group", "group_size", "dominance", "q_value"]]
-fig, ax = plt.subplots(figsize=(6, .8 + .22 * len(numbers)))
-ax.barh([f"{row.lang}, group {row.group}" for row in numbers.itertuples()], numbers["group_size"], color=[lang_style(lang)["color"] for lang in numbers["lang"]])
-ax.invert_yaxis(); ax.set_xlabel("entries")
+labels = [f"{row.lang}, group {row.group}" for row in numbers.itertuples()]
+colors = [lang_style(lang)["color"] for lang in numbers["lang"]]
+fig, ax = plt.subplots(figsize=(6, 0.8 + 0.22 * len(numbers)))
+ax.barh(labels, numbers["group_size"], color=colors)
+ax.invert_yaxis()
+ax.set_xlabel("entries")
 save_figure(fig, numbers, save_to, "my_figure")
 """
 
 
+def skeleton_cells() -> list[dict[str, Any]]:
+    "The cells of `SKELETON` as notebooks store them."
+    parts = re.findall(r"^=== (\w+)\n(.*?)\n(?====|\Z)", SKELETON, re.M | re.S)
+    cells = []
+    for i, (kind, source) in enumerate(parts):
+        cell = {
+            "cell_type": "markdown" if kind == "markdown" else "code",
+            "id": f"cell-{i}",
+            "metadata": {"tags": ["parameters"]} if kind == "parameters" else {},
+            "source": source.splitlines(keepends=True),
+        }
+        if kind != "markdown":
+            cell |= {"execution_count": None, "outputs": []}
+        cells.append(cell)
+    return cells
+
+# %% ../../nbs/92_viz.report.ipynb #a44cf28b
 def new_notebook(
     path: str | Path,  # ends with .ipynb; nothing that exists is overwritten
 ) -> Path:
@@ -443,32 +511,14 @@ def new_notebook(
         raise RunError(f"a notebook's name ends with .ipynb, {path} does not")
     if path.exists():
         raise RunError(f"{path} is there already; name a new file")
-    cells: list[dict[str, Any]] = []
-    for i, (kind, source) in enumerate(
-        re.findall(r"^=== (\w+)\n(.*?)\n(?====|\Z)", SKELETON, re.M | re.S)
-    ):
-        cell = {
-            "cell_type": "markdown" if kind == "markdown" else "code",
-            "id": f"cell-{i}",
-            "metadata": {"tags": ["parameters"]} if kind == "parameters" else {},
-            "source": source.splitlines(keepends=True),
-        }
-        cells.append(
-            cell
-            if kind == "markdown"
-            else cell | {"execution_count": None, "outputs": []}
-        )
-    kernel = {
-        "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    notebook = {
+        "cells": skeleton_cells(),
+        "metadata": {"kernelspec": kernel},
+        "nbformat": 4,
+        "nbformat_minor": 5,
     }
+    text = json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps(
-            {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5},
-            ensure_ascii=False,
-            indent=1,
-        )
-        + "\n",
-        encoding="utf-8",
-    )
+    path.write_text(text, encoding="utf-8")
     return path
