@@ -42,8 +42,9 @@ def permutation_tail(
 ) -> np.ndarray:  # float64 [groups]
     """Share of random deals in which a group is as pure as it is, or purer.
 
-    A deal hands the language labels out to the candidates at random. A group is as pure when
-    it has as many members in its own language. The deal that happened is counted as well."""
+    A deal hands the language labels out to the candidates at random. A group is as
+    pure when it has as many members in its own language. The deal that happened is
+    counted as well."""
     codes, langs = pd.factorize(np.asarray(lang, object), sort=True)
     grouped = np.argsort(group, kind="stable")
     grouped = grouped[group[grouped] >= 0]
@@ -124,10 +125,12 @@ def stability(
     run: str | Path | UPath,  # a run folder with its work/
     n_sets: int = 3,  # disjoint sets of seeds, at least 2
 ) -> pd.DataFrame:  # selections, culture_points, jaccard, lowest; two rows
-    """Do other seeds select the same? For single seeds, and for majorities of `n_repeats` seeds.
+    """Do other seeds select the same? Asked of single seeds, and of majorities.
 
-    `jaccard` is the mean over all pairs of selections, `lowest` the least. Raises `RunError`
-    when the run's work was removed."""
+    A majority is one of `n_repeats` seeds, as many as the run repeats Stage 2.
+
+    `jaccard` is the mean over all pairs of selections, `lowest` the least. Raises
+    `RunError` when the run's work was removed."""
     if n_sets < 2:
         raise ValueError(f"n_sets is at least 2, to have a pair to compare, not {n_sets}")
     entries = read_run(run, "entries")

@@ -33,7 +33,8 @@ def read_labels(
 ) -> pd.DataFrame:  # those of LABELS there are, a row an entry, missing where it has none
     """Labels joined to a run's entries by lang and id, or by lang and title.
 
-    Raises `ValueError` when a column is missing, or no label is of an entry of the run."""
+    Raises `ValueError` when a column is missing, or no label is of an entry of the
+    run."""
     table = labels if isinstance(labels, pd.DataFrame) else read_label_file(labels)
     key = ["lang", "id" if "id" in table else "title"]
     has_key = set(key) <= set(table)
@@ -170,7 +171,7 @@ def draw_like(
     lang: np.ndarray,  # int [n]
     rng: np.random.Generator,
 ) -> np.ndarray:  # bool [n]
-    "A random selection from the pool with as many entries of each language as another has."
+    "A random selection from the pool, as many of each language as another has."
     drawn = np.zeros(len(pool), bool)
     for code in np.unique(lang[like]):
         rows = np.flatnonzero(pool & (lang == code))
@@ -212,7 +213,7 @@ def draw_rarest(
     like: np.ndarray,  # bool [n]
     lang: np.ndarray,  # int [n]
 ) -> np.ndarray:  # bool [n]
-    "The pool's entries with the rarest words, as many of each language as another selection has."
+    "The pool's rarest titles, as many of each language as another selection has."
     drawn = np.zeros(len(pool), bool)
     for code in np.unique(lang[like]):
         rows = np.flatnonzero(pool & (lang == code))
@@ -267,8 +268,9 @@ def evaluate(
 ) -> pd.DataFrame:  # selection, lang, measure, value, lo, hi, n
     """Each measure of each selection with its 95 % interval.
 
-    The column `lang` has the languages, and `all` (pooled) and `mean` (of the languages). An
-    interval is missing where fewer than two units of the bootstrap are selected."""
+    The column `lang` has the languages, and `all` (pooled) and `mean` (of the
+    languages). An interval is missing where fewer than two units of the bootstrap are
+    selected."""
     codes, langs = pd.factorize(entries["lang"], sort=True)
     in_lang = np.eye(len(langs))[codes]
     unit = bootstrap_units(entries)
@@ -332,9 +334,9 @@ def evaluate_run(
 ) -> pd.DataFrame:  # as evaluate gives it
     """A run's culture points against labels, beside the base rate and the baselines.
 
-    The candidates that were not selected are judged as well. Rare words are left out when
-    the corpus folder is not there. Raises `RunError` when a folder is no finished run,
-    `ValueError` for labels that do not fit."""
+    The candidates that were not selected are judged as well. Rare words are left out
+    when the corpus folder is not there. Raises `RunError` when a folder is no
+    finished run, `ValueError` for labels that do not fit."""
     corpus = Path(corpus or read_record(run)["corpus"]["path"])
     entries = read_run(run, "entries")
     selections = select_baselines(entries, corpus)
@@ -389,10 +391,10 @@ def evaluate_dishes(
     n_boot: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:  # as evaluate gives it, for all entries, own and foreign dishes
-    """How far dishes get in the language of their culture and in others, beside all entries.
+    """How far dishes get in the language of their culture, and in others.
 
-    Measured are the share that reached Stage 2, the share selected, and the percentile of the
-    stage. Raises `RunError` when the folder is no finished run."""
+    Measured are the share that reached Stage 2, the share selected, and the
+    percentile of the stage. Raises `RunError` when the folder is no finished run."""
     entries = read_run(run, "entries")
     dishes = entries[["lang", "title"]].merge(read_dishes(gold), how="left")
     own = dishes["own"].astype("boolean")
@@ -417,8 +419,9 @@ def read_dishes(
 ) -> pd.DataFrame:  # lang, title, own: does the dish belong to the language's culture?
     """The titles of dishes by language, from JSON lines.
 
-    A line has `titles`, a title by language, and `cultures6`, the languages whose culture the
-    dish belongs to. A title that several dishes have is own if it is for one of them."""
+    A line has `titles`, a title by language, and `cultures6`, the languages whose
+    culture the dish belongs to. A title that several dishes have is own if it is for
+    one of them."""
     rows = []
     for line in Path(gold).read_text(encoding="utf-8").splitlines():
         dish = json.loads(line)

@@ -46,7 +46,7 @@ def summarize_run(
     reference: np.ndarray,  # what the preset selects, bool [entries]
     labels: str | Path | pd.DataFrame | None,  # as for read_labels
 ) -> dict[str, Any]:
-    "Entries by stage, groups with culture points, overlap with the preset's choice, quality."
+    "Where its entries stopped, its groups with culture points, its overlap and quality."
     entries = read_run(run, "entries")
     groups = read_run(run, "culture_points")["group"]
     is_point = (entries["stage"] == "culture_point").to_numpy()
@@ -85,10 +85,10 @@ def run_sweep(
 ) -> pd.DataFrame:  # a row a point
     """Mine every point of a grid and compare them.
 
-    A row has the point's name and parameters, the number of entries by stage, of groups and
-    of culture points, and its Jaccard index with what the preset selects. With `labels` it has
-    the measures of quality as well, averaged over the languages. Raises `RunError` when a
-    point has an impossible parameter."""
+    A row has the point's name and parameters, the number of entries by stage, of
+    groups and of culture points, and its Jaccard index with what the preset selects.
+    With `labels` it has the measures of quality as well, averaged over the languages.
+    Raises `RunError` when a point has an impossible parameter."""
     out = Path(out)
     points = grid_points(grid, preset)
     mine_corpus(corpus, out / "run", Params.of(preset), jobs, quiet=quiet)
