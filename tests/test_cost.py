@@ -25,33 +25,26 @@ def run(tmp_path_factory):
 def test_the_steps_of_a_run_make_up_its_time(run):
     steps, table = run_cost(run, core_hour=0.04)
     record = read_record(run)
-    assert list(steps["step"]) == [*(s["step"] for s in record["steps"]), "rest", "total"]
-    assert (
-        steps["seconds"].iloc[-1] == pytest.approx(record["seconds"], abs=0.1)
-        and (steps["seconds"] >= 0).all()
-    )
-    assert steps["usd"].iloc[-1] == pytest.approx(
-        record["seconds"] / 3600 * 0.04, rel=0.01
-    )
-    assert [s.split(",")[0] for s in table["source"]] == ["reported"] * 3 + ["measured"]
+    names = [step["step"] for step in record["steps"]]
+    assert list(steps["step"]) == [*names, "rest", "total"]
+    assert (steps["seconds"] >= 0).all()
+    total = steps.iloc[-1]
+    assert total["seconds"] == pytest.approx(record["seconds"], abs=0.1)
+    assert total["usd"] == pytest.approx(record["seconds"] / 3600 * 0.04, rel=0.01)
+    sources = [source.split(",")[0] for source in table["source"]]
+    assert sources == ["reported"] * 3 + ["measured"]
 
 
 def test_twice_the_price_is_twice_the_cost(run):
-    usd = [
-        run_cost(run, **price)[0]["usd"].iloc[-1]
-        for price in (
-            dict(core_hour=0.1),
-            dict(core_hour=0.2),
-            dict(gpu_hour=0.1),
-            dict(gpu_hour=0.1, gpus=2),
-            dict(core_hour=0.1, gpu_hour=0.1),
-        )
-    ]
-    assert (
-        usd[1] == pytest.approx(2 * usd[0])
-        and usd[3] == pytest.approx(2 * usd[2])
-        and usd[4] == pytest.approx(usd[0] + usd[2])
-    )
+    def usd(**price) -> float:
+        steps, _ = run_cost(run, **price)
+        return steps["usd"].iloc[-1]
+
+    of_cores = usd(core_hour=0.1)
+    of_gpu = usd(gpu_hour=0.1)
+    assert usd(core_hour=0.2) == pytest.approx(2 * of_cores)
+    assert usd(gpu_hour=0.1, gpus=2) == pytest.approx(2 * of_gpu)
+    assert usd(core_hour=0.1, gpu_hour=0.1) == pytest.approx(of_cores + of_gpu)
 
 
 def test_what_was_resumed_is_said(run):
@@ -64,5 +57,5 @@ def test_what_was_resumed_is_said(run):
 def test_no_run_and_no_price(run, tmp_path):
     with pytest.raises(RunError, match="is no finished run"):
         run_cost(tmp_path, core_hour=1)
-    with pytest.raises(RunError, match="--core-hour or --gpu-hour"):
+    with pytest.raises(RunError, match="core_hour or gpu_hour"):
         run_cost(run)

@@ -30,9 +30,9 @@ SCRIPT = "<script>alert('1')</script>"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Two languages of the sample, one with a hostile title, and a third language with a
-    single entry.
-    """
+    """Two languages of the sample, one with a hostile title, and a third.
+
+    The third language has a single entry."""
     folder = tmp_path_factory.mktemp("corpus")
     for lang in ("es", "ja"):
         shutil.copy(SAMPLE / f"{lang}.jsonl", folder)
@@ -64,21 +64,22 @@ def run(request, corpus, tmp_path_factory):
 
 def test_every_entry_can_be_explained(run):
     for entry in read_run(run, "entries")[::2].itertuples():
-        told = explain_entry(run, entry.id, entry.lang)
-        json.dumps(told, allow_nan=False)
-        assert all(t["passed"] for t in told["tests"]) == (entry.stage == "culture_point")
-        assert told["changes"] and "nan" not in explain_text(told).split()
-        assert "<script" not in explain_html(told)
+        record = explain_entry(run, entry.id, entry.lang)
+        json.dumps(record, allow_nan=False)
+        passed = all(test["passed"] for test in record["tests"])
+        assert passed == (entry.stage == "culture_point")
+        assert record["changes"]
+        assert "nan" not in explain_text(record).split()
+        assert "<script" not in explain_html(record)
 
 
 def test_every_group_can_be_explained(run):
     entries = read_run(run, "entries")
     for group in read_run(run, "groups").itertuples():
-        told = explain_group(run, group.group, k=1000)
-        json.dumps(told, allow_nan=False)
-        assert sorted(t["title"] for t in told["terms"]) == sorted(
-            entries.loc[entries["group"] == group.group, "title"]
-        )
+        record = explain_group(run, group.group, k=1000)
+        json.dumps(record, allow_nan=False)
+        members = entries.loc[entries["group"] == group.group, "title"]
+        assert sorted(term["title"] for term in record["terms"]) == sorted(members)
 
 
 def test_neighbors_equal_the_naive_ones(run):
@@ -86,20 +87,19 @@ def test_neighbors_equal_the_naive_ones(run):
     shards = read_record(run)["vectors"]
     assert len(shards["es"]) > 2
     kept = entries[entries["stage"] != "pruned"]
-    x = {
+    rows = {lang: kept.index[kept["lang"] == lang] for lang in shards}
+    vectors = {
         lang: load_vectors([run / "work" / s for s in shards[lang]]).astype(np.float32)
         for lang in shards
     }
     for row in kept.index[::37]:
         lang = entries["lang"][row]
-        query = x[lang][list(kept.index[kept["lang"] == lang]).index(row)]
-        found = neighbors(run, entries, row)
-        for other in x:
-            rows = kept.index[kept["lang"] == other]
-            near = sorted(zip(-(x[other] @ query), rows))
-            assert [n["title"] for n in found[other]] == [
-                entries["title"][r] for _, r in near if r != row
-            ][:3]
+        query = vectors[lang][list(rows[lang]).index(row)]
+        nearest = neighbors(run, entries, row)
+        for other in shards:
+            by_distance = sorted(zip(-(vectors[other] @ query), rows[other]))
+            naive = [entries["title"][r] for _, r in by_distance if r != row][:3]
+            assert [entry["title"] for entry in nearest[other]] == naive
 
 
 def test_the_funnel_loses_nothing(run):
@@ -107,75 +107,58 @@ def test_the_funnel_loses_nothing(run):
     entries = read_run(run, "entries")
     for lang, steps in table.groupby("lang"):
         size = len(entries) if lang == "all" else (entries["lang"] == lang).sum()
-        assert (
-            steps["stopped"].sum() + steps["remain"].iloc[-1]
-            == size
-            == steps["entered"].iloc[0]
-        )
+        assert steps["entered"].iloc[0] == size
+        assert steps["stopped"].sum() + steps["remain"].iloc[-1] == size
 
 
 def test_sweep_is_mining_again_and_can_be_repeated(corpus, tmp_path):
     grid = {"theta": [0.6, 1.0], "n_repeats": [1, 3]}
-    table = run_sweep(corpus, grid, tmp_path / "sweep", jobs=1)
-    before = (tmp_path / "sweep" / "sweep.parquet").read_bytes()
-    pd.testing.assert_frame_equal(
-        run_sweep(corpus, grid, tmp_path / "sweep", jobs=1), table
-    )
-    assert (tmp_path / "sweep" / "sweep.parquet").read_bytes() == before
-    mine_corpus(corpus, tmp_path / "alone", Params.of(theta=1.0, n_repeats=3), jobs=1)
+    out = tmp_path / "sweep"
+    table = run_sweep(corpus, grid, out, jobs=1)
+    before = (out / "sweep.parquet").read_bytes()
+    pd.testing.assert_frame_equal(run_sweep(corpus, grid, out, jobs=1), table)
+    assert (out / "sweep.parquet").read_bytes() == before
+
+    alone = tmp_path / "alone"
+    mine_corpus(corpus, alone, Params.of(theta=1.0, n_repeats=3), jobs=1)
     name = table.query("theta == 1 and n_repeats == 3")["name"].item()
-    assert (tmp_path / "sweep" / name / "culture_points.parquet").read_bytes() == (
-        tmp_path / "alone" / "culture_points.parquet"
-    ).read_bytes()
+    swept = (out / name / "culture_points.parquet").read_bytes()
+    assert swept == (alone / "culture_points.parquet").read_bytes()
 
 
 def test_quality_by_split_and_beside_other_runs(tmp_path):
     for preset in ("default", "authors"):
         mine_corpus(SAMPLE, tmp_path / preset, Params.of(preset), jobs=1)
+    run = tmp_path / "default"
+    others = {"authors": tmp_path / "authors"}
     labels = pd.read_csv(SAMPLE / "labels.csv", keep_default_na=False)
-    told = evaluate_run(
-        tmp_path / "default",
-        labels,
-        {"authors": tmp_path / "authors"},
-        SAMPLE,
-        split="test",
-        n_boot=50,
-    )
-    assert set(told["selection"]) == {
-        "entries",
-        "rejected",
-        POINTS,
-        "Random",
-        "Mono",
-        "Mono, as many",
-        "Rare words",
-        "authors",
-    }
-    everything = told.query("selection == 'entries' and lang == 'all'").set_index(
-        "measure"
-    )
-    test = labels[labels["split"] == "test"]
-    assert everything.loc["precision", "n"] == len(test)
-    assert everything.loc["precision", "value"] == pytest.approx(
-        (test["kind"] == "culture").mean()
-    )
-    inside = told.dropna(subset=["lo", "hi"]).query(
-        "selection == @POINTS and lang == 'all'"
-    )
-    assert (
-        len(inside)
-        and (inside["lo"] <= inside["value"]).all()
-        and (inside["value"] <= inside["hi"]).all()
-    )
-    silver = labels.assign(
-        n_langs6=np.where(labels["kind"] == "universal", 6, 1), n_small_wikis=0
-    ).drop(columns=["id", "kind", "split"])
-    told = (
-        evaluate_run(tmp_path / "default", silver, corpus=SAMPLE, n_boot=50)
-        .query("lang == 'mean' and measure == 'all six'")
-        .set_index("selection")["value"]
-    )
-    assert told[POINTS] < told["entries"] < told["rejected"]
+    table = evaluate_run(run, labels, others, SAMPLE, split="test", n_boot=50)
+    baselines = {"entries", "rejected", "Random", "Mono", "Mono, as many", "Rare words"}
+    assert set(table["selection"]) == {POINTS, "authors"} | baselines
+
+    pooled = table[table["lang"] == "all"]
+    everything = pooled[pooled["selection"] == "entries"].set_index("measure")
+    of_split = labels[labels["split"] == "test"]
+    base_rate = (of_split["kind"] == "culture").mean()
+    assert everything.loc["precision", "n"] == len(of_split)
+    assert everything.loc["precision", "value"] == pytest.approx(base_rate)
+
+    of_points = pooled[pooled["selection"] == POINTS].dropna(subset=["lo", "hi"])
+    assert len(of_points)
+    assert (of_points["lo"] <= of_points["value"]).all()
+    assert (of_points["value"] <= of_points["hi"]).all()
+
+
+def test_quality_by_language_editions(tmp_path):
+    "The silver labels of Wikipedia: in how many of six languages a concept has an article."
+    mine_corpus(SAMPLE, tmp_path / "run", jobs=1)
+    labels = pd.read_csv(SAMPLE / "labels.csv", keep_default_na=False)
+    n_langs6 = np.where(labels["kind"] == "universal", 6, 1)
+    silver = labels[["lang", "title"]].assign(n_langs6=n_langs6, n_small_wikis=0)
+    table = evaluate_run(tmp_path / "run", silver, corpus=SAMPLE, n_boot=50)
+    mean = table.query("lang == 'mean' and measure == 'all six'").set_index("selection")
+    in_all_six = mean["value"]
+    assert in_all_six[POINTS] < in_all_six["entries"] < in_all_six["rejected"]
 
 
 def test_the_control_takes_pairs():
@@ -187,6 +170,11 @@ def test_the_control_takes_pairs():
             "text_b": ["Eule", "Seife", "Bett", "Lampe", "Pferd", "Spiegel"],
         }
     )
-    told = encoder_control(load_encoder(), ["de", "en"], Params(), terms=pairs, n_groups=6)
-    assert (told["concepts"], told["terms"], told["langs"]) == (6, 12, ["de", "en"])
-    assert told["retrieval"] > 0.8 and told["together"] > told["together_chance"]
+    control = encoder_control(
+        load_encoder(), ["de", "en"], Params(), terms=pairs, n_groups=6
+    )
+    assert control["concepts"] == 6
+    assert control["terms"] == 12
+    assert control["langs"] == ["de", "en"]
+    assert control["retrieval"] > 0.8
+    assert control["together"] > control["together_chance"]

@@ -12,20 +12,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
+from upath import UPath
 
 from ..core.basics import RunError
 from ..core.engine import fetch_local, scratch_folder
 from cmining.core.runs import (
     CANDIDATE,
-    Params,
+    Rule,
     read_candidates,
+    read_params,
     read_record,
     read_run,
     work_folder,
 )
 from ..mine.discover import find_groups
 from ..mine.pipeline import counterpart_tester
-from ..mine.select import jaccard, select_points
+from ..mine.select import jaccard, select_candidates
 
 # %% auto #0
 __all__ = ['permutation_tail', 'select_by_majority', 'stability']
@@ -34,121 +36,128 @@ __all__ = ['permutation_tail', 'select_by_majority', 'stability']
 def permutation_tail(
     group: np.ndarray,  # group of each candidate, int [n]; -1 for none
     lang: np.ndarray,  # language code of each candidate, str [n]
+    groups: pd.DataFrame,  # from describe_groups: the groups and their languages
     n: int = 1000,  # random deals
     seed: int = 0,
-) -> np.ndarray:  # float64 [groups], in the order of describe_groups
-    """Share of random deals of the language labels in which a group is at least as pure
-    in its own language.
-    """
+) -> np.ndarray:  # float64 [groups]
+    """Share of random deals in which a group is as pure as it is, or purer.
+
+    A deal hands the language labels out to the candidates at random. A group is as
+    pure when it has as many members in its own language. The deal that happened is
+    counted as well."""
     codes, langs = pd.factorize(np.asarray(lang, object), sort=True)
-    order = np.argsort(group, kind="stable")
-    numbers, starts = np.unique(group[order], return_index=True)
+    grouped = np.argsort(group, kind="stable")
+    grouped = grouped[group[grouped] >= 0]
+    first, size = np.unique(group[grouped], return_index=True, return_counts=True)[1:]
+    dominant = pd.Index(langs).get_indexer(groups["lang"])
+    dominant_of_group = np.repeat(dominant, size)
 
-    def count(codes: np.ndarray) -> np.ndarray:  # int [groups, langs]
-        return np.add.reduceat(
-            np.eye(len(langs), dtype=np.int32)[codes[order]], starts, axis=0
-        )
+    def count_dominant(codes: np.ndarray) -> np.ndarray:  # int [groups]
+        matches = codes[grouped] == dominant_of_group
+        return np.add.reduceat(matches, first, dtype=np.int64)
 
-    counts = count(codes)
-    own = counts.argmax(1)
-    found = counts.max(1)
+    n_dominant = count_dominant(codes)
     rng = np.random.default_rng(seed)
-    as_pure = np.ones(len(numbers))
+    n_as_pure = np.ones(len(groups))
     for _ in range(n):
-        as_pure += count(rng.permutation(codes))[np.arange(len(numbers)), own] >= found
-    return (as_pure / (1 + n))[numbers >= 0]
+        n_as_pure += count_dominant(rng.permutation(codes)) >= n_dominant
+    return n_as_pure / (1 + n)
 
 # %% ../../nbs/40_evidence.chance.ipynb #dec97cf5
 def select_by_majority(
     entries: pd.DataFrame,  # entries.parquet of a run
-    vectors: np.ndarray,  # from run_candidates
-    repeats: list[np.ndarray],  # group of each candidate, for some seeds
-    params: Params,
-    # from counterpart_test
-    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,
+    vectors: np.ndarray,  # from read_candidates, [candidates, d]
+    repeats: list[np.ndarray],  # group of each candidate for some seeds, int [candidates]
+    rule: Rule,
+    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,  # of rows of entries
 ) -> np.ndarray:  # bool [entries]
     "What Stage 2 selects by the majority of these repeats."
-    before = entries.assign(
-        stage=entries["stage"].where(~entries["stage"].isin(CANDIDATE), "candidate")
-    )
-    return (
-        select_points(before, vectors, repeats, params.rule, counterpart)[0][
-            "stage"
-        ].to_numpy()
-        == "culture_point"
-    )
+    candidates = np.flatnonzero(entries["stage"].isin(CANDIDATE))
+    lang = entries["lang"].iloc[candidates].to_numpy(object)
+    of_rows = counterpart and (lambda rows: counterpart(candidates[rows]))
+    selection = select_candidates(vectors, lang, repeats, rule, of_rows)
+    selected = np.zeros(len(entries), bool)
+    selected[candidates] = selection.stage == "culture_point"
+    return selected
 
 # %% ../../nbs/40_evidence.chance.ipynb #d897ec3b
 def memoize_rows(
-    test: Callable[[np.ndarray], np.ndarray], n: int
+    test: Callable[[np.ndarray], np.ndarray],  # of row numbers: bool
+    n: int,  # rows there are
 ) -> Callable[[np.ndarray], np.ndarray]:
-    "The same answers, each row of n asked once."
-    answers = np.full(n, -1, np.int8)
+    "The same answers, but each row is asked about once."
+    unknown = -1
+    answers = np.full(n, unknown, np.int8)
 
     def ask(rows: np.ndarray) -> np.ndarray:
-        new = rows[answers[rows] < 0]
+        new = rows[answers[rows] == unknown]
         if len(new):
             answers[new] = test(new)
         return answers[rows] == 1
 
     return ask
 
+
+def run_counterpart_tester(
+    run: str | Path | UPath, entries: pd.DataFrame
+) -> Callable[[np.ndarray], np.ndarray]:
+    "Whether entries of a run have a counterpart, asked by row number."
+    kept = np.load(
+        fetch_local(work_folder(run) / read_record(run)["kept"]), mmap_mode="r"
+    )
+    return memoize_rows(counterpart_tester(kept, entries), len(entries))
+
 # %% ../../nbs/40_evidence.chance.ipynb #84b64b90
+def compare_selections(
+    selections: list[np.ndarray],  # bool [entries] each; at least two
+) -> dict[str, float]:
+    "How many they are, what they select on average, mean and lowest pairwise Jaccard."
+    overlap = [jaccard(a, b) for a, b in combinations(selections, 2)]
+    return {
+        "selections": len(selections),
+        "culture_points": float(np.mean([selected.sum() for selected in selections])),
+        "jaccard": np.mean(overlap),
+        "lowest": np.min(overlap),
+    }
+
+# %% ../../nbs/40_evidence.chance.ipynb #25c3a959
 def stability(
-    run: str | Path,  # a run folder with its work/
-    n_sets: int = 3,  # disjoint sets of seeds
-    # for single seeds and for majorities: selections, culture points on average, mean and
-    # lowest Jaccard
-) -> pd.DataFrame:
-    """Do other seeds select the same? Mean pairwise Jaccard of single seeds, and of
-    majorities of n_repeats seeds.
-    """
+    run: str | Path | UPath,  # a run folder with its work/
+    n_sets: int = 3,  # disjoint sets of seeds, at least 2
+) -> pd.DataFrame:  # selections, culture_points, jaccard, lowest; two rows
+    """Do other seeds select the same? Asked of single seeds, and of majorities.
+
+    A majority is one of `n_repeats` seeds, as many as the run repeats Stage 2.
+
+    `jaccard` is the mean over all pairs of selections, `lowest` the least. Raises
+    `RunError` when the run's work was removed."""
     if n_sets < 2:
         raise ValueError(f"n_sets is at least 2, to have a pair to compare, not {n_sets}")
     entries = read_run(run, "entries")
-    params = Params(**read_record(run)["params"])
+    params = read_params(run)
     vectors = read_candidates(run)
     if vectors is None:
         raise RunError(
-            f"{run} has no work/ any more, so there are no vectors to group again: mine"
-            " again without --clean"
+            f"{run} has no work/ any more, so there are no vectors to group again:"
+            " mine the corpus again without `clean`"
         )
+    n_repeats = params.n_repeats
     with threadpool_limits(1), scratch_folder():
-        test = memoize_rows(
-            counterpart_tester(
-                np.load(
-                    fetch_local(work_folder(run) / read_record(run)["kept"]),
-                    mmap_mode="r",
-                ),
-                entries,
-            ),
-            len(entries),
-        )
-        groups = [
-            find_groups(
-                vectors, params.n_groups, params.clusterer, params.tau, params.seed + i
-            )
-            for i in range(n_sets * params.n_repeats)
+        counterpart = run_counterpart_tester(run, entries)
+
+        def select(repeats: list[np.ndarray]) -> np.ndarray:
+            return select_by_majority(entries, vectors, repeats, params.rule, counterpart)
+
+        repeats = [
+            find_groups(vectors, params.n_groups, params.clusterer, params.tau, seed)
+            for seed in range(params.seed, params.seed + n_sets * n_repeats)
         ]
         sets = [
-            groups[i : i + params.n_repeats]
-            for i in range(0, len(groups), params.n_repeats)
+            repeats[start : start + n_repeats]
+            for start in range(0, len(repeats), n_repeats)
         ]
-        chosen = {
-            "one seed": [
-                select_by_majority(entries, vectors, [g], params, test) for g in groups
-            ],
-            f"majority of {params.n_repeats}": [
-                select_by_majority(entries, vectors, s, params, test) for s in sets
-            ],
-        }
-    rows = {}
-    for name, picked in chosen.items():
-        overlap = [jaccard(a, b) for a, b in combinations(picked, 2)]
-        rows[name] = {
-            "selections": len(picked),
-            "culture_points": float(np.mean([p.sum() for p in picked])),
-            "jaccard": np.mean(overlap),
-            "lowest": np.min(overlap),
+        rows = {
+            "one seed": compare_selections([select([group]) for group in repeats]),
+            f"majority of {n_repeats}": compare_selections([select(s) for s in sets]),
         }
     return pd.DataFrame(rows).T

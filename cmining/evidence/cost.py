@@ -14,8 +14,8 @@ from ..core.basics import RunError
 from ..core.runs import read_record
 
 # %% auto #0
-__all__ = ['TABLE_6', 'MANUAL_ENTRY', 'LLM_IN', 'LLM_OUT', 'machine_price', 'step_costs', 'llm_price', 'table_6', 'run_cost',
-           'cost_text']
+__all__ = ['TABLE_6', 'MANUAL_ENTRY', 'LLM_IN', 'LLM_OUT', 'LLM_WRITTEN', 'machine_price', 'step_costs', 'llm_price', 'table_6',
+           'run_cost', 'cost_text']
 
 # %% ../../nbs/44_evidence.cost.ipynb #0dc4cf50
 def machine_price(
@@ -34,53 +34,48 @@ def step_costs(
     core_hour: float | None = None,  # USD for an hour of one core
     gpu_hour: float | None = None,  # USD for an hour of one GPU
     gpus: int = 1,  # GPUs of the machine; they count only with gpu_hour
-) -> (
-    pd.DataFrame
-):  # step, seconds, core_hours, usd, tasks, resumed; the last row is the sum
-    """What each step of a run cost.
+) -> pd.DataFrame:  # step, seconds, core_hours, usd, tasks, resumed
+    """What each step of a run cost; the last row is the sum.
 
-    Raises `RunError` without a price, or for the record of something else.
-    """
+    Raises `RunError` without a price, or for the record of something else."""
+    check_prices(core_hour, gpu_hour, gpus)
+    if "steps" not in record:
+        raise RunError(
+            "this run.json is of no mining run: it has no steps. The record of a dataset"
+            " says itself what it cost"
+        )
+    table = step_times(record)
+    table["core_hours"] = table["seconds"] * record["jobs"] / 3600
+    per_hour = (record["jobs"], core_hour or 0.0, gpus, gpu_hour or 0.0)
+    table["usd"] = [machine_price(seconds, *per_hour) for seconds in table["seconds"]]
+    columns = ["step", "seconds", "core_hours", "usd", "tasks", "resumed"]
+    return table[columns].astype({"tasks": int, "resumed": int})
+
+# %% ../../nbs/44_evidence.cost.ipynb #f76eec85
+def check_prices(core_hour: float | None, gpu_hour: float | None, gpus: int) -> None:
+    "Raises `RunError` when there is no price, or one that cannot be."
     if core_hour is None and gpu_hour is None:
         raise RunError(
-            "a cost needs a price: --core-hour or --gpu-hour, in USD for an hour of one"
-            " core or one GPU"
+            "a cost needs a price: core_hour or gpu_hour, in USD for an hour of one core"
+            " or one GPU"
         )
     if min(core_hour or 0, gpu_hour or 0) < 0 or gpus < 1:
         raise RunError(
             "a price is not negative and a machine has at least one GPU, not"
             f" {core_hour=}, {gpu_hour=}, {gpus=}"
         )
-    if "steps" not in record:
-        raise RunError(
-            "this run.json is of no mining run: it has no steps. The record of a dataset"
-            " says itself what it cost"
-        )
+
+
+def step_times(
+    record: dict[str, Any],  # of run.json
+) -> pd.DataFrame:  # step, seconds, tasks, resumed
+    "The steps of a run, the rest of its time, and the total."
     steps = pd.DataFrame(record["steps"])[["step", "seconds", "tasks", "resumed"]]
-    rest = {
-        "step": "rest",
-        "seconds": max(0.0, record["seconds"] - steps["seconds"].sum()),
-        "tasks": 0,
-        "resumed": 0,
-    }
-    table = pd.concat([steps, pd.DataFrame([rest])], ignore_index=True)
-    table = pd.concat(
-        [
-            table,
-            pd.DataFrame(
-                [{"step": "total"} | table.drop(columns="step").sum().to_dict()]
-            ),
-        ],
-        ignore_index=True,
-    )
-    table["core_hours"] = table["seconds"] * record["jobs"] / 3600
-    table["usd"] = [
-        machine_price(s, record["jobs"], core_hour or 0.0, gpus, gpu_hour or 0.0)
-        for s in table["seconds"]
-    ]
-    return table[["step", "seconds", "core_hours", "usd", "tasks", "resumed"]].astype(
-        {"tasks": int, "resumed": int}
-    )
+    seconds_left = max(0.0, record["seconds"] - steps["seconds"].sum())
+    rest = {"step": "rest", "seconds": seconds_left, "tasks": 0, "resumed": 0}
+    parts = pd.concat([steps, pd.DataFrame([rest])], ignore_index=True)
+    total = {"step": "total"} | parts.drop(columns="step").sum().to_dict()
+    return pd.concat([parts, pd.DataFrame([total])], ignore_index=True)
 
 # %% ../../nbs/44_evidence.cost.ipynb #f14c6597
 TABLE_6 = pd.DataFrame(
@@ -97,12 +92,12 @@ MANUAL_ENTRY = 0.05  # USD for an entry, as the paper assumes
 # USD for a million tokens, as the paper quotes GPT-4o
 LLM_IN = 2.50
 LLM_OUT = 10.00
+LLM_WRITTEN = 0.1  # tokens written for each that is read: the share behind 1,750 USD
 
 
 def llm_price(
     tokens: float,  # that it reads
-    # tokens that it writes for each that it reads; the share behind the paper's 1,750 USD
-    written: float = 0.1,
+    written: float = LLM_WRITTEN,  # tokens that it writes for each that it reads
 ) -> float:  # USD
     "What an LLM would cost that reads the corpus, at the prices of §4.5."
     return tokens / 1e6 * (LLM_IN + written * LLM_OUT)
@@ -112,38 +107,29 @@ def table_6(
     record: dict[str, Any],  # of run.json
     usd: float,  # what the run cost
 ) -> pd.DataFrame:  # method, pays_for, this_corpus, million_entries (both USD), source
-    "The paper's Table 6 with this run in it."
+    """The paper's Table 6 with this run in it.
+
+    Raises `RunError` when the run has no entries."""
     entries = sum(sum(stages.values()) for stages in record["counts"].values())
     tokens = sum(record.get("tokens", {}).values())
     if not entries:
         raise RunError("this run has no entries: there is nothing to bring to a million")
-    scale, unit = (
-        (500e6 / tokens, f"{tokens:,} to 500 M tokens")
-        if tokens
-        else (1e6 / entries, f"{entries:,} to 1 M entries of whatever length")
-    )
-    ours = pd.DataFrame(
-        [
-            (
-                "cmining, this run",
-                "computing",
-                f"{usd * scale:,.2f}",
-                f"measured, from {unit}",
-            )
-        ],
-        columns=TABLE_6.columns,
-    )
-    table = pd.concat([TABLE_6, ours], ignore_index=True)
-    table.insert(
-        2,
-        "this_corpus",
-        [
-            f"{entries * MANUAL_ENTRY:,.2f}",
-            f"{llm_price(tokens):,.2f}" if tokens else "-",
-            "-",
-            f"{usd:,.4f}",
-        ],
-    )
+    if tokens:
+        scale = 500e6 / tokens
+        proportion = f"{tokens:,} to 500 M tokens"
+    else:
+        scale = 1e6 / entries
+        proportion = f"{entries:,} to 1 M entries of whatever length"
+    ours = {
+        "method": "cmining, this run",
+        "pays_for": "computing",
+        "million_entries": f"{usd * scale:,.2f}",
+        "source": f"measured, from {proportion}",
+    }
+    manual = f"{entries * MANUAL_ENTRY:,.2f}"
+    llm = f"{llm_price(tokens):,.2f}" if tokens else "-"
+    table = pd.concat([TABLE_6, pd.DataFrame([ours])], ignore_index=True)
+    table.insert(2, "this_corpus", [manual, llm, "-", f"{usd:,.4f}"])
     return table
 
 # %% ../../nbs/44_evidence.cost.ipynb #f03d6b40
@@ -152,32 +138,36 @@ def run_cost(
     core_hour: float | None = None,  # USD for an hour of one core
     gpu_hour: float | None = None,  # USD for an hour of one GPU
     gpus: int = 1,  # GPUs of the machine; they count only with gpu_hour
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # cost by step; Table 6 with this run in it
-    "What a run cost. Raises `RunError` for no run, or no price."
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What a run cost: the table of `step_costs`, and that of `table_6`.
+
+    Raises `RunError` when the folder is no finished run, or there is no price."""
     record = read_record(run)
     steps = step_costs(record, core_hour, gpu_hour, gpus)
     return steps, table_6(record, steps["usd"].iloc[-1])
 
 
-def cost_text(steps: pd.DataFrame, table: pd.DataFrame) -> str:
+def cost_text(
+    steps: pd.DataFrame,  # from step_costs
+    table: pd.DataFrame,  # from table_6
+) -> str:
     "Both tables for a terminal, and what to know when reading them."
-    shown = steps.assign(
+    formatted = steps.assign(
         core_hours=steps["core_hours"].map("{:.4f}".format),
         usd=steps["usd"].map("{:.4f}".format),
         seconds=steps["seconds"].map("{:,.1f}".format),
     )
     lines = [
-        shown.to_string(index=False),
+        formatted.to_string(index=False),
         "",
         "USD, beside Table 6 of the paper (reported):",
         table.to_string(index=False),
     ]
-    if resumed := steps["resumed"].iloc[-1]:
+    total = steps.iloc[-1]
+    if total["resumed"]:
         lines += [
             "",
-            (
-                f"{resumed:,} of {steps['tasks'].iloc[-1]:,} tasks were done by an"
-                " earlier, interrupted run: their time is not in here."
-            ),
+            f"{total['resumed']:,} of {total['tasks']:,} tasks were done by an earlier,"
+            " interrupted run: their time is not in here.",
         ]
     return "\n".join(lines)

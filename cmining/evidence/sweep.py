@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from ..core.runs import STAGES, Params, read_run
-from .quality import POINTS, evaluate, join_labels, measures_of
+from .quality import POINTS, evaluate_labels
 from ..mine.pipeline import mine_corpus
 from ..mine.select import jaccard
 
 # %% auto #0
-__all__ = ['grid_points', 'point_name', 'run_sweep', 'summarize_run']
+__all__ = ['run_sweep']
 
 # %% ../../nbs/42_evidence.sweep.ipynb #1b6f61d2
 def grid_points(
@@ -29,36 +29,66 @@ def grid_points(
 ) -> list[tuple[dict[str, Any], Params]]:
     """Every combination, with its parameters.
 
-    A RunError when one is impossible, before anything is mined.
-    """
+    Raises `RunError` when one is impossible, before anything is mined."""
     combinations = [dict(zip(grid, values)) for values in product(*grid.values())]
     return [(point, Params.of(**{"preset": preset, **point})) for point in combinations]
 
-# %% ../../nbs/42_evidence.sweep.ipynb #12d03ec7
+
 def point_name(number: int, point: Mapping[str, Any]) -> str:
     "A folder name that says what was varied."
-    told = "_".join(f"{name}={value}" for name, value in point.items())
-    return f"{number:03}_" + re.sub(r"[^\w.=-]+", "-", told)[:80]
+    varied = "_".join(f"{name}={value}" for name, value in point.items())
+    safe = re.sub(r"[^\w.=-]+", "-", varied)
+    return f"{number:03}_{safe[:80]}"
+
+# %% ../../nbs/42_evidence.sweep.ipynb #44500e65
+def summarize_run(
+    run: Path,
+    reference: np.ndarray,  # what the preset selects, bool [entries]
+    labels: str | Path | pd.DataFrame | None,  # as for read_labels
+) -> dict[str, Any]:
+    "Where its entries stopped, its groups with culture points, its overlap and quality."
+    entries = read_run(run, "entries")
+    groups = read_run(run, "culture_points")["group"]
+    is_point = (entries["stage"] == "culture_point").to_numpy()
+    counts = entries["stage"].value_counts()
+    summary: dict[str, Any] = {stage: int(counts.get(stage, 0)) for stage in STAGES}
+    summary["groups"] = groups.nunique()
+    summary["jaccard"] = jaccard(reference, is_point)
+    if labels is not None:
+        summary |= summarize_quality(entries, is_point, labels)
+    return summary
+
+
+def summarize_quality(
+    entries: pd.DataFrame,
+    selected: np.ndarray,  # bool [entries]
+    labels: str | Path | pd.DataFrame,  # as for read_labels
+) -> dict[str, float]:
+    "Each measure as the mean of the languages, and the ends of its interval: lo and hi."
+    quality = evaluate_labels(entries, {POINTS: selected}, labels, n_boot=200)
+    mean = quality[quality["lang"] == "mean"]
+    return (
+        dict(zip(mean["measure"], mean["value"]))
+        | dict(zip(mean["measure"] + " lo", mean["lo"]))
+        | dict(zip(mean["measure"] + " hi", mean["hi"]))
+    )
 
 # %% ../../nbs/42_evidence.sweep.ipynb #ad95e1fb
 def run_sweep(
     corpus: str | Path,
-    # values by name of a parameter; any field of Params
-    grid: Mapping[str, Sequence[Any]],
+    grid: Mapping[str, Sequence[Any]],  # values by name of a parameter of Params
     out: str | Path,  # gets sweep.parquet, sweep.csv, and a folder for each point
-    # the values of what the grid leaves alone, and what the points are compared with
-    preset: str = "default",
-    # adds the measures of quality, the mean of the languages
-    labels: str | Path | pd.DataFrame | None = None,
+    preset: str = "default",  # of the other parameters, and what points are compared with
+    labels: str | Path | pd.DataFrame | None = None,  # as for read_labels
     jobs: int | None = None,
     quiet: bool = True,
-) -> (
-    pd.DataFrame
-):  # a row a point: name, parameters, entries by stage, groups, culture points, jaccard
-    """Mine every point of a grid and say what came out.
+) -> pd.DataFrame:  # a row a point
+    """Mine every point of a grid and compare them.
 
-    The points share what their parameters have in common.
-    """
+    A row has the point's name and parameters, the number of entries by stage, of
+    groups and of culture points, and its Jaccard index with what the preset selects.
+    With `labels` it has the measures of quality as well, averaged over the languages.
+    Raises `RunError` when a point has an impossible parameter."""
     out = Path(out)
     points = grid_points(grid, preset)
     mine_corpus(corpus, out / "run", Params.of(preset), jobs, quiet=quiet)
@@ -67,13 +97,8 @@ def run_sweep(
     for number, (point, params) in enumerate(points):
         name = point_name(number, point)
         mine_corpus(corpus, out / name, params, jobs, quiet=quiet, work=out / "run")
-        rows.append(
-            {
-                "name": name,
-                **{k: str(v) if isinstance(v, tuple) else v for k, v in point.items()},
-                **summarize_run(out / name, reference, labels),
-            }
-        )
+        summary = summarize_run(out / name, reference, labels)
+        rows.append({"name": name} | table_values(point) | summary)
     table = pd.DataFrame(rows)
     # a whole number stays one beside a missing value
     table[list(grid)] = table[list(grid)].convert_dtypes()
@@ -81,34 +106,10 @@ def run_sweep(
     table.to_csv(out / "sweep.csv", index=False)
     return table
 
-# %% ../../nbs/42_evidence.sweep.ipynb #1f7de449
-def summarize_run(
-    run: Path,
-    reference: np.ndarray,  # what the preset selects, bool [entries]
-    labels: str | Path | pd.DataFrame | None,
-) -> dict[str, Any]:
-    "What a sweep notes of one run."
-    entries = read_run(run, "entries")
-    groups = read_run(run, "culture_points")["group"]
-    counts = entries["stage"].value_counts()
-    row = {stage: int(counts.get(stage, 0)) for stage in STAGES} | {
-        "groups": groups.nunique(),
-        "jaccard": jaccard(reference, (entries["stage"] == "culture_point").to_numpy()),
+# %% ../../nbs/42_evidence.sweep.ipynb #c06ceb9b
+def table_values(point: Mapping[str, Any]) -> dict[str, Any]:
+    "The values of a point as a cell of a table takes them: a tuple as text."
+    return {
+        name: str(value) if isinstance(value, tuple) else value
+        for name, value in point.items()
     }
-    if labels is None:
-        return row
-    found, known = join_labels(labels, entries)
-    told = evaluate(
-        entries,
-        {POINTS: (entries["stage"] == "culture_point").to_numpy()},
-        measures_of(found),
-        known,
-        n_boot=200,
-    )
-    mean = told[told["lang"] == "mean"]
-    return (
-        row
-        | dict(zip(mean["measure"], mean["value"]))
-        | dict(zip(mean["measure"] + " lo", mean["lo"]))
-        | dict(zip(mean["measure"] + " hi", mean["hi"]))
-    )
