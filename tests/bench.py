@@ -208,7 +208,7 @@ def main() -> None:
                         Path(d) / "plain.json",
                     ]
                 )
-                same = watch(
+                watch(
                     [
                         sys.executable,
                         ROOT / "tests" / "plain_pipeline.py",

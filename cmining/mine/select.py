@@ -13,7 +13,13 @@ import pandas as pd
 
 from ..core.runs import REASONS, STAGES, Rule
 from .discover import centrality, describe_groups, rank_in_group
-from .vectors import Cells, make_cells, nearest_by_lang, nearest_center, take_rows
+from cmining.mine.vectors import (
+    Cells,
+    make_cells,
+    nearest_by_lang,
+    nearest_center,
+    take_rows,
+)
 
 # %% auto #0
 __all__ = ['MAJORITY', 'is_large', 'is_dominated', 'is_island', 'stage_of', 'is_selected', 'has_counterpart',
@@ -37,7 +43,9 @@ def is_island(
 ) -> np.ndarray:  # bool [groups]
     "Which groups are islands."
     could_be_otherwise = groups["p_value"].to_numpy() < 1
-    island = is_large(groups, rule.tau) & is_dominated(groups, rule.theta) & could_be_otherwise
+    island = (
+        is_large(groups, rule.tau) & is_dominated(groups, rule.theta) & could_be_otherwise
+    )
     if rule.max_q is None:
         return island
     return island & (groups["q_value"].to_numpy() <= rule.max_q)
@@ -157,7 +165,8 @@ def select_candidates(
     lang: np.ndarray,  # str [n]
     repeats: list[np.ndarray],  # group of each candidate in each repeat, int [n]
     rule: Rule,
-    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,  # of rows [a]: bool [a]
+    counterpart: Callable[[np.ndarray], np.ndarray]
+    | None = None,  # of rows [a]: bool [a]
 ) -> Selection:
     "Select the culture points: what the majority of the repeats selects and has no counterpart."
     selected = [is_selected(group, lang, rule) for group in repeats]
@@ -181,9 +190,12 @@ def select_candidates(
 def select_points(
     entries: pd.DataFrame,  # lang, stage (candidate, or where it stopped), domain, … of every entry
     vectors: np.ndarray,  # of the candidates, in their order, float16 [candidates, d]
-    repeats: list[np.ndarray],  # group of each candidate in each repeat, int32 [candidates]
+    repeats: list[
+        np.ndarray
+    ],  # group of each candidate in each repeat, int32 [candidates]
     rule: Rule,
-    counterpart: Callable[[np.ndarray], np.ndarray] | None = None,  # of rows of entries: bool
+    counterpart: Callable[[np.ndarray], np.ndarray]
+    | None = None,  # of rows of entries: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Stage 2 after the grouping, on the tables of a run.
 
