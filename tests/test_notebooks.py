@@ -1,4 +1,4 @@
-"""The notebooks are the source: they run, they are clean, and the library and README equal them."""
+"""The notebooks are the source: they run, are clean, and equal the library and README."""
 
 import json
 import shutil
@@ -27,37 +27,27 @@ def test_runs(path):
 def checkout(tmp_path_factory):
     "A copy of the sources, on which nbdev's commands may write."
     copy = tmp_path_factory.mktemp("checkout") / "cmining"
-    shutil.copytree(
-        ROOT,
-        copy,
-        ignore=shutil.ignore_patterns(
-            ".git", ".venv", "runs", "_docs", "_proc", "__pycache__"
-        ),
-    )
+    left_out = (".git", ".venv", "runs", "_docs", "_proc", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
     return copy
 
 
+def read_files(folder: Path, pattern: str) -> dict[str, bytes]:
+    "The files of a folder and their bytes."
+    paths = [p for p in folder.rglob(pattern) if ".ipynb_checkpoints" not in p.parts]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+
+
 def changed(before: Path, after: Path, pattern: str) -> list[str]:
-    files = {
-        p.relative_to(d)
-        for d in (before, after)
-        for p in d.rglob(pattern)
-        if ".ipynb_checkpoints" not in p.parts
-    }
-
-    def read(p: Path) -> bytes:
-        return p.read_bytes() if p.exists() else b""
-
-    return sorted(str(f) for f in files if read(before / f) != read(after / f))
+    "The files that are not the same in both folders."
+    old = read_files(before, pattern)
+    new = read_files(after, pattern)
+    return sorted(f for f in old.keys() | new.keys() if old.get(f) != new.get(f))
 
 
 def nbdev(command: str, cwd: Path):
-    subprocess.run(
-        [str(Path(sys.executable).parent / command)],
-        cwd=cwd,
-        check=True,
-        capture_output=True,
-    )
+    program = str(Path(sys.executable).parent / command)
+    subprocess.run([program], cwd=cwd, check=True, capture_output=True)
 
 
 def test_library_equals_notebooks(checkout):
@@ -71,13 +61,10 @@ def test_notebooks_are_clean(checkout):
 
 
 def test_readme_equals_index():
-    """README.md is the text of index.ipynb; white space may differ, since Quarto wraps
-    lines its own way.
-    """
+    "README.md is the text of index.ipynb; white space may differ."
     cells = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join(
         "".join(c["source"]) for c in cells if c["cell_type"] == "markdown"
     )
-    assert (ROOT / "README.md").read_text(encoding="utf-8").split() == text.split(), (
-        "run make readme"
-    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.split() == text.split(), "run make readme"

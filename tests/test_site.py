@@ -1,8 +1,10 @@
-"""The site: its settings, its sidebar, links between pages, commands that the pages print, examples from a real run.
+"""The site: settings, sidebar, links, commands that pages print, a real run's examples.
 
-`python tests/test_site.py` mines the sample and writes the examples anew, into nbs/index.ipynb and README.md.
+`python tests/test_site.py` mines the sample and writes the examples anew, into
+nbs/index.ipynb and README.md.
 """
 
+import inspect
 import json
 import os
 import re
@@ -19,64 +21,66 @@ from nbdev.doclinks import _nbpath2html, nbglob
 from nbdev.processors import FilterDefaults
 from nbdev.serve_drv import exec_nb
 
+import cmining
+from cmining import mine_corpus, read_run
 from cmining.cli import build_parser
-from cmining.core.runs import read_run
-from cmining.mine.pipeline import mine_corpus
 
 ROOT = Path(__file__).parent.parent
 NBS = ROOT / "nbs"
 README = ROOT / "README.md"
 SITE = "https://cmining.github.io/cmining/"
 MADE = {"atlas.html"}  # by the workflow that publishes the site
-pages = {
-    Path(p).relative_to(NBS).as_posix(): json.loads(Path(p).read_text(encoding="utf-8"))[
-        "cells"
-    ]
-    for p in sorted(nbglob(NBS), key=str)
-}
-quarto = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def read_cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+notebooks = sorted(map(Path, nbglob(NBS)))
+pages = {path.relative_to(NBS).as_posix(): read_cells(path) for path in notebooks}
+quarto = read_yaml(ROOT / "_quarto.yml")
+workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
 def markdown(page: str) -> str:
+    "The text of a page, without its code."
     return "\n\n".join(
         "".join(c["source"]) for c in pages[page] if c["cell_type"] == "markdown"
     )
 
 
 def sidebar(contents: list) -> list[str]:
-    return [
-        path
-        for item in contents
-        for path in ([item] if isinstance(item, str) else sidebar(item["contents"]))
-    ]
+    "The pages of a sidebar, and of its sections, in order."
+    listed = []
+    for item in contents:
+        listed += [item] if isinstance(item, str) else sidebar(item["contents"])
+    return listed
 
 
 def test_quarto_settings():
-    inner = yaml.safe_load((NBS / "_quarto.yml").read_text(encoding="utf-8"))
-    assert inner == {
+    assert read_yaml(NBS / "_quarto.yml") == {
         "project": {"type": "website"},
         "metadata-files": ["../_quarto.yml", "nbdev.yml"],
     }
-    assert "project" not in quarto and quarto["execute"] == {"enabled": False}
-    assert (
-        quarto["format"]["html"]["html-math-method"] == "mathml"
-        and (NBS / quarto["format"]["html"]["css"]).is_file()
-    )
+    assert "project" not in quarto
+    assert quarto["execute"] == {"enabled": False}
+    html = quarto["format"]["html"]
+    assert html["html-math-method"] == "mathml"
+    assert (NBS / html["css"]).is_file()
     assert quarto["website"]["navbar"]["search"] is True
-    assert (
-        yaml.safe_load((NBS / "nbdev.yml").read_text(encoding="utf-8"))["website"][
-            "site-url"
-        ]
-        + "/"
-        == SITE
-    )
+    assert read_yaml(NBS / "nbdev.yml")["website"]["site-url"] + "/" == SITE
 
 
 def test_sidebar_has_every_notebook_once():
     listed = sidebar(quarto["website"]["sidebar"]["contents"])
+    missing = sorted(set(pages) - set(listed))
+    gone = sorted(set(listed) - set(pages))
     assert sorted(listed) == sorted(pages), (
-        f"not in _quarto.yml: {sorted(set(pages) - set(listed))}; not there:"
-        f" {sorted(set(listed) - set(pages))}"
+        f"not in _quarto.yml: {missing}; no such notebook: {gone}"
     )
     assert {item["href"] for item in quarto["website"]["navbar"]["left"]} <= set(pages)
 
@@ -86,9 +90,14 @@ def test_opens_with_title_and_promise_alone(page):
     "nbdev makes them front matter, and drops whatever else is in their cell."
     first = next(c for c in pages[page] if c["cell_type"] == "markdown")
     lines = [line for line in "".join(first["source"]).splitlines() if line]
-    assert len(lines) == 2 and lines[0].startswith("# ") and lines[1].startswith("> "), (
-        "\n".join(lines[2:])
-    )
+    assert [line[:2] for line in lines] == ["# ", "> "], "\n".join(lines)
+
+
+def test_api_page_has_every_public_name_once():
+    names = markdown("api.ipynb").partition("## The packages")[0]
+    listed = re.findall(r"^\|[^|]*\| `(\w+)` \|", names, re.M)
+    assert sorted(listed) == cmining.__all__
+    assert all(inspect.getdoc(getattr(cmining, name)) for name in listed)
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +106,12 @@ def processed(tmp_path_factory) -> Callable[[str], list]:
 
     It runs import cells for this; one that does other work may fail.
     """
-    folder = tmp_path_factory.mktemp("processed")
+    processed_page = tmp_path_factory.mktemp("processed") / "page.ipynb"
 
     @cache
     def process(page: str) -> list:
-        exec_nb(NBS / page, folder / "page.ipynb", FilterDefaults)
-        return json.loads((folder / "page.ipynb").read_text(encoding="utf-8"))["cells"]
+        exec_nb(NBS / page, processed_page, FilterDefaults)
+        return read_cells(processed_page)
 
     return process
 
@@ -113,16 +122,12 @@ def output_file(page: str) -> str:
 
 @pytest.mark.parametrize("page", pages)
 def test_links(page, processed, monkeypatch):
-    """Links in the processed notebook lead to pages of the site: to a notebook, or to
-    what it becomes.
-    """
+    "Links of a processed notebook lead to a notebook, or to what a notebook becomes."
     monkeypatch.setenv("IN_TEST", "1")  # as nbdev does
     monkeypatch.chdir((NBS / page).parent)
     cells = processed(page)
-    assert (
-        cells[0]["cell_type"] == "raw"
-        and yaml.safe_load("".join(cells[0]["source"]).strip().strip("-"))["title"]
-    )
+    assert cells[0]["cell_type"] == "raw"
+    assert yaml.safe_load("".join(cells[0]["source"]).strip().strip("-"))["title"]
     text = "\n\n".join(
         "".join(c["source"]) for c in cells if c["cell_type"] == "markdown"
     )
@@ -164,37 +169,31 @@ def test_make_targets_exist():
     targets = set(
         re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     )
-    workflows = "\n".join(
-        p.read_text(encoding="utf-8")
-        for p in sorted((ROOT / ".github/workflows").glob("*.yml"))
-    )
-    named = {
-        m for _, line in shell_lines() for m in re.findall(r"^make ([a-z]+)", line)
-    } | set(re.findall(r"run: make ([a-z]+)", workflows))
-    named |= {m for page in pages for m in re.findall(r"`make ([a-z]+)`", markdown(page))}
+    named = set()
+    for _, line in shell_lines():
+        named.update(re.findall(r"^make ([a-z]+)", line))
+    for page in pages:
+        named.update(re.findall(r"`make ([a-z]+)`", markdown(page)))
+    for path in workflows:
+        named.update(re.findall(r"run: make ([a-z]+)", path.read_text(encoding="utf-8")))
     assert named <= targets, f"no target of the Makefile: {sorted(named - targets)}"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", workflows, ids=lambda p: p.name)
 def test_workflows(path):
-    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
-    assert all(
-        ("uses" in step) != ("run" in step)
-        for job in jobs.values()
-        for step in job["steps"]
-    )
+    for job in read_yaml(path)["jobs"].values():
+        assert all(("uses" in step) != ("run" in step) for step in job["steps"])
 
 
 # The landing page's examples
 # ---------------------------------------------------------------------------------------
 
-# followed whatever becomes of them
+# shown whatever becomes of them
 CHOSEN = ["jianghu", "fallas", "smoko", "gemuetlichkeit", "volcano"]
 BLOCK = re.compile(
-    r"(?<=<!-- examples: written by python tests/test_site.py -->\n\n).*?(?=\n\n<!-- end"
-    r" of examples -->)",
+    r"(?<=<!-- examples: written by python tests/test_site.py -->\n\n)"
+    r".*?"
+    r"(?=\n\n<!-- end of examples -->)",
     re.S,
 )
 VERDICT = {
@@ -207,119 +206,131 @@ VERDICT = {
 }
 
 
-def rows_of(table: list[list[str]]) -> list[str]:
-    head, *body = table
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]]
+def as_markdown(head: list[str], rows: list[list[str]]) -> str:
+    "A table as Markdown."
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def examples(run: str) -> str:
-    "What goes in and what comes out, as Markdown."
-    points, entries = (read_run(run, t) for t in ("culture_points", "entries"))
-    groups = read_run(run, "groups").set_index("group")
+def read_labels(run: str | Path) -> pd.DataFrame:
+    "The labels of the sample, with what the run made of each entry."
     labels = pd.read_csv(ROOT / "data/sample/labels.csv", keep_default_na=False)
-    labels = labels.merge(entries[["id", "stage", "reason", "group"]], on="id")
-    gloss = labels.set_index("id")["gloss_en"]
+    entries = read_run(run, "entries")[["id", "stage", "reason", "group"]]
+    return labels.merge(entries, on="id")
+
+
+def example_entry() -> str:
+    "An entry as it stands in its file, shortened."
+    text = (ROOT / "data/sample/zh.jsonl").read_text(encoding="utf-8")
+    sample = [json.loads(line) for line in text.splitlines()]
+    entry = next(e for e in sample if e["title"] == "江湖")
+    start = entry["paragraphs"][0][:36]
+    return f'{{"title": "{entry["title"]}", "paragraphs": ["{start}…", …]}}'
+
+
+def counts_sentence(labels: pd.DataFrame) -> str:
+    "How many culture points there are, and how many of them are right."
+    n_points = (labels["stage"] == "culture_point").sum()
     held_out = labels[labels["split"] == "test"]
-    chosen = held_out[held_out["stage"] == "culture_point"]
-    right = int((chosen["kind"] == "culture").sum())
-    sample = [
-        json.loads(line)
-        for line in (
-            (ROOT / "data/sample/zh.jsonl").read_text(encoding="utf-8").splitlines()
-        )
-    ]
-    row = next(e for e in sample if e["title"] == "江湖")
-    lines = [
-        (
-            f"In goes a folder with a file for each language: {len(entries):,} entries in"
-            " the sample, a title and paragraphs each."
-        ),
-        "",
-        "```json",
-        (
-            f'{{"title": "{row["title"]}", "paragraphs": ["{row["paragraphs"][0][:36]}…",'
-            " …]}"
-        ),
-        "```",
-        "",
-        (
-            f"Out come {len(points)} culture points. {len(chosen)} of them are in the"
-            f" half of the sample that is kept for testing; of these {right} are labelled"
-            f" culture ({right / len(chosen):.0%}; of all entries of that half,"
-            f" {(held_out['kind'] == 'culture').mean():.0%}). The largest island of each"
-            " language, its most central titles first:"
-        ),
-        "",
-    ]
-    table = [["", "culture points", "largest island", "in English", "γ", "size", "q"]]
-    for lang, mine_ in points.groupby("lang"):
-        first = mine_.sort_values(["group_size", "group"], ascending=[False, True])[
-            "group"
-        ].iloc[0]
-        island = mine_[mine_["group"] == first].sort_values("rank")
-        fact = island.iloc[0]
-        table.append(
+    is_culture = held_out["kind"] == "culture"
+    selected = held_out["stage"] == "culture_point"
+    right = (selected & is_culture).sum()
+    return (
+        f"Out come {n_points} culture points. {selected.sum()} of them are in the half of"
+        f" the sample that is kept for testing; of these {right} are labelled culture"
+        f" ({right / selected.sum():.0%}; of all entries of that half,"
+        f" {is_culture.mean():.0%}). The largest island of each language, its most central"
+        " titles first:"
+    )
+
+
+def islands_table(points: pd.DataFrame, gloss: pd.Series) -> str:
+    "The largest island of each language."
+    rows = []
+    for lang, of_lang in points.groupby("lang"):
+        by_size = of_lang.sort_values(["group_size", "group"], ascending=[False, True])
+        largest = by_size["group"].iloc[0]
+        island = of_lang[of_lang["group"] == largest].sort_values("rank")
+        group = island.iloc[0]
+        rows.append(
             [
                 lang,
-                str(len(mine_)),
+                str(len(of_lang)),
                 ", ".join(island["title"][:4]),
                 ", ".join(gloss[i] for i in island["id"][:4]),
-                f"{fact['dominance']:.2f}",
-                str(fact["group_size"]),
-                f"{fact['q_value']:.0e}",
+                f"{group['dominance']:.2f}",
+                str(group["group_size"]),
+                f"{group['q_value']:.0e}",
             ]
         )
-    lines += rows_of(table) + [
-        "",
-        (
-            "γ is how purely the group belongs to the language, size the number of its"
-            " entries, and q how likely so pure a group is by chance. Five entries that"
-            " were chosen beforehand, and what became of them:"
-        ),
-        "",
-    ]
-    table = [["entry", "in English", "γ of its group", "verdict"]]
+    head = ["", "culture points", "largest island", "in English", "γ", "size", "q"]
+    return as_markdown(head, rows)
+
+
+def verdicts_table(labels: pd.DataFrame, groups: pd.DataFrame) -> str:
+    "What became of the entries that were chosen beforehand."
+    rows = []
     for concept in CHOSEN:
-        for e in (
-            labels[labels["concept"] == concept].sort_values("lang").head(1).itertuples()
-        ):
-            gamma = (
-                f"{groups.loc[e.group, 'dominance']:.2f} ({groups.loc[e.group, 'lang']})"
-                if e.group in groups.index
-                else "–"
-            )
-            table.append(
-                [
-                    f"{e.title} ({e.lang})",
-                    e.gloss_en,
-                    gamma,
-                    VERDICT[e.stage]
-                    + (f" ({e.reason})" if isinstance(e.reason, str) else ""),
-                ]
-            )
-    return "\n".join(lines + rows_of(table))
+        entry = labels[labels["concept"] == concept].sort_values("lang").iloc[0]
+        gamma = "–"
+        if entry["group"] in groups.index:
+            group = groups.loc[entry["group"]]
+            gamma = f"{group['dominance']:.2f} ({group['lang']})"
+        verdict = VERDICT[entry["stage"]]
+        if isinstance(entry["reason"], str):
+            verdict += f" ({entry['reason']})"
+        title = f"{entry['title']} ({entry['lang']})"
+        rows.append([title, entry["gloss_en"], gamma, verdict])
+    return as_markdown(["entry", "in English", "γ of its group", "verdict"], rows)
+
+
+def examples(run: str | Path) -> str:
+    "What goes in and what comes out, as Markdown."
+    labels = read_labels(run)
+    points = read_run(run, "culture_points")
+    groups = read_run(run, "groups").set_index("group")
+    gloss = labels.set_index("id")["gloss_en"]
+    return f"""\
+In goes a folder with a file for each language: {len(labels):,} entries in the sample, a \
+title and paragraphs each.
+
+```json
+{example_entry()}
+```
+
+{counts_sentence(labels)}
+
+{islands_table(points, gloss)}
+
+γ is how purely the group belongs to the language, size the number of its entries, and q \
+how likely so pure a group is by chance. Five entries that were chosen beforehand, and \
+what became of them:
+
+{verdicts_table(labels, groups)}"""
 
 
 def test_landing_page_shows_a_real_run(tmp_path):
     mine_corpus(ROOT / "data/sample", tmp_path, jobs=1)
-    assert BLOCK.search(markdown("index.ipynb"))[0] == examples(tmp_path), (
-        "run python tests/test_site.py"
-    )
+    shown = BLOCK.search(markdown("index.ipynb"))[0]
+    assert shown == examples(tmp_path), "run python tests/test_site.py"
 
 
-if __name__ == "__main__":
+def write_examples() -> str:
+    "Mine the sample and write its examples into nbs/index.ipynb and README.md."
     with tempfile.TemporaryDirectory() as run:
         mine_corpus(ROOT / "data/sample", run, jobs=1)
         shown = examples(run)
-    nb = json.loads((NBS / "index.ipynb").read_text(encoding="utf-8"))
-    for cell in nb["cells"]:
-        cell["source"] = BLOCK.sub(lambda _: shown, "".join(cell["source"])).splitlines(
-            keepends=True
-        )
-    (NBS / "index.ipynb").write_text(
+    index = NBS / "index.ipynb"
+    nb = json.loads(index.read_text(encoding="utf-8"))
+    texts = [BLOCK.sub(lambda _: shown, "".join(c["source"])) for c in nb["cells"]]
+    for cell, text in zip(nb["cells"], texts):
+        cell["source"] = text.splitlines(keepends=True)
+    index.write_text(
         json.dumps(nb, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
     )
-    README.write_text(
-        "\n\n".join("".join(c["source"]) for c in nb["cells"]) + "\n", encoding="utf-8"
-    )
-    print(shown)
+    README.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    return shown
+
+
+if __name__ == "__main__":
+    print(write_examples())
