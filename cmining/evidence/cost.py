@@ -14,8 +14,7 @@ from ..core.basics import RunError
 from ..core.runs import read_record
 
 # %% auto #0
-__all__ = ['TABLE_6', 'MANUAL_ENTRY', 'LLM_IN', 'LLM_OUT', 'LLM_WRITTEN', 'machine_price', 'step_costs', 'llm_price', 'table_6',
-           'run_cost', 'cost_text']
+__all__ = ['TABLE_6', 'machine_price', 'step_costs', 'llm_price', 'table_6', 'run_cost', 'cost_text']
 
 # %% ../../nbs/44_evidence.cost.ipynb #0dc4cf50
 def machine_price(
@@ -87,14 +86,14 @@ TABLE_6 = pd.DataFrame(
     columns=["method", "pays_for", "million_entries"],
 ).assign(source="reported")
 
-# %% ../../nbs/44_evidence.cost.ipynb #5b2efea7
+# %% ../../nbs/44_evidence.cost.ipynb #781a97e0
 MANUAL_ENTRY = 0.05  # USD for an entry, as the paper assumes
 # USD for a million tokens, as the paper quotes GPT-4o
 LLM_IN = 2.50
 LLM_OUT = 10.00
 LLM_WRITTEN = 0.1  # tokens written for each that is read: the share behind 1,750 USD
 
-
+# %% ../../nbs/44_evidence.cost.ipynb #5b2efea7
 def llm_price(
     tokens: float,  # that it reads
     written: float = LLM_WRITTEN,  # tokens that it writes for each that it reads

@@ -34,7 +34,7 @@ from ..mine.refine import domain_quantile
 from ..mine.select import MAJORITY, is_dominated
 
 # %% auto #0
-__all__ = ['VERDICTS', 'funnel', 'find_entry', 'thresholds', 'neighbors', 'explain_group', 'explain_entry', 'explain_text',
+__all__ = ['VERDICTS', 'funnel', 'find_entry', 'thresholds', 'explain_group', 'explain_entry', 'explain_text',
            'explain_group_text', 'explain_html', 'display_entry']
 
 # %% ../../nbs/43_evidence.explain.ipynb #c3bee112

@@ -29,7 +29,7 @@ from .. import __version__
 from ..core.basics import CorpusError
 
 # %% auto #0
-__all__ = ['wikipedia_lang', 'RemoteFile', 'DownloadPlan', 'plan_download', 'fetch', 'describe_download', 'download_wikipedia']
+__all__ = ['wikipedia_lang', 'RemoteFile', 'DownloadPlan', 'plan_download', 'fetch', 'download_wikipedia']
 
 # %% ../../nbs/22_ingest.download.ipynb #144d81db
 logger = logging.getLogger(__name__)

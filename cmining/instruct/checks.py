@@ -37,7 +37,7 @@ from cmining.instruct.items import (
 )
 
 # %% auto #0
-__all__ = ['language_problem', 'NearDuplicates', 'benchmark_ngrams', 'contamination', 'read_benchmarks', 'Reject', 'ItemFilter']
+__all__ = ['language_problem', 'NearDuplicates', 'read_benchmarks', 'Reject', 'ItemFilter']
 
 # %% ../../nbs/52_instruct.checks.ipynb #ce1f86d1
 MIN_WORDS = 12  # fewer say nothing about a language

@@ -29,7 +29,7 @@ from ..core.engine import write_json
 from .items import LETTERS, TASKS
 
 # %% auto #0
-__all__ = ['INSTRUCTIONS', 'ROWS', 'to_pair', 'trainable_items', 'assign_splits', 'lora_yaml', 'dataset_card', 'check_export',
+__all__ = ['INSTRUCTIONS', 'ROWS', 'to_pair', 'trainable_items', 'assign_splits', 'dataset_card', 'check_export',
            'export_dataset']
 
 # %% ../../nbs/55_instruct.export.ipynb #1412e68d

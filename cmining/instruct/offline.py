@@ -32,8 +32,8 @@ from .items import TASKS, Draft, Item, Point, Source, leaks_answer
 from ..models.encode import cached_encoder, entry_text
 
 # %% auto #0
-__all__ = ['BLANK', 'OFFLINE_VERSION', 'TEMPLATES', 'mask', 'Passage', 'Material', 'read_material', 'Candidate', 'make_draft',
-           'list_candidates', 'offline_items']
+__all__ = ['OFFLINE_VERSION', 'TEMPLATES', 'Passage', 'Material', 'read_material', 'Candidate', 'make_draft', 'list_candidates',
+           'offline_items']
 
 # %% ../../nbs/53_instruct.offline.ipynb #22282121
 _BRACKET = r"\s*[（(][^（）()]*(?:[（(][^（）()]*[）)][^（）()]*)*[）)]"

@@ -48,8 +48,8 @@ from cmining.models.llm import (
 )
 
 # %% auto #0
-__all__ = ['PROMPT_VERSION', 'Request', 'Constellation', 'constellations', 'plan_requests', 'write_prompt', 'read_reply',
-           'Settings', 'request_items', 'synthesize_offline', 'plan_synthesis', 'synthesize_items']
+__all__ = ['Request', 'Constellation', 'constellations', 'plan_requests', 'write_prompt', 'read_reply', 'Settings',
+           'request_items', 'synthesize_offline', 'plan_synthesis', 'synthesize_items']
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #e5106e2b
 LEAD_CHARACTERS = 700

@@ -12,7 +12,7 @@ from scipy.stats import false_discovery_control, hypergeom
 from .vectors import kmeans, take_rows
 
 # %% auto #0
-__all__ = ['default_n_groups', 'find_groups', 'describe_groups', 'language_offset', 'project', 'centrality', 'rank_in_group']
+__all__ = ['find_groups', 'describe_groups', 'language_offset', 'project', 'centrality', 'rank_in_group']
 
 # %% ../../nbs/33_mine.discover.ipynb #666da634
 def default_n_groups(

@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 # %% auto #0
-__all__ = ['MAPPED_ROWS', 'FIT_ROWS', 'START_ROWS', 'sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans',
-           'Cells', 'default_n_cells', 'cell_centers', 'make_cells', 'nearest_by_lang']
+__all__ = ['sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans', 'Cells', 'default_n_cells', 'cell_centers',
+           'make_cells', 'nearest_by_lang']
 
 # %% ../../nbs/31_mine.vectors.ipynb #f2c192e9
 def sample_rows(
@@ -27,10 +27,10 @@ def sample_rows(
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, n_sample, replace=False))
 
-# %% ../../nbs/31_mine.vectors.ipynb #1e7600a1
+# %% ../../nbs/31_mine.vectors.ipynb #2061a654
 MAPPED_ROWS = 65_536  # rows of the file in one part
 
-
+# %% ../../nbs/31_mine.vectors.ipynb #1e7600a1
 def take_rows(
     vectors: np.ndarray,  # float16 or float32 [n, d], may be a memory map
     rows: np.ndarray
@@ -68,13 +68,13 @@ def nearest_center(
         labels[start : start + block] = (x @ centers.T - half_norms).argmax(1)
     return labels
 
-# %% ../../nbs/31_mine.vectors.ipynb #c53ecb90
+# %% ../../nbs/31_mine.vectors.ipynb #07c5a37b
 FIT_ROWS = 65_536  # points that centres are fitted on, and 256 for each of them, at most
 START_ROWS = (
     10_000  # points that the start is chosen from, and 10 for each centre, at least
 )
 
-
+# %% ../../nbs/31_mine.vectors.ipynb #c53ecb90
 def _starting_centers(sample: np.ndarray, k: int, seed: int) -> np.ndarray | str:
     "The first centres by k-means++ on a part of the sample, or the word for all of it."
     start = sample[sample_rows(len(sample), max(START_ROWS, 10 * k), seed)]

@@ -49,13 +49,12 @@ from ..models.encode import Encoder
 from .colors import CULTURE_COLOR, OTHER_COLOR, lang_style
 
 # %% auto #0
-__all__ = ['STYLE', 'SAMPLE', 'STAGE_COLORS', 'LINE_COLORS', 'RESULTS', 'BENCHMARKS', 'TABLE_1', 'TABLE_3', 'TABLE_4', 'REPORTED',
-           'use_style', 'find_font', 'sample_run', 'save_figure', 'language_purity', 'chance_purity',
-           'language_silhouette', 'stratified_sample', 'tsne_map', 'sample_side', 'compare_islands', 'island_names',
-           'plot_map', 'plot_islands', 'bootstrap_mean', 'read_table', 'read_renderings', 'run_pairs',
-           'rendering_distances', 'resistance', 'plot_radar', 'wilson_interval', 'count_stages', 'plot_bars',
-           'plot_stages', 'plot_yield', 'theta_curve', 'plot_lines', 'plot_quality', 'plot_cost', 'reported_rows',
-           'read_results', 'beside_reported', 'plot_results']
+__all__ = ['STYLE', 'STAGE_COLORS', 'LINE_COLORS', 'BENCHMARKS', 'REPORTED', 'use_style', 'find_font', 'sample_run',
+           'save_figure', 'language_purity', 'chance_purity', 'language_silhouette', 'stratified_sample', 'tsne_map',
+           'sample_side', 'compare_islands', 'island_names', 'plot_map', 'plot_islands', 'bootstrap_mean', 'read_table',
+           'read_renderings', 'run_pairs', 'rendering_distances', 'resistance', 'plot_radar', 'wilson_interval',
+           'count_stages', 'plot_bars', 'plot_stages', 'plot_yield', 'theta_curve', 'plot_lines', 'plot_quality',
+           'plot_cost', 'reported_rows', 'read_results', 'beside_reported', 'plot_results']
 
 # %% ../../nbs/91_viz.plots.ipynb #d1b340c7
 STYLE: dict[str, Any] = {
@@ -216,10 +215,10 @@ def write_title(
         label.set_path_effects([*(label.get_path_effects() or ()), stroke])
     return True
 
-# %% ../../nbs/91_viz.plots.ipynb #603eee48
+# %% ../../nbs/91_viz.plots.ipynb #17465a04
 SAMPLE = Path(str(files("cmining"))).parent / "data" / "sample"
 
-
+# %% ../../nbs/91_viz.plots.ipynb #603eee48
 def sample_run() -> str:  # the run folder
     """Mine the bundled sample into a folder that is removed when the process ends.
 
@@ -920,10 +919,8 @@ def plot_cost(
     ax.margins(x=0.15)
     return ax
 
-# %% ../../nbs/91_viz.plots.ipynb #23710726
+# %% ../../nbs/91_viz.plots.ipynb #6edd9c3d
 RESULTS = ["figure", "item", "measure", "value", "lo", "hi", "theta", "text"]
-BENCHMARKS = ["CulturalBench-Hard", "CultureScope", "SAGE", "BLEnD"]
-
 TABLE_1 = {
     "Llama3.1-8B": (37.44, 76.18, 89.66, 77.88),
     "GLM4-9B": (34.10, 74.71, 86.98, 74.43),
@@ -948,6 +945,9 @@ TABLE_4 = {
     "Qwen3-32B": (69.27,),
     "Qwen3-32B + C-Mining": (69.61,),
 }
+
+# %% ../../nbs/91_viz.plots.ipynb #23710726
+BENCHMARKS = ["CulturalBench-Hard", "CultureScope", "SAGE", "BLEnD"]
 
 
 def reported_rows(
