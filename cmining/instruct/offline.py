@@ -32,7 +32,7 @@ from .items import TASKS, Draft, Item, Point, Source, leaks_answer
 from ..models.encode import cached_encoder, entry_text
 
 # %% auto #0
-__all__ = ['OFFLINE_VERSION', 'TEMPLATES', 'Passage', 'Material', 'read_material', 'Candidate', 'make_draft', 'list_candidates',
+__all__ = ['OFFLINE_VERSION', 'TEMPLATES', 'Passage', 'Material', 'read_material', 'make_draft', 'list_candidates',
            'offline_items']
 
 # %% ../../nbs/53_instruct.offline.ipynb #22282121

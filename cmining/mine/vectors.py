@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 # %% auto #0
-__all__ = ['sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans', 'Cells', 'default_n_cells', 'cell_centers',
-           'make_cells', 'nearest_by_lang']
+__all__ = ['sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans', 'Cells', 'cell_centers', 'make_cells',
+           'nearest_by_lang']
 
 # %% ../../nbs/31_mine.vectors.ipynb #f2c192e9
 def sample_rows(
@@ -117,17 +117,17 @@ def kmeans(
         return np.empty(0, np.int32)
     return nearest_center(vectors, fit_centers(vectors, k, seed, rows))
 
+# %% ../../nbs/31_mine.vectors.ipynb #39a2e40a
+def default_n_cells(n: int) -> int:
+    "One cell up to 50,000 vectors, then one for 1,000, at most 4,096."
+    return 1 if n <= 50_000 else min(n // 1000, 4096)
+
 # %% ../../nbs/31_mine.vectors.ipynb #7c0de411
 class Cells(NamedTuple):
     "An inverted file: in which cell each vector lies."
 
     centers: np.ndarray  # float32 [cells, d]
     cell: np.ndarray  # int [n], the nearest centre of each vector
-
-
-def default_n_cells(n: int) -> int:
-    "One cell up to 50,000 vectors, then one for 1,000, at most 4,096."
-    return 1 if n <= 50_000 else min(n // 1000, 4096)
 
 
 def cell_centers(
