@@ -306,7 +306,9 @@ def test_one_text_that_overflows_is_named(tiny):
 
 def test_few_texts_may_share_a_vector(tiny):
     encoder = load_hub(str(tiny))
-    assert np.allclose(encoder.encode(["猫", "犬"]), encoder.encode(["鳥", "魚"]), atol=1e-5)
+    assert np.allclose(
+        encoder.encode(["猫", "犬"]), encoder.encode(["鳥", "魚"]), atol=1e-5
+    )
 
 
 def test_without_sentence_transformers(monkeypatch):
