@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import shlex
 import shutil
 import sys
 import unicodedata
@@ -15,38 +18,45 @@ from collections.abc import Callable
 from dataclasses import Field, fields
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
-
-import pandas as pd
-from upath import UPath
-
-from . import __version__
-from .core.basics import CorpusError, RunError
-from .core.engine import BACKENDS, as_path
-from .core.runs import Params, read_record
-from .evidence.cost import cost_text, run_cost
-from cmining.evidence.explain import (
-    explain_entry,
-    explain_group,
-    explain_group_text,
-    explain_text,
-)
-from .evidence.sweep import run_sweep
-from .ingest.download import SOURCES, download_wikipedia, wikipedia_lang
-from .ingest.dumps import ingest_source
-from .instruct.export import ROWS, export_dataset
-from .instruct.items import TASKS, read_items, show_items
-from cmining.instruct.synthesize import (
-    Settings,
-    plan_synthesis,
-    synthesize_items,
-    synthesize_offline,
-)
-from .mine.pipeline import mine_corpus
-from .models.llm import Endpoint, load_prices
+from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 # %% auto #0
 __all__ = ['build_parser', 'main']
+
+# %% ../nbs/99_cli.ipynb #5a55cfdf
+try:
+    import pandas as pd
+    from upath import UPath
+
+    from cmining import __version__
+    from cmining.core.basics import CorpusError, RunError
+    from cmining.core.engine import BACKENDS, as_path, hold_folder
+    from cmining.core.runs import Params, read_record
+    from cmining.evidence.cost import cost_text, run_cost
+    from cmining.evidence.explain import (
+        explain_entry,
+        explain_group,
+        explain_group_text,
+        explain_text,
+    )
+    from cmining.evidence.quality import read_labels
+    from cmining.evidence.sweep import run_sweep
+    from cmining.ingest.corpus import corpus_files
+    from cmining.ingest.download import SOURCES, download_wikipedia, wikipedia_lang
+    from cmining.ingest.dumps import ingest_source
+    from cmining.instruct.export import ROWS, export_dataset
+    from cmining.instruct.items import TASKS, read_items, show_items
+    from cmining.instruct.synthesize import (
+        Settings,
+        plan_synthesis,
+        synthesize_items,
+        synthesize_offline,
+    )
+    from cmining.mine.pipeline import mine_corpus
+    from cmining.models.llm import Endpoint, load_prices
+except KeyboardInterrupt:
+    print("cmining: interrupted", file=sys.stderr)
+    raise SystemExit(130) from None
 
 # %% ../nbs/99_cli.ipynb #4c19d7a2
 PARAM_TYPES = get_type_hints(Params)
@@ -101,6 +111,108 @@ def params_from(options: argparse.Namespace) -> Params:
     "The parameters that the options ask for."
     names = [param.name for param in fields(Params) if hasattr(options, param.name)]
     return Params.of(**{name: getattr(options, name) for name in names})
+
+# %% ../nbs/99_cli.ipynb #2668f225
+def text_value(text: str) -> str:
+    "A text. Bytes that the terminal's locale could not decode are taken for UTF-8."
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as e:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no UTF-8: set the terminal to UTF-8"
+        ) from e
+
+
+def path_name(text: str) -> str:
+    "The name of a file or folder, with the home folder for a leading `~`."
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "an empty name is no file or folder: name one (is a variable unset?)"
+        )
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise argparse.ArgumentTypeError(f"the name {text!r} is no UTF-8: rename it")
+    return os.path.expanduser(text)
+
+
+def local_path(text: str) -> Path:
+    "A path on this machine."
+    name = path_name(text)
+    if "://" in name:
+        raise argparse.ArgumentTypeError(
+            f"{name} is not on this machine, and this command works on this machine's"
+            " files only: name a folder or file here"
+        )
+    return Path(name)
+
+
+def any_path(text: str) -> Path | UPath:
+    "A path on this machine, or on any file system that fsspec reaches."
+    try:
+        return as_path(path_name(text))
+    except (ValueError, ImportError) as e:
+        reason = str(e).partition("\n")[0]
+        raise argparse.ArgumentTypeError(f"{text} cannot be reached: {reason}") from e
+
+
+def source_name(text: str) -> str:
+    "What is ingested: wikipedia:LANG, or a path."
+    return str(path_name(text))
+
+# %% ../nbs/99_cli.ipynb #462d61be
+def whole_number(text: str) -> int:
+    "A whole number of at most 64 bits."
+    try:
+        number = int(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from e
+    if abs(number) > sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text} is too large a number")
+    return number
+
+
+def finite_number(text: str) -> float:
+    "A number, and neither nan nor infinity."
+    try:
+        number = float(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from e
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is no number to compute with")
+    return number
+
+
+# what reads a value, by the type that an option names
+VALUE_TYPES: dict[Any, Callable[[str], Any]] = {
+    None: text_value,
+    str: text_value,
+    int: whole_number,
+    float: finite_number,
+    Path: local_path,
+    as_path: any_path,
+}
+
+# %% ../nbs/99_cli.ipynb #2e4018d0
+class Parser(argparse.ArgumentParser):
+    "A parser whose values are read by VALUE_TYPES, and whose errors are one line."
+
+    def read_values(self) -> None:
+        "From here on read values by VALUE_TYPES."
+        for named, function in VALUE_TYPES.items():
+            self.register("type", named, function)
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(2, f"{self.prog}: {line}; {self.prog} --help says what there is\n")
+
+# %% ../nbs/99_cli.ipynb #4f9a63fd
+def shell_line(*words: Any) -> str:
+    "A command line of these words, quoted where a shell would read them otherwise."
+    return shlex.join(map(str, words))
 
 # %% ../nbs/99_cli.ipynb #8525f508
 def character_width(character: str) -> int:
@@ -196,6 +308,7 @@ def ingest_options(sub: argparse.ArgumentParser) -> None:
     "What is read, and what is kept of it."
     sub.add_argument(
         "what",
+        type=source_name,
         metavar="SOURCE",
         help=(
             "wikipedia:LANG, which is downloaded; or a dump (XML, or of the search"
@@ -261,14 +374,18 @@ so pure a group
 if languages mixed at random, corrected for the number of groups."""
 
 
+def explain_line(run: Path | UPath, title: str, lang: str) -> str:
+    "The command that explains an entry; a title like -ismus is kept from being an option."
+    if title.startswith("-"):
+        return shell_line("cmining", "explain", "--lang", lang, "--", run, title)
+    return shell_line("cmining", "explain", run, title, "--lang", lang)
+
+
 def print_example(run: Path | UPath, points: pd.DataFrame) -> None:
     "The most central culture point of a run in full, and the command that shows others."
     best = points.iloc[points["centrality"].argmax()]
-    title = json.dumps(best["title"], ensure_ascii=False)
-    print(
-        f"\nOne of them in full, as  cmining explain {run} {title} --lang {best['lang']}"
-        "  shows any entry:\n"
-    )
+    line = explain_line(run, best["title"], best["lang"])
+    print(f"\nOne of them in full, as  {line}  shows any entry:\n")
     print(explain_text(explain_entry(run, best["title"], best["lang"])))
 
 
@@ -402,19 +519,44 @@ def grid_from(options: argparse.Namespace) -> dict[str, list[Any]]:
             "sweep wants at least one parameter with values, for example"
             " --theta 0.6,0.8,1.0"
         )
+    for name, values in grid.items():
+        for value in values:
+            if values.count(value) > 1:
+                raise RunError(f"{flag(name)} lists {value} twice: leave one out")
     return grid
+
+# %% ../nbs/99_cli.ipynb #86ec32f8
+def check_labels(labels: Path) -> None:
+    "Raises RunError for a table of labels that cannot be read, or lacks its columns."
+    separator = "\t" if ".tsv" in labels.name else ","
+    try:
+        table = pd.read_csv(labels, sep=separator, keep_default_na=False)
+        if table.empty:
+            raise ValueError("the table has no rows")
+        read_labels(labels, table)
+    except (ValueError, KeyError, EOFError) as e:
+        reason = str(e).partition("\n")[0]
+        raise RunError(f"{labels} is no table of labels: {reason}") from e
 
 # %% ../nbs/99_cli.ipynb #4b17affb
 def sweep_command(options: argparse.Namespace) -> None:
     "cmining sweep"
-    table = run_sweep(
-        options.corpus,
-        grid_from(options),
-        options.out,
-        labels=options.labels,
-        jobs=options.jobs,
-        quiet=False,
-    )
+    grid = grid_from(options)
+    corpus_files(options.corpus)
+    if options.labels is not None:
+        check_labels(options.labels)
+    if options.out.exists() and not options.out.is_dir():
+        raise RunError(f"{options.out} is a file: name a folder as --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    with hold_folder(options.out):
+        table = run_sweep(
+            options.corpus,
+            grid,
+            options.out,
+            labels=options.labels,
+            jobs=options.jobs,
+            quiet=False,
+        )
     # intervals and details are in the files
     left_out = [
         column
@@ -554,9 +696,10 @@ def new_notebook_command(options: argparse.Namespace) -> None:
     from cmining.viz.report import new_notebook
 
     path = new_notebook(options.notebook)
+    figures = shell_line("--figures", path.parent)
     print(
-        f"{path} is there. Run it as it is, or over runs: cmining report RUN --figures"
-        f" {path.parent} --out REPORT"
+        f"{path} is there. Run it as it is, or over runs: cmining report RUN {figures}"
+        " --out REPORT"
     )
 
 
@@ -571,7 +714,11 @@ def atlas_command(options: argparse.Namespace) -> None:
     "cmining atlas"
     from cmining.viz.atlas import MAP_POINTS, make_atlas
 
-    record = make_atlas(options.run, options.out, options.limit or MAP_POINTS)
+    if options.out.is_dir():
+        raise RunError(f"{options.out} is a folder: name the page to write as --out")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    limit = MAP_POINTS if options.limit is None else options.limit
+    record = make_atlas(options.run, options.out, limit)
     megabytes = record["bytes"] / 1e6
     print(
         f"{record['points']:,} points, {record['culture_points']:,} of them culture"
@@ -817,7 +964,9 @@ def export_command(options: argparse.Namespace) -> None:
     for reason, n in record["left_out"].items():
         print(f"  left out: {n:,} items, each {reason}")
     if options.format in ("llamafactory", "sharegpt"):
-        print(f"  train with:  cd {out} && llamafactory-cli train lora.yaml")
+        print(
+            f"  train with:  {shell_line('cd', out)} && llamafactory-cli train lora.yaml"
+        )
 
 
 def export_options(sub: argparse.ArgumentParser) -> None:
@@ -950,13 +1099,24 @@ COMMANDS: dict[str, Command] = {
 }
 
 # %% ../nbs/99_cli.ipynb #3149e452
+EXIT_CODES = """\
+exit codes:
+  0    all is done
+  1    part of it is done: report names the figures that failed
+  2    a mistake that you can mend, in one line
+  130  interrupted by Ctrl-C
+  141  whoever read the output ended first, as head does"""
+
+# %% ../nbs/99_cli.ipynb #f50ee530
 def build_parser() -> argparse.ArgumentParser:
     "The parser of the whole command line."
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "cmining",
         description=(
             "Find culture points in multilingual text, with the evidence for each."
         ),
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cmining {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -968,9 +1128,57 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=f"example: {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(function=command.function)
+        sub.set_defaults(function=command.function, command=name)
+        sub.read_values()
         command.add_options(sub)
     return parser
+
+# %% ../nbs/99_cli.ipynb #c2f1e3bf
+# commands that go on where they were interrupted
+RESUMED = ("mine", "sweep", "synthesize")
+PIPE_CLOSED = 141
+
+
+def release_output() -> None:
+    """Lead an output that takes no more to nowhere.
+
+    Python writes what is left at its end, and would complain.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def one_line(e: Exception) -> str:
+    "What an error says, on one line."
+    return " ".join(str(e).split()) or type(e).__name__
+
+
+def run_command(options: argparse.Namespace) -> int:
+    "Do what a command line asks for. Its exit code."
+    # ImportError: an extra is not installed
+    try:
+        code = options.function(options) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        release_output()
+        return PIPE_CLOSED
+    except (CorpusError, RunError, OSError, ImportError) as e:
+        release_output()
+        print(f"cmining: {one_line(e)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on where it stopped"
+        note = goes_on if options.command in RESUMED else ""
+        print(f"cmining: interrupted{note}", file=sys.stderr)
+        return 130
 
 # %% ../nbs/99_cli.ipynb #003f57a0
 def main(argv: list[str] | None = None) -> int:
@@ -979,16 +1187,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    options = build_parser().parse_args(argv)
-    # ImportError: an extra is not installed
     try:
-        return options.function(options) or 0
-    except (CorpusError, RunError, OSError, ImportError) as e:
-        print(f"cmining: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "cmining: interrupted; the same command goes on where it stopped",
-            file=sys.stderr,
-        )
-        return 130
+        options = build_parser().parse_args(argv)
+    finally:
+        release_output()  # of --help
+    return run_command(options)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmining.core.basics import RunError
 from cmining.models.encode import BUNDLED, load_encoder, load_hub
 
 WIKI = Path(__file__).parent.parent.parent / "shared" / "data" / "wiki"
@@ -246,6 +247,68 @@ def test_a_path_that_is_not_there():
     pytest.importorskip("sentence_transformers")
     with pytest.raises(OSError, match="no such folder.*bundled"):
         load_encoder("./no/such/model")
+
+
+def test_a_folder_that_holds_no_model(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "modules.json").write_text("[{")
+    with pytest.raises(OSError, match="cannot load the encoder.*bundled"):
+        load_encoder(str(tmp_path))
+    with pytest.raises(OSError, match="that is no name"):
+        load_encoder("")
+
+
+def test_a_model_in_the_home_folder(tiny, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny.parent))
+    assert load_encoder("~/model").dim == 16
+
+
+FRUITS = "apple pear plum cherry quince peach grape fig melon lemon".split()
+
+
+@pytest.mark.parametrize(
+    "value, fault",
+    [
+        (float("nan"), "not finite for 10 of 10 texts, first for 'apple'"),
+        (float("inf"), "not finite for 10 of 10 texts"),
+        (1e30, "too large to compute with"),
+        (0.0, "nothing but zeros for 10 different texts"),
+        (1e-40, "nothing but zeros for 10 different texts"),
+        (1.0, "one and the same vector for 10 different texts"),
+    ],
+)
+def test_useless_vectors_are_refused(tiny, value, fault):
+    encoder = load_hub(str(tiny))
+
+    def encode(texts, **options):
+        return np.full((len(texts), 16), value, np.float32)
+
+    encoder.model.encode = encode
+    with pytest.raises(RunError, match=fault) as e:
+        encoder.encode(FRUITS)
+    assert str(tiny) in str(e.value)
+    assert encoder.encode(["", " "]).tolist() == [[0] * 16] * 2  # nothing to say of these
+
+
+def test_one_text_that_overflows_is_named(tiny):
+    encoder = load_hub(str(tiny))
+    encode = encoder.model.encode
+
+    def spoil_plum(texts, **options):
+        vectors = encode(texts, **options)
+        vectors[texts.index("plum"), 3] = np.inf
+        return vectors
+
+    encoder.model.encode = spoil_plum
+    with pytest.raises(RunError, match="for 1 of 10 texts, first for 'plum'"):
+        encoder.encode(FRUITS)
+
+
+def test_few_texts_may_share_a_vector(tiny):
+    encoder = load_hub(str(tiny))
+    assert np.allclose(
+        encoder.encode(["猫", "犬"]), encoder.encode(["鳥", "魚"]), atol=1e-5
+    )
 
 
 def test_without_sentence_transformers(monkeypatch):

@@ -1,8 +1,11 @@
 """The engine changes no byte of a run, and what goes wrong is reported and loses nothing."""
 
 import errno
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -11,8 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cmining.core import engine
 from cmining.core.basics import RunError
-from cmining.core.engine import RunLog, Task, as_path, run_step, start_engine
+from cmining.core.engine import (
+    RunLog,
+    Task,
+    as_path,
+    hold_folder,
+    run_step,
+    start_engine,
+)
 from cmining.core.runs import Params, read_record, read_texts
 from cmining.mine import pipeline
 from cmining.mine.pipeline import mine_corpus
@@ -176,6 +187,65 @@ def test_runs_that_share_their_work(reference, tmp_path):
     assert not list((tmp_path / "b" / "work").glob("*/*"))
     points = pipeline.read_run(tmp_path / "b", "culture_points")
     assert len(read_texts(tmp_path / "b", points)) > 0
+
+
+def hold(folder):
+    with hold_folder(folder):
+        pass
+
+
+def hold_until_killed(folder: Path) -> None:
+    with hold_folder(folder):
+        print("held", flush=True)
+        time.sleep(60)
+
+
+def test_a_folder_has_one_owner_at_a_time(tmp_path):
+    held = f"from test_engine import *; hold_until_killed(Path({str(tmp_path)!r}))"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", held], stdout=subprocess.PIPE, cwd=Path(__file__).parent
+    )
+    assert owner.stdout.readline() == b"held\n"
+    with pytest.raises(
+        RunError, match=f"in use by process {owner.pid} on .*: wait for it"
+    ):
+        hold(tmp_path)
+    owner.kill()
+    owner.wait()
+    assert (tmp_path / ".lock").exists()  # what the killed one left
+    hold(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', "\0" * 9])
+def test_a_lock_file_that_says_nothing_bars_nobody(tmp_path, content):
+    (tmp_path / ".lock").write_text(content)
+    hold(tmp_path)
+
+
+def test_a_folder_is_free_after_an_error(tmp_path):
+    with pytest.raises(KeyError), hold_folder(tmp_path):
+        raise KeyError
+    hold(tmp_path)
+
+
+def test_locks_where_the_file_system_has_none(tmp_path, monkeypatch, caplog):
+    "Network file systems and object stores: only this host's processes are known."
+    monkeypatch.setattr(engine, "lock_file", lambda file: None)
+    remote = as_path("memory://locks")
+    remote.mkdir()
+    for folder in (tmp_path, remote):
+        with hold_folder(folder):
+            with pytest.raises(RunError, match=f"in use by process {os.getpid()} on"):
+                hold(folder)
+        me = engine.this_process()
+        (folder / ".lock").write_text(json.dumps(me | {"began": me["began"] - 3600}))
+        hold(folder)
+        assert not caplog.records
+        (folder / ".lock").write_text(json.dumps(me | {"host": "lost-machine"}))
+        hold(folder)
+        assert "lost-machine" in caplog.text
+        caplog.clear()
 
 
 MISTAKES = {

@@ -6,16 +6,22 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from cmining.core.basics import RunError
+from cmining.core.basics import CorpusError, RunError
 from cmining.core.runs import Params, read_record, read_run
+from cmining.mine import pipeline
 from cmining.mine.pipeline import mine_corpus
+from cmining.models.encode import load_encoder
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -274,6 +280,123 @@ def test_small_languages_and_hostile_rows(tmp_path):
 def test_a_corpus_of_one_tiny_language_has_no_culture_points(tmp_path):
     write(tmp_path / "corpus" / "en.jsonl", [{"title": "Only", "text": "One entry."}])
     assert len(mine_corpus(tmp_path / "corpus", tmp_path / "run", jobs=1)) == 0
+
+
+ROW = '{"title": "Tee", "text": "Ein Getränk."}'
+WITHOUT_ENTRIES = {
+    "nothing": ("de.jsonl", b"", "is empty"),
+    "blank lines": ("de.jsonl", b"\n \n\n", "is empty"),
+    "a JSON array": ("de.jsonl", f"[{ROW}]".encode(), "is a JSON array: give one object"),
+    "an array over lines": ("de.jsonl", b'[\n{\n"title": "Tee"\n}\n]', "is a JSON array"),
+    "an array after a mark": ("de.jsonl", f"[{ROW}]".encode("utf-8-sig"), "JSON array"),
+    "an indented object": ("de.jsonl", b'{\n "title": "Tee"\n}', "over several lines"),
+    "UTF-16": ("de.jsonl", ROW.encode("utf-16"), "is UTF-16: save it as UTF-8"),
+    "UTF-16 without a mark": ("de.jsonl", ROW.encode("utf-16-le"), "save it as UTF-8"),
+    "UTF-32": ("de.jsonl", ROW.encode("utf-32-be"), "save it as UTF-8"),
+    "gzip": ("de.jsonl", gzip.compress(ROW.encode()), "name it .jsonl.gz"),
+    "no gzip": ("de.jsonl.gz", ROW.encode(), "is no whole gzip file"),
+    "an array in gzip": ("de.jsonl.gz", gzip.compress(b"[1]"), "is a JSON array"),
+    "a dump": ("de.jsonl", b"<mediawiki>", "cmining ingest"),
+    "a table": ("de.jsonl", b"title,text\nTee,gut\n", "has lines that are no object"),
+    "other columns": ("de.jsonl", b'{"name": "Tee"}\n', "row without title or text"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, content, told", WITHOUT_ENTRIES.values(), ids=WITHOUT_ENTRIES
+)
+def test_a_corpus_without_an_entry_says_what_its_files_are(tmp_path, name, content, told):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / name).write_bytes(content)
+    (corpus / "en.jsonl").touch()
+    with pytest.raises(CorpusError) as e:
+        mine_corpus(corpus, tmp_path / "run", jobs=1)
+    assert told in str(e.value)
+    assert f"{name} " in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_parquet_corpus_without_an_entry(tmp_path):
+    folder = tmp_path / "corpus" / "de"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"name": ["Tee"]}), folder / "00000.parquet")
+    with pytest.raises(
+        CorpusError, match="no row with a title or a text.*1 × row without"
+    ):
+        mine_corpus(tmp_path / "corpus", tmp_path / "run", jobs=1)
+
+
+def test_a_language_without_an_entry_is_named_and_counted(tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    write(corpus / "de.jsonl", ["[1]", "[2]"])
+    write(corpus / "en.jsonl", [{"title": "Only", "text": "One entry."}])
+    mine_corpus(corpus, tmp_path / "run", jobs=1, quiet=False)
+    told = capsys.readouterr().err
+    assert "Careful: no entry in de: " in told
+    assert "2 × row is no object" in told
+    assert read_record(tmp_path / "run")["skipped"] == {"row is no object": 2}
+
+
+def test_a_language_that_lost_most_rows_is_named(tmp_path, capsys):
+    "Of an array with a line for each object only the last line is an object."
+    corpus = tmp_path / "corpus"
+    write(corpus / "de.jsonl", ["[", f"{ROW},", f"{ROW},", ROW, "]"])
+    write(corpus / "en.jsonl", [{"title": "Only", "text": "One entry."}, "{broken"])
+    mine_corpus(corpus, tmp_path / "run", jobs=1, quiet=False)
+    told = capsys.readouterr().err
+    assert "Careful: most rows are lost of de: " in told
+    assert "is a JSON array: give one object a line" in told
+    assert "lost of en" not in told
+
+
+def test_one_language_is_not_enough(tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    shutil.copy(SAMPLE / "ja.jsonl", corpus)
+    mine_corpus(corpus, tmp_path / "run", jobs=1, quiet=False)
+    assert "one language only, ja" in capsys.readouterr().err
+    assert "second language" in read_record(tmp_path / "run")["control"]["warning"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, 1.0])
+def test_an_encoder_with_useless_vectors_ends_the_run(tiny, tmp_path, monkeypatch, value):
+    encoder = load_encoder(str(tiny))
+    encoder.model.encode = lambda texts, **options: np.full((len(texts), 16), value)
+    monkeypatch.setattr(pipeline, "cached_encoder", lambda name: encoder)
+    with pytest.raises(RunError, match="the encoder .*model' gives .*first for"):
+        mine_corpus(SAMPLE, tmp_path / "run", Params.of(encoder=str(tiny)), jobs=1)
+    assert not (tmp_path / "run" / "culture_points.parquet").exists()
+
+
+# ---- one run at a time in a folder
+
+
+def test_a_second_run_in_a_folder_is_told_who_is_there(reference, tmp_path):
+    run = tmp_path / "run"
+    command = [COMMAND, "mine", str(SAMPLE), "--out", str(run), "--jobs", "1"]
+    first = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while first.poll() is None and not (run / "work" / "read").is_dir():
+        time.sleep(0.01)
+    second = cmining(*command[1:])
+    assert second.returncode == 2
+    assert f"is in use by process {first.pid} on " in second.stderr
+    with pytest.raises(RunError, match=f"in use by process {first.pid} "):
+        mine_corpus(SAMPLE, tmp_path / "other", jobs=1, work=run)
+    assert first.wait(300) == 0, first.stderr.read()
+    assert points_of(run) == points_of(reference)
+    assert not (run / "work" / ".lock").exists()
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(reference, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    killed = {"host": socket.gethostname(), "pid": os.getpid(), "began": 0}
+    (run / "work" / ".lock").write_text(json.dumps(killed))
+    mine_corpus(SAMPLE, run, jobs=1)
+    assert points_of(run) == points_of(reference)
 
 
 def test_truncated_gzip_keeps_what_is_whole(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -34,12 +35,15 @@ from .basics import RunError
 
 # %% auto #0
 __all__ = ['BACKENDS', 'as_path', 'scratch_folder', 'fetch_local', 'remove_path', 'atomic_write', 'is_complete', 'Task',
-           'peak_memory', 'run_task', 'RunLog', 'start_engine', 'run_step', 'save_array', 'write_json']
+           'peak_memory', 'run_task', 'RunLog', 'start_engine', 'run_step', 'hold_folder', 'save_array', 'write_json']
 
 # %% ../../nbs/02_core.engine.ipynb #eb287315
 def as_path(path: str | Path | UPath) -> Path | UPath:
-    "A `UPath` where there is a protocol such as s3://, else an ordinary path."
-    return UPath(path) if "://" in str(path) else Path(path)
+    """A `UPath` where there is a protocol such as s3://, else an ordinary path.
+
+    A leading `~` of an ordinary path is the home folder.
+    """
+    return UPath(path) if "://" in str(path) else Path(os.path.expanduser(path))
 
 # %% ../../nbs/02_core.engine.ipynb #3bd33fe9
 _scratch: list[Path] = []  # the innermost task's folder is the last
@@ -105,8 +109,11 @@ def remove_path(path: Path | UPath) -> None:
 def atomic_write(target: Path | UPath) -> Iterator[Path]:
     """A path on this machine to write to; what is there becomes `target` at the end.
 
-    When the block raises, what it wrote is removed and `target` is as it was.
+    When the block raises, what it wrote is removed and `target` is as it was. Raises
+    RunError for a target without a name of its own, such as "." or "/".
     """
+    if target.name in ("", ".."):
+        raise RunError(f"{target} is a folder that is there; name what is to be written")
     if not isinstance(target, Path):
         with tempfile.TemporaryDirectory(prefix="cmining-") as folder:
             unfinished = Path(folder) / target.name
@@ -444,6 +451,115 @@ def run_step(name: str, tasks: list[Task], jobs: int, log: RunLog) -> None:
             )
     log.finish(name, len(tasks), resumed, time.perf_counter() - start)
 
+# %% ../../nbs/02_core.engine.ipynb #7567e87d
+logger = logging.getLogger(__name__)
+_LOCK = ".lock"
+# how file systems say that another process has the lock; Windows says EACCES
+_LOCKED = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+
+
+def lock_file(file: Any) -> bool | None:
+    """Lock an open file until it is closed, or its process ends.
+
+    False when it is locked already, None on a file system that has no locks.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            # far behind the end: Windows refuses to read what is locked
+            file.seek(1 << 40)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        return False if e.errno in _LOCKED else None
+    return True
+
+
+def open_lock(path: Path) -> tuple[Any, bool | None]:
+    "The lock file, open, and what `lock_file` said of it."
+    while True:
+        file = open(path, "ab")
+        locked = lock_file(file)
+        with suppress(FileNotFoundError):
+            if not locked or os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file, locked
+        file.close()  # its owner removed it in between: it is no longer the lock
+
+# %% ../../nbs/02_core.engine.ipynb #870998e0
+def this_process() -> dict[str, Any]:
+    "What a lock says of its owner: host, process id, and when the process began."
+    began = psutil.Process().create_time()
+    return {"host": socket.gethostname(), "pid": os.getpid(), "began": began}
+
+
+def read_owner(lock: Path | UPath) -> dict[str, Any] | None:
+    "Who wrote a lock file; None where there is none, or nothing that can be read."
+    with suppress(OSError, ValueError):
+        owner = json.loads(lock.read_text(encoding="utf-8"))
+        if isinstance(owner, dict) and owner.keys() >= {"host", "pid", "began"}:
+            return owner
+    return None
+
+
+def still_runs(owner: dict[str, Any]) -> bool:
+    "Whether a process of this host is there, and is the one that wrote the lock."
+    if owner["host"] != socket.gethostname():
+        return False
+    try:
+        began = psutil.Process(owner["pid"]).create_time()
+    except psutil.Error:
+        return False
+    return abs(began - owner["began"]) < 10  # seconds; the clock may have been set
+
+
+def folder_in_use(folder: Path | UPath, owner: dict[str, Any] | None) -> RunError:
+    "The error that says who holds a folder."
+    who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+    return RunError(
+        f"{folder} is in use by {who}: wait for it to end, or stop it, or choose another"
+        " folder"
+    )
+
+# %% ../../nbs/02_core.engine.ipynb #c511def5
+@contextmanager
+def hold_folder(folder: Path | UPath) -> Iterator[None]:
+    """While the block lasts, no other process of this package works in the folder.
+
+    Raises RunError that names the process which does. Where the file system has no locks
+    this is known of processes on this host only; a claim from another host is taken over
+    with a warning.
+    """
+    lock = folder / _LOCK
+    file = None
+    locked = None
+    if isinstance(lock, Path):
+        file, locked = open_lock(lock)
+    try:
+        owner = read_owner(lock)
+        if locked is False or (locked is None and owner and still_runs(owner)):
+            raise folder_in_use(folder, owner)
+        if locked is None and owner and owner["host"] != socket.gethostname():
+            logger.warning(
+                "%s was held by process %s on %s, and is taken over: if that one still"
+                " runs, stop one of the two",
+                folder,
+                owner["pid"],
+                owner["host"],
+            )
+        lock.write_text(json.dumps(this_process()), encoding="utf-8")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
+    finally:
+        if file:
+            file.close()
+
 # %% ../../nbs/02_core.engine.ipynb #8b080683
 def save_array(path: Path, array: np.ndarray) -> None:
     "Save under exactly this name, where `numpy.save` would add .npy to it."
@@ -452,7 +568,10 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 # %% ../../nbs/02_core.engine.ipynb #dceb1241
 def write_json(path: Path | UPath, record: dict[str, Any]) -> None:
-    "Write indented JSON in UTF-8, whole or not at all."
+    """Write indented JSON in UTF-8, whole or not at all.
+
+    What is no UTF-8 (the name of a file may be anything) is written as JSON's \\udcff.
+    """
     text = json.dumps(record, ensure_ascii=False, indent=1)
     with atomic_write(path) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

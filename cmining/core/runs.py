@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import json
-import math
+import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ __all__ = ['SHARE', 'COUNT', 'PRESETS', 'STOPPED_BY', 'STAGES', 'CANDIDATE', 'RE
 
 # %% ../../nbs/03_core.runs.ipynb #bc5a7fd3
 SHARE = (0, 1)
-COUNT = (1, math.inf)
+COUNT = (1, 2**31 - 1)
 
 
 def param(
@@ -56,8 +58,29 @@ def check_limits(parameter: Field, value: Any) -> None:
         return
     low, high = within
     if not low <= value <= high:
-        limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        too_few = within == COUNT and value < low
+        limits = f"at least {low}" if too_few else f"from {low} to {high}"
         raise RunError(f"{parameter.name} is {limits}, not {value}")
+
+# %% ../../nbs/03_core.runs.ipynb #ccaa41a1
+# by the first word of a field's annotation: what a value has to be, and in words
+KINDS: dict[str, tuple[type, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "True or False"),
+    "str": (str, "a text"),
+}
+
+
+def check_kind(parameter: Field, value: Any) -> None:
+    "Raises `RunError` when a value is not of the type of its parameter."
+    words = str(parameter.type).split()
+    kind, in_words = KINDS.get(words[0], (object, ""))
+    if value is None and "None" in words:
+        return
+    is_truth = isinstance(value, bool) and kind is not bool  # Python counts True as 1
+    if is_truth or not isinstance(value, kind):
+        raise RunError(f"{parameter.name} is {in_words}, not {value!r}")
 
 # %% ../../nbs/03_core.runs.ipynb #cf4512e5
 @dataclass(frozen=True)
@@ -164,9 +187,16 @@ class Params:
     seed: int = param(0, "seed of everything random", within=(0, 2**31 - 1))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ner", tuple(self.ner))
+        names = (self.ner,) if isinstance(self.ner, str) else self.ner
+        object.__setattr__(self, "ner", tuple(map(os.path.expanduser, names)))
         for parameter in fields(self):
-            check_limits(parameter, getattr(self, parameter.name))
+            value = getattr(self, parameter.name)
+            if isinstance(value, np.generic):  # a number from an array
+                value = value.item()
+                object.__setattr__(self, parameter.name, value)
+            if parameter.name != "ner":
+                check_kind(parameter, value)
+            check_limits(parameter, value)
 
     @property
     def rule(self) -> Rule:
@@ -292,36 +322,69 @@ def _finished(run: str | Path | UPath, name: str) -> Path | UPath:
     if not path.is_file():
         raise RunError(
             f"{run} is no finished run ({name} is missing): make one with"
-            f" cmining mine CORPUS --out {run}"
+            f" cmining mine CORPUS --out {shlex.quote(str(run))}"
         )
     return path
+
+
+def _broken(path: Path | UPath, reason: object) -> RunError:
+    "The error for a file of a run that cannot be read."
+    first_line = str(reason).partition("\n")[0]
+    return RunError(
+        f"{path} cannot be read ({first_line}): copy the run again, or mine the corpus"
+        " again into the same folder"
+    )
 
 
 def read_run(run: str | Path | UPath, table: str) -> pd.DataFrame:
     """A table of a run folder: entries, groups or culture_points, with the columns of `TABLES`.
 
-    Raises `RunError` when the folder is no finished run."""
-    with _finished(run, f"{table}.parquet").open("rb") as file:
-        return pd.read_parquet(file)
+    Raises `RunError` when the folder is no finished run, or the table is broken."""
+    path = _finished(run, f"{table}.parquet")
+    try:
+        with path.open("rb") as file:
+            return pd.read_parquet(file)
+    except pa.ArrowException as e:
+        raise _broken(path, e) from e
 
 
 def read_record(run: str | Path | UPath) -> dict[str, Any]:
     """What run.json says: parameters, versions, counts, seconds, memory.
 
-    Raises `RunError` when the folder is no finished run."""
-    return json.loads(_finished(run, "run.json").read_text(encoding="utf-8"))
+    Raises `RunError` when the folder is no finished run, or run.json is broken."""
+    path = _finished(run, "run.json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise _broken(path, e) from e
+    if not isinstance(record, dict):
+        raise _broken(path, "it is no JSON object")
+    return record
+
+
+def _of_record(run: str | Path | UPath, key: str) -> Any:
+    "One value of run.json. A RunError when it is not there."
+    record = read_record(run)
+    if key not in record:
+        raise _broken(as_path(run) / "run.json", f"it has no {key!r}")
+    return record[key]
 
 
 def read_params(run: str | Path | UPath) -> Params:
     """The parameters that a run was made with.
 
-    Raises `RunError` when the folder is no finished run."""
-    return Params(**read_record(run)["params"])
+    Raises `RunError` when the folder is no finished run, or another version made it whose
+    parameters are not known here."""
+    params = _of_record(run, "params")
+    try:
+        return Params(**params)
+    except TypeError as e:
+        raise _broken(as_path(run) / "run.json", e) from e
 
 # %% ../../nbs/03_core.runs.ipynb #f98d6a7e
 def work_folder(run: str | Path | UPath) -> Path | UPath:
     "Where the work of a finished run is, or was: in its own folder, or in the run it shares."
-    work = read_record(run)["work"]
+    work = _of_record(run, "work")
     return as_path(work) if "://" in work else as_path(run) / work
 
 
@@ -333,7 +396,7 @@ def work_shards(
     work = work_folder(run)
     shards = {
         lang: [work / name for name in names]
-        for lang, names in read_record(run)[kind].items()
+        for lang, names in _of_record(run, kind).items()
     }
     everything = [shard for of_lang in shards.values() for shard in of_lang]
     return shards if all(shard.exists() for shard in everything) else {}

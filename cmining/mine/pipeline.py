@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from upath import UPath
 
 from .. import __version__
-from ..core.basics import RunError, digest, file_digest
+from ..core.basics import CorpusError, RunError, digest, file_digest
 from cmining.core.engine import (
     RunLog,
     Task,
@@ -37,6 +38,7 @@ from cmining.core.engine import (
     atomic_write,
     disk_full_error,
     fetch_local,
+    hold_folder,
     is_complete,
     peak_memory,
     remove_path,
@@ -57,7 +59,7 @@ from cmining.core.runs import (
     read_run,
     vector_shards,
 )
-from ..ingest.corpus import corpus_files, read_entries
+from ..ingest.corpus import corpus_files, read_chunks, read_entries
 from .control import encoder_control
 from .discover import find_groups, language_offset, project
 from .prune import load_ner, prune_reasons
@@ -415,6 +417,7 @@ def run_stage_one(work: Work, workers: Workers) -> list[Language]:
     "Stage 1 of every language, as far as it is not done."
     sort_corpus(work, workers)
     languages = [work.language(lang) for lang in work.langs]
+    check_entries(work, languages, workers.log)
     devices = getattr(work.encoder, "devices", [])
     gpus = [device for device in devices if not device.startswith("cpu")]
     a_process_a_gpu = len(gpus) or None
@@ -423,6 +426,119 @@ def run_stage_one(work: Work, workers: Workers) -> list[Language]:
     if not work.reads_once:
         cohere_languages(work, languages, workers, a_process_a_gpu)
     return languages
+
+# %% ../../nbs/38_mine.pipeline.ipynb #e392a406
+# how a file begins that is no JSONL: what it is, and the way out
+OTHER_FORMS = [
+    (b"\xff\xfe", "is UTF-16: save it as UTF-8"),
+    (b"\xfe\xff", "is UTF-16: save it as UTF-8"),
+    (b"\x1f\x8b", "is compressed with gzip: name it .jsonl.gz"),
+    (b"PAR1", "is Parquet: name it .parquet, in a folder named by its language"),
+    (b"PK\x03\x04", "is a zip archive: unpack it"),
+    (b"BZh", "is compressed with bzip2: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: unpack it"),
+    (b"<", "is XML or HTML: make a corpus of a dump with cmining ingest"),
+    (b"[", "is a JSON array: give one object a line"),
+]
+
+
+def is_whole_json(line: bytes) -> bool:
+    "Does a line hold a JSON value that ends on it?"
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def form_of(head: bytes) -> str:
+    "What a file without an entry is, by its first bytes, and what to do about it."
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        return "is empty"
+    for beginning, form in OTHER_FORMS:
+        if text.startswith(beginning):
+            return form
+    if b"\0" in text[:4]:
+        return "is UTF-16 or UTF-32: save it as UTF-8"
+    if text.startswith(b"{") and not is_whole_json(text.partition(b"\n")[0]):
+        return "has objects over several lines: give one object a line"
+    return "has lines that are no object with a title or a text"
+
+
+def why_no_entry(file: Path | UPath) -> str:
+    "Why a corpus file has no entry, with the file's name."
+    if file.suffix == ".parquet":
+        return f"{file} has no row with a title or a text"
+    broken: list[str] = []
+    with scratch_folder():
+        chunks = read_chunks(fetch_local(file), broken.append)
+        head = next(chunks, b"")[:4096]
+    if broken and not head:
+        return (
+            f"{file} is no whole gzip file, as its name says: copy it, or name it, again"
+        )
+    return f"{file} {form_of(head)}"
+
+# %% ../../nbs/38_mine.pipeline.ipynb #b5770e3a
+def skipped_rows(work: Work, lang: str) -> Counter[str]:
+    "The rows of a language that were no entry, by reason."
+    counts = fetch_local(work.entries(lang) / "counts.json")
+    return Counter(json.loads(counts.read_text()))
+
+
+def loss_text(work: Work, langs: list[str]) -> str:
+    "Why languages have no entry or few, by their files and by what was skipped."
+    files = [file for lang in langs for file in work.files[lang]]
+    reasons = [why_no_entry(file) for file in files[:3]]
+    if len(files) > 3:
+        reasons.append(f"and {len(files) - 3:,} more files")
+    skipped = sum((skipped_rows(work, lang) for lang in langs), Counter())
+    counted = ", ".join(f"{n:,} × {reason}" for reason, n in skipped.items())
+    of_files = f"{', '.join(langs)}: {'; '.join(reasons)}"
+    return f"{of_files} (skipped: {counted})" if counted else of_files
+
+
+# of what sort_file counts, the rows that are lost
+LOST_ROWS = ("broken line", "row is no object", "row without title or text column")
+
+
+def lost_most_rows(work: Work, language: Language) -> bool:
+    "Were more rows of a language skipped than read?"
+    skipped = skipped_rows(work, language.lang)
+    n_lost = sum(skipped[reason] for reason in LOST_ROWS)
+    if not n_lost:
+        return False
+    shards = map(fetch_local, language.shards)
+    return n_lost > sum(pq.read_metadata(shard).num_rows for shard in shards)
+
+
+ONE_LANGUAGE = (
+    "the corpus has entries in one language only, {lang}: what is culture is told by"
+    " what other languages do not share, so give the corpus a second language"
+)
+
+
+def langs_with_entries(languages: list[Language]) -> list[str]:
+    "The languages that have an entry, be it one that is pruned later."
+    return [language.lang for language in languages if language.shards]
+
+
+def check_entries(work: Work, languages: list[Language], log: RunLog) -> None:
+    """Say which languages have no entry or few, and that one language is not enough.
+
+    Raises `CorpusError` when no language has an entry."""
+    langs = langs_with_entries(languages)
+    without = [lang for lang in work.langs if lang not in langs]
+    if not langs:
+        raise CorpusError(f"The corpus has no entry in {loss_text(work, without)}")
+    if without:
+        log.say(f"Careful: no entry in {loss_text(work, without)}")
+    for language in languages:
+        if language.shards and lost_most_rows(work, language):
+            log.say(f"Careful: most rows are lost of {loss_text(work, [language.lang])}")
+    if len(langs) == 1:
+        log.say(f"Careful: {ONE_LANGUAGE.format(lang=langs[0])}")
 
 # %% ../../nbs/38_mine.pipeline.ipynb #86767eda
 def sort_corpus(work: Work, workers: Workers) -> None:
@@ -862,14 +978,26 @@ def open_run(out: Path | UPath) -> Path | UPath:
     try:
         work.mkdir(parents=True, exist_ok=True)
         (work / ".cmining").touch()
-        if isinstance(out, Path):
-            remove_unfinished(out)
     except OSError as e:
         why = e.strerror or e
         raise RunError(
             f"cannot write to the run folder {out} ({why}); name another"
         ) from e
     return work
+
+
+@contextmanager
+def hold_runs(*works: Path | UPath) -> Iterator[None]:
+    """While the block lasts, no other process mines into these runs.
+
+    Their work folders are locked, and what a killed run left in them is removed.
+    """
+    with ExitStack() as stack:
+        for work in dict.fromkeys(works):
+            stack.enter_context(hold_folder(work))
+            if isinstance(work, Path):
+                remove_unfinished(work.parent)
+        yield
 
 
 def remove_unfinished(out: Path) -> None:
@@ -1016,12 +1144,16 @@ def control_run(work: Work, languages: list[Language]) -> dict[str, Any]:
     "The encoder control of a run, from encoder_control."
     params = work.params
     offsets = load_offsets(work, languages, work.candidates(languages))
-    return encoder_control(
+    control = encoder_control(
         work.encoder,
         work.langs,
         params,
         lambda vectors, lang: project(vectors, lang, params.projection, offsets),
     )
+    langs = langs_with_entries(languages)
+    if len(langs) == 1:
+        control["warning"] = ONE_LANGUAGE.format(lang=langs[0])
+    return control
 
 # %% ../../nbs/38_mine.pipeline.ipynb #ce4e83c5
 PACKAGES = (
@@ -1059,18 +1191,17 @@ def input_record(corpus: Any, work: Work) -> dict[str, Any]:
     }
 
 
-def count_record(out: Path | UPath, languages: list[Language]) -> dict[str, Any]:
+def count_record(out: Path | UPath, work: Work) -> dict[str, Any]:
     "What became of the entries: by stage, the pruned by reason, and what was no entry."
     columns = ["lang", "stage", "reason"]
     entries = pq.read_table(fetch_local(out / "entries.parquet"), columns=columns)
     stopped = entries.group_by(columns).aggregate([([], "count_all")]).to_pandas()
     pruned = stopped[stopped["stage"] == "pruned"]
-    langs = [language.lang for language in languages]
 
     def count(rows: pd.DataFrame, by: str) -> dict[str, dict[str, int]]:
         sums = {
             lang: rows[rows["lang"] == lang].groupby(by)["count_all"].sum()
-            for lang in langs
+            for lang in work.langs
         }
         return {
             lang: {k: int(n) for k, n in of_lang.items()}
@@ -1078,11 +1209,7 @@ def count_record(out: Path | UPath, languages: list[Language]) -> dict[str, Any]
         }
 
     counts = count(stopped, "stage")
-    skipped: Counter[str] = Counter()
-    for language in languages:
-        if language.shards:
-            of_lang = json.loads((language.shards[0].parent / "counts.json").read_text())
-            skipped += Counter(of_lang)
+    skipped = sum((skipped_rows(work, lang) for lang in work.langs), Counter())
     return {
         "counts": counts,
         "pruned": count(pruned, "reason"),
@@ -1170,8 +1297,9 @@ def mine_corpus(
 ) -> pd.DataFrame:  # the culture points, as culture_points.parquet has them
     """C-Mining, Algorithm 1: a corpus folder becomes a run folder.
 
-    Raises `CorpusError` when there is no corpus, `RunError` for a run folder that cannot be used
-    or needs more than there is."""
+    Raises `CorpusError` when there is no corpus or no entry in it, `RunError` for a run folder
+    that cannot be used or is in use by another process, for an encoder whose vectors are
+    useless, and where more is needed than there is."""
     start = time.perf_counter()
     out = as_path(out)
     params = params or Params()
@@ -1181,7 +1309,7 @@ def mine_corpus(
     folder = open_run(as_path(work)) if work else own_work
     prepare = partial(warm_up, params.encoder)
     try:
-        with scratch_folder(), log.watching():
+        with hold_runs(own_work, folder), scratch_folder(), log.watching():
             with start_engine(backend, jobs, address, prepare) as n_jobs:
                 needs = plan_run(files, params, n_jobs)
                 log.say(
@@ -1203,7 +1331,7 @@ def mine_corpus(
             )
             if control["warning"]:
                 log.say(f"Careful: {control['warning']}")
-            record = input_record(corpus, run) | count_record(out, languages)
+            record = input_record(corpus, run) | count_record(out, run)
             record |= {"control": control}
             record |= run_record(needs, workers, time.perf_counter() - start)
             record |= work_record(run, out, languages)

@@ -26,6 +26,8 @@ from safetensors.numpy import load_file
 from scipy import sparse
 from tokenizers import Tokenizer
 
+from ..core.basics import RunError
+
 # %% auto #0
 __all__ = ['BUNDLED', 'entry_text', 'normalize_rows', 'sum_rows', 'quantize', 'dequantize', 'Encoder', 'StaticEncoder',
            'load_static', 'HubEncoder', 'load_hub', 'load_encoder']
@@ -382,6 +384,48 @@ def gpus_of_process(
         return devices
     return [devices[(int(worker[1]) - 1) % n]]
 
+# %% ../../nbs/10_models.encode.ipynb #ac11d76b
+# so many different texts have different vectors; fewer may all be unknown words
+DISTINCT_TEXTS = 8
+LARGEST = 1e18  # of a component: its square, summed over dimensions, is a float32
+
+
+def _useless_vectors(name: str, fault: str, text: str) -> RunError:
+    return RunError(
+        f"the encoder {name!r} gives {fault}, first for {text[:40]!r}: it is broken, or"
+        " not made for such texts; choose another encoder, or leave its name out to use"
+        " the bundled one"
+    )
+
+
+def unit_rows(
+    vectors: np.ndarray,  # [n, d], what a model gave
+    texts: Sequence[str],  # n, none of them blank
+    name: str,  # of the encoder
+) -> np.ndarray:  # float32 [n, d], unit rows
+    """The vectors of a model with unit length.
+
+    Raises RunError where they can be no vectors of these texts: numbers that are not
+    finite or too large, or zeros or one and the same vector for many different texts.
+    """
+    with np.errstate(over="ignore"):  # becomes infinite, which is told
+        vectors = np.asarray(vectors, np.float32)
+    is_finite = np.isfinite(vectors).all(axis=1)
+    if not is_finite.all():
+        n = np.count_nonzero(~is_finite)
+        fault = f"numbers that are not finite for {n:,} of {len(texts):,} texts"
+        raise _useless_vectors(name, fault, texts[is_finite.argmin()])
+    is_large = (np.abs(vectors) > LARGEST).any(axis=1)
+    if is_large.any():
+        fault = f"numbers up to {np.abs(vectors).max():.0e}, too large to compute with,"
+        raise _useless_vectors(name, fault, texts[is_large.argmax()])
+    units = normalize_rows(vectors)
+    n = len(set(texts))
+    if n >= DISTINCT_TEXTS and np.ptp(units, axis=0).max() < 1e-5:
+        same = "one and the same vector" if units.any() else "nothing but zeros"
+        raise _useless_vectors(name, f"{same} for {n:,} different texts", texts[0])
+    return units
+
 # %% ../../nbs/10_models.encode.ipynb #b7b7f095
 class HubEncoder:
     """A sentence-transformers model as an `Encoder`; made by `load_hub`.
@@ -414,14 +458,21 @@ class HubEncoder:
         self._pool: dict[str, Any] | None = None
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        "float32 [n, dim], unit rows; a zero row for a blank text."
+        """float32 [n, dim], unit rows; a zero row for a blank text.
+
+        Raises RunError for vectors that can be none of these texts.
+        """
         texts = [_SURROGATES.sub(" ", text) for text in texts]
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         encode = self._encode_in_pool if len(self.devices) > 1 else self._encode_here
-        vectors = normalize_rows(encode(texts))
-        vectors[[not text.strip() for text in texts]] = 0
-        return vectors
+        vectors = encode(texts)
+        is_text = np.array([bool(text.strip()) for text in texts])
+        units = np.zeros(vectors.shape, np.float32)
+        units[is_text] = unit_rows(
+            vectors[is_text], [text for text in texts if text.strip()], self.name
+        )
+        return units
 
     def _encode_here(self, texts: list[str]) -> np.ndarray:
         starts = range(0, len(texts), self.chunk_size)
@@ -473,8 +524,9 @@ def load_hub(name: str) -> HubEncoder:
     """A sentence-transformers model by its name on the hub or by its path.
 
     Raises ImportError without sentence-transformers, OSError when the model is neither on
-    disk nor to be had from the hub.
+    disk nor to be had from the hub, or is broken.
     """
+    name = os.path.expanduser(name)
     try:
         import torch
         from sentence_transformers import SentenceTransformer
@@ -489,19 +541,21 @@ def load_hub(name: str) -> HubEncoder:
     def load(**options: Any) -> HubEncoder:
         return HubEncoder(SentenceTransformer(name, device=device, **options), name, gpus)
 
-    if Path(name).is_dir():
-        return load()
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not name.strip():
+        raise _load_error(name, "that is no name.")
+    is_folder = Path(name).is_dir()
+    if not is_folder and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise _load_error(name, "there is no such folder.")
-    try:
-        return load(local_files_only=True)
-    except (OSError, ValueError):
-        _reach_hub(name)  # not in the cache
+    if not is_folder:
+        try:
+            return load(local_files_only=True)
+        except (OSError, ValueError):
+            _reach_hub(name)  # not in the cache
     try:
         return load()
-    except (OSError, ValueError) as e:
+    except Exception as e:  # a model that is broken fails in any way
         reason = (str(e).splitlines() or ["no reason given"])[0]
-        raise _load_error(name, reason) from e
+        raise _load_error(name, f"{type(e).__name__}: {reason}") from e
 
 # %% ../../nbs/10_models.encode.ipynb #ddcbe9fe
 BUNDLED = Path(str(files("cmining"))) / "encoder"
