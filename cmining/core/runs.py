@@ -26,10 +26,8 @@ from .basics import RunError
 from .engine import as_path, fetch_local, scratch_folder
 
 # %% auto #0
-__all__ = ['SHARE', 'COUNT', 'PRESETS', 'STOPPED_BY', 'STAGES', 'CANDIDATE', 'REASONS', 'TABLES', 'ARROW_TYPES', 'param',
-           'check_limits', 'Rule', 'Params', 'arrow_schema', 'arrow_table', 'read_run', 'read_record', 'read_params',
-           'work_folder', 'work_shards', 'read_texts', 'rows_in_shard', 'read_by_row', 'vector_shards', 'read_vectors',
-           'read_candidates']
+__all__ = ['STOPPED_BY', 'STAGES', 'CANDIDATE', 'TABLES', 'Rule', 'Params', 'read_run', 'read_record', 'read_params',
+           'work_shards', 'read_texts', 'read_by_row', 'vector_shards', 'read_vectors', 'read_candidates']
 
 # %% ../../nbs/03_core.runs.ipynb #bc5a7fd3
 SHARE = (0, 1)
@@ -249,9 +247,19 @@ STOPPED_BY = {
 }
 STAGES = (*STOPPED_BY, "culture_point")
 
+# %% ../../nbs/03_core.runs.ipynb #0e46a0b8
+REASONS = ("unstable", "counterpart")
+
 # %% ../../nbs/03_core.runs.ipynb #1264ce4d
 CANDIDATE = STAGES[STAGES.index("small") :]
-REASONS = ("unstable", "counterpart")
+
+# %% ../../nbs/03_core.runs.ipynb #440d2973
+ARROW_TYPES = {
+    "str": pa.string(),
+    "int32": pa.int32(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+}
 
 # %% ../../nbs/03_core.runs.ipynb #b4840593
 TABLES: dict[str, dict[str, str]] = {
@@ -290,12 +298,6 @@ TABLES: dict[str, dict[str, str]] = {
         "rank": "int32",
         "stability": "float32",
     },
-}
-ARROW_TYPES = {
-    "str": pa.string(),
-    "int32": pa.int32(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
 }
 
 # %% ../../nbs/03_core.runs.ipynb #f9dfffbf
@@ -381,13 +383,13 @@ def read_params(run: str | Path | UPath) -> Params:
     except TypeError as e:
         raise _broken(as_path(run) / "run.json", e) from e
 
-# %% ../../nbs/03_core.runs.ipynb #f98d6a7e
+# %% ../../nbs/03_core.runs.ipynb #e91b4b49
 def work_folder(run: str | Path | UPath) -> Path | UPath:
     "Where the work of a finished run is, or was: in its own folder, or in the run it shares."
     work = _of_record(run, "work")
     return as_path(work) if "://" in work else as_path(run) / work
 
-
+# %% ../../nbs/03_core.runs.ipynb #f98d6a7e
 def work_shards(
     run: str | Path | UPath,
     kind: str,  # entries or vectors
@@ -421,7 +423,7 @@ def read_texts(
                     texts[lang, row["id"]] = row["paragraphs"]
     return texts
 
-# %% ../../nbs/03_core.runs.ipynb #b1cb0463
+# %% ../../nbs/03_core.runs.ipynb #56ca96ef
 def rows_in_shard(
     rows: np.ndarray,  # row numbers, ascending, int [m]
     first: int,  # the number of the shard's first row
@@ -431,7 +433,7 @@ def rows_in_shard(
     start, end = np.searchsorted(rows, [first, first + size])
     return rows[start:end] - first
 
-
+# %% ../../nbs/03_core.runs.ipynb #b1cb0463
 def read_by_row(
     shards: list[Path | UPath],  # of entries, of one language or of all
     rows: np.ndarray,  # row numbers, ascending, int [m]

@@ -77,10 +77,7 @@ from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
 from ..models.encode import StaticEncoder, cached_encoder, entry_text
 
 # %% auto #0
-__all__ = ['PIECE_ROWS', 'REFINED_SCHEMA', 'ENTRIES_AT_ONCE', 'ROWS_PER_TASK', 'SHARDS_PER_TASK', 'encode_shard', 'stack_vectors',
-           'stack_shards', 'load_vectors', 'cut_pieces', 'find_domains', 'refine_piece', 'join_pieces', 'kept_mask',
-           'shard_entropies', 'Language', 'Work', 'Workers', 'run_stage_one', 'collect_stage_one', 'group_repeatedly',
-           'kept_rows', 'counterpart_tester', 'parallel_counterpart_tester', 'cells_of_kept', 'mine_corpus']
+__all__ = ['load_vectors', 'Work', 'Workers', 'run_stage_one', 'counterpart_tester', 'mine_corpus']
 
 # %% ../../nbs/38_mine.pipeline.ipynb #b6f5ccdc
 cached_ner = lru_cache(maxsize=None)(load_ner)
@@ -166,7 +163,7 @@ def write_header(file: Any, n: int, d: int) -> None:
     head = {"descr": "<f2", "fortran_order": False, "shape": (int(n), d)}
     np.lib.format.write_array_header_1_0(file, head)
 
-# %% ../../nbs/38_mine.pipeline.ipynb #b4f8a658
+# %% ../../nbs/38_mine.pipeline.ipynb #66a9faed
 def stack_vectors(
     target: Path,
     parts: Iterable[np.ndarray],  # float16 [?, d] each, one in memory at a time
@@ -188,7 +185,7 @@ def stack_shards(target: Path, shards: list[Path | UPath]) -> np.ndarray:
     n = sum(map(len, vector_shards(shards)))
     return stack_vectors(target, vector_shards(shards), n)
 
-
+# %% ../../nbs/38_mine.pipeline.ipynb #b4f8a658
 def load_vectors(shards: list[Path | UPath]) -> np.ndarray:
     "The same in memory at once, float16 [n, d]: for notebooks."
     with scratch_folder():
@@ -293,7 +290,7 @@ def shard_entropies(
     of_kept[dense] = entropies
     save_array(target, of_kept)
 
-# %% ../../nbs/38_mine.pipeline.ipynb #9a17fe85
+# %% ../../nbs/38_mine.pipeline.ipynb #5411d92c
 class Language(NamedTuple):
     "Where the work on one language lies."
 
@@ -303,7 +300,7 @@ class Language(NamedTuple):
     refined: Path | UPath  # domain, dispersion, dense
     entropies: list[Path | UPath]  # H of each kept entry, or of the dense ones
 
-
+# %% ../../nbs/38_mine.pipeline.ipynb #9a17fe85
 @dataclass(frozen=True)
 class Work:
     "The work folder of a run, and the name of every result in it."
@@ -795,7 +792,7 @@ def compare_entries(
     vectors = np.load(fetch_local(kept), mmap_mode="r")
     save_array(target, has_counterpart(asked, vectors, lang, cells))
 
-# %% ../../nbs/38_mine.pipeline.ipynb #8bef90ec
+# %% ../../nbs/38_mine.pipeline.ipynb #3b36dacd
 def kept_rows(
     entries: pd.DataFrame,  # lang and stage of every entry
 ) -> tuple[np.ndarray, np.ndarray]:  # int8 [kept]; int [entries]
@@ -804,7 +801,7 @@ def kept_rows(
     lang = entries["lang"].astype("category").cat.codes.to_numpy()
     return lang[not_pruned], np.cumsum(not_pruned) - 1
 
-
+# %% ../../nbs/38_mine.pipeline.ipynb #8bef90ec
 def counterpart_tester(
     kept: np.ndarray,  # from stack_kept, memory-mapped
     entries: pd.DataFrame,  # lang and stage of every entry
@@ -1290,10 +1287,7 @@ def mine_corpus(
     quiet: bool = True,  # no progress
     backend: str = "loky",  # who runs the tasks: loky, ray or dask
     address: str | None = None,  # of a Ray or Dask cluster
-    work: str
-    | Path
-    | UPath
-    | None = None,  # a run whose work is shared; out itself when left out
+    work: str | Path | UPath | None = None,  # a run whose work is shared
 ) -> pd.DataFrame:  # the culture points, as culture_points.parquet has them
     """C-Mining, Algorithm 1: a corpus folder becomes a run folder.
 
