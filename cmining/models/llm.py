@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
 import json
 import math
 import os
@@ -21,10 +22,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ..core.basics import RunError, hash64
 from ..core.engine import atomic_write
@@ -695,38 +695,53 @@ def api_key() -> str:
         raise RunError(f"the key in OPENAI_API_KEY is in quotes; {way_out}")
     return key
 
-# %% ../../nbs/11_models.llm.ipynb #a2d2f4d9
-_HTML_NAMES = {'"': "quot", "&": "amp", "<": "lt", ">": "gt", "'": "apos"}
+# %% ../../nbs/11_models.llm.ipynb #207b8f36
+_ESCAPE = re.compile(
+    r"\\(?:u00([0-7][0-9a-f])|x([0-7][0-9a-f])|([^\w\s]))", re.IGNORECASE
+)
+# where an ASCII character, so perhaps one of the key, is written by its number or name
+_ESCAPED = re.compile(r"\\u00|\\x|\\\\|\\[^\w\s]|%[0-9a-f]{2}|&[#\w]+;", re.IGNORECASE)
 
 
-def escapes_pattern(character: str) -> str:
-    "A regex for a character as it is, and as repr, JSON, a URL or HTML may write it."
-    code = ord(character)
-    # once escaped, a text may be escaped again: a backslash is doubled, % becomes %25
-    plain = re.escape(character)
-    if not character.isalnum():
-        plain = rf"\\{{0,8}}{plain}"
-    ways = [
-        rf"(?i:%(?:25){{0,4}}{code:02x})",
-        rf"(?i:\\{{1,8}}(?:x|u00){code:02x})",
-        rf"(?i:&(?:amp;){{0,4}}#(?:0*{code}|x0*{code:x});)",
-        plain,
-    ]
-    if character in _HTML_NAMES:
-        ways.insert(0, f"&(?:amp;){{0,4}}{_HTML_NAMES[character]};")
-    return f"(?:{'|'.join(ways)})"
+def written_forms(key: str) -> list[str]:
+    "A key as it is, and as repr, JSON, a URL and HTML write it; the longest first."
+    forms = {key, repr(key)[1:-1], json.dumps(key)[1:-1], html.escape(key)}
+    forms |= {quote(key), quote(key, safe="")}
+    return sorted(forms, key=len, reverse=True)
 
 
-@lru_cache(maxsize=4)
-def key_pattern(key: str) -> re.Pattern[str]:
-    "A regex for a key in any of these ways."
-    return re.compile("".join(map(escapes_pattern, key)))
+def unescape(text: str) -> str:
+    "A text with its HTML, URL and backslash escapes resolved once."
+
+    def character(escape: re.Match[str]) -> str:
+        code = escape[1] or escape[2]
+        return chr(int(code, 16)) if code else escape[3]
+
+    return _ESCAPE.sub(character, unquote(html.unescape(text)))
+
+
+def hides_key(text: str, key: str, depth: int = 5) -> bool:
+    "Whether a text holds the key in escapes, as when it was quoted in a quotation."
+    keys = {key}
+    for _ in range(depth):
+        if any(form in text for form in keys):
+            return True
+        if not _ESCAPED.search(text):
+            return False
+        text = unescape(text)
+        # an escape in the key itself is resolved as well
+        keys |= {form for form in map(unescape, keys) if len(form) >= 8}
+    return False
 
 
 def redact(text: str) -> str:
     "The text without the key, should a server echo it."
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    return key_pattern(key).sub("[key]", text) if len(key) >= 8 else text
+    if len(key) < 8:
+        return text
+    for form in written_forms(key):
+        text = text.replace(form, "[key]")
+    return "[a text with the key]" if hides_key(text, key) else text
 
 
 def error_line(text: Any, limit: int = 300) -> str:
@@ -796,6 +811,14 @@ def address_hint(url: Any) -> str:
     return f"(asked {address}; {hint})"
 
 # %% ../../nbs/11_models.llm.ipynb #edc31c77
+def error_text(e: Any) -> str:
+    "What a server says about an error (e: openai.APIStatusError), whatever its form."
+    says = e.body
+    if isinstance(says, dict):
+        says = says.get("message") or says.get("detail") or says
+    return str(says or e.message)
+
+
 def status_failure(e: Any) -> RequestFailed:
     """What an HTTP status other than 2xx means (e: openai.APIStatusError).
 
@@ -803,7 +826,7 @@ def status_failure(e: Any) -> RequestFailed:
     """
     body = e.body if isinstance(e.body, dict) else {}
     status = e.status_code
-    text = str(body.get("message") or e.message)
+    text = error_text(e)
     message = f"HTTP {status}: {error_line(text)}"
     if status == 401:
         raise RunError(f"the endpoint refuses the key in OPENAI_API_KEY ({message})")
@@ -951,15 +974,16 @@ def save_modes(path: Path, endpoint: Endpoint, modes: dict[str, dict[str, Any]])
     with atomic_write(path) as file:
         file.write_text(json.dumps(known, indent=1), encoding="utf-8")
 
-# %% ../../nbs/11_models.llm.ipynb #76bf42b0
+# %% ../../nbs/11_models.llm.ipynb #973081c1
 def check_base_url(base_url: str) -> None:
     "A RunError for a base URL that no request can be sent to, or that is no base."
-    shown = public_url(base_url)
+    # a password stands before an @, also where the rest is no URL
+    shown = re.sub(r"^.*@", "", re.split("[?#]", base_url)[0])
     try:
         parts = urlsplit(base_url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
         is_url = is_url and parts.port != 0 and not re.search(r"\s", base_url)
-    except ValueError:  # of a port that is no number
+    except ValueError:  # a port that is no number, half an IPv6 address
         is_url = False
     if not is_url:
         raise RunError(
