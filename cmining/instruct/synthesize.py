@@ -681,6 +681,22 @@ class Acceptance:
             f" {self.accepted:,} items from {self.asked:,} replies: {way_out}"
         )
 
+# %% ../../nbs/54_instruct.synthesize.ipynb #f5f4e636
+def next_round(limit: int | None, acceptance: Acceptance) -> int | None:
+    "Prompts of the next round; None for all that are left."
+    asked = acceptance.asked
+    accepted = acceptance.accepted
+    if limit is None:
+        size = None
+    elif asked == FEW < limit:  # the trial is over: now as many as in a first round
+        size = limit - accepted
+    else:
+        size = round_size(limit - accepted, asked, accepted)
+    if accepted or asked >= FEW:
+        return size
+    trial = FEW - asked
+    return trial if size is None else min(size, trial)
+
 # %% ../../nbs/54_instruct.synthesize.ipynb #b683ba98
 def request_items(
     groups: dict[int, Constellation],
@@ -701,11 +717,7 @@ def request_items(
     requests = requests[: most_prompts(limit, len(requests))]
     acceptance = Acceptance()
     while acceptance.asked < len(requests) and acceptance.accepted != limit:
-        size = None
-        if limit is not None:
-            missing = limit - acceptance.accepted
-            size = round_size(missing, acceptance.asked, acceptance.accepted)
-        this_round = requests[acceptance.asked :][:size]
+        this_round = requests[acceptance.asked :][: next_round(limit, acceptance)]
         prompts = (
             write_prompt(r, groups[r.group], language, sieve.seed, settings.max_tokens)
             for r in this_round

@@ -974,7 +974,7 @@ def save_modes(path: Path, endpoint: Endpoint, modes: dict[str, dict[str, Any]])
     with atomic_write(path) as file:
         file.write_text(json.dumps(known, indent=1), encoding="utf-8")
 
-# %% ../../nbs/11_models.llm.ipynb #973081c1
+# %% ../../nbs/11_models.llm.ipynb #6f8c25a5
 def check_base_url(base_url: str) -> None:
     "A RunError for a base URL that no request can be sent to, or that is no base."
     # a password stands before an @, also where the rest is no URL
@@ -989,6 +989,8 @@ def check_base_url(base_url: str) -> None:
         raise RunError(
             f"the base URL {shown!r} is no address such as http://localhost:8000/v1"
         )
+    if parts.query or parts.fragment:
+        raise RunError(f"the base URL {shown} has a query: give it without ? and #")
     base = re.sub(r"(?:/chat)?/completions/*$", "", parts.path)
     if base != parts.path:
         raise RunError(
