@@ -607,9 +607,9 @@ def synthesis_plan_text(plan: dict[str, Any]) -> str:
         f"{plan['requests']:,} requests of {plan['possible']:,} possible, about"
         f" {plan['prompt_tokens']:,} prompt tokens, at most {plan['completion_tokens']:,}"
         " answer tokens\n"
-        f"if many replies are of no use, up to {most['requests']:,} requests (probes of"
-        f" the server included), {most['prompt_tokens']:,} prompt tokens,"
-        f" {most['completion_tokens']:,} answer tokens\n"
+        f"if replies are of no use: at most {most['requests']:,} requests,"
+        f" {most['prompt_tokens']:,} prompt tokens, {most['completion_tokens']:,} answer"
+        " tokens\n"
         f"{usd}; at least {plan['minutes']:,.0f} minutes at the given limits. Nothing was"
         " asked."
     )
@@ -620,8 +620,8 @@ def no_more_text(record: dict[str, Any]) -> str:
     replies = record.get("replies", 0)
     if replies < record.get("possible", 0):
         return (
-            f"{replies:,} replies, ten an item, is all that --limit may cost (a larger one"
-            " asks on)"
+            f"{replies:,} replies gave no more, and --limit allows ten an item (a larger"
+            " one asks on)"
         )
     return "There were no more"
 

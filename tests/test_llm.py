@@ -420,6 +420,25 @@ def test_a_probe_finds_what_a_batch_would_be_refused(server, endpoint, tmp_path)
 
 
 @pytest.mark.parametrize(
+    "message, name",
+    [
+        ("temperature: Extra inputs are not permitted", "temperature"),
+        ("property 'seed' is unsupported", "seed"),
+        ("property seed should not exist", "seed"),
+        ("openai does not support parameters: ['seed'], for model=m", "seed"),
+        ("`temperature` may only be set to 1 when thinking is enabled", "temperature"),
+        ("`temperature` and `top_p` cannot both be specified", "temperature"),
+        ("Additional properties are not allowed ('seed' was unexpected)", "seed"),
+        ("max_tokens is deprecated: use max_completion_tokens instead", "max_tokens"),
+        ("The temperature isn't configurable for this model", "temperature"),
+        ("got an unexpected keyword argument 'seed'", "seed"),
+    ],
+)
+def test_a_refusal_in_words(message, name):
+    assert llm.refused_params({"param": None}, message)[0] == name
+
+
+@pytest.mark.parametrize(
     "message",
     [
         "max_tokens is too large: 9999. This model supports at most 4096 tokens.",
@@ -540,7 +559,14 @@ anything = st.recursive(
 pieces = st.lists(
     st.sampled_from(
         ["<think>", "</think>", "```json\n", "\n```", "{", "}", '"', "'", ",", ":", "[]"]
-        + ['{"question": "?", "answer": "A"}', '"answer"', "\\", "\\ud83d", "\ud83d", "1e999"]
+        + [
+            '{"question": "?", "answer": "A"}',
+            '"answer"',
+            "\\",
+            "\\ud83d",
+            "\ud83d",
+            "1e999",
+        ]
         + ["NaN", " ", "\n", "\ufeff", "江湖", "[", "]", "9" * 5000, '{"a":' * 300]
     )
     | st.text(max_size=5),

@@ -389,7 +389,9 @@ class Model(BaseHTTPRequestHandler):
             "object": "chat.completion",
             "created": 1,
             "model": "toy",
-            "choices": [{"index": 0, "message": message, "finish_reason": Model.finish_reason}],
+            "choices": [
+                {"index": 0, "message": message, "finish_reason": Model.finish_reason}
+            ],
             "usage": {
                 "prompt_tokens": 1000,
                 "completion_tokens": 100,
@@ -549,9 +551,7 @@ def test_a_weak_model_is_not_given_up(run, server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Model,
         "spoil",
-        staticmethod(
-            content(lambda s: "No." if hash64(str(s)) % 5 else json.dumps(s))
-        ),
+        staticmethod(content(lambda s: "No." if hash64(str(s)) % 5 else json.dumps(s))),
     )
     settings = Settings(limit=40, language="en")
     endpoint = Endpoint("toy", server)
@@ -566,9 +566,7 @@ def test_a_limit_bounds_the_prompts(run, server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Model,
         "spoil",
-        staticmethod(
-            content(lambda s: "No." if next(useful) % 20 else json.dumps(s))
-        ),
+        staticmethod(content(lambda s: "No." if next(useful) % 20 else json.dumps(s))),
     )
     settings = Settings(limit=6, language="en")
     endpoint = Endpoint("toy", server, concurrency=1)

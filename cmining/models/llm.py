@@ -748,7 +748,7 @@ def error_line(text: Any, limit: int = 300) -> str:
     "The beginning of a message, at most `limit` characters, on one line and without key."
     return redact(" ".join(str(text).split()))[:limit]
 
-# %% ../../nbs/11_models.llm.ipynb #505c8fc5
+# %% ../../nbs/11_models.llm.ipynb #5f327c49
 PARAM_FALLBACKS = {  # what to send instead; None for nothing
     "max_tokens": "max_completion_tokens",
     "temperature": None,
@@ -757,9 +757,10 @@ PARAM_FALLBACKS = {  # what to send instead; None for nothing
 _PARAM = r"\b(response_format|max_tokens|temperature|seed)\b"
 _QUOTED_PARAM = re.compile(rf"[\"'`‘’“”]{_PARAM}[\"'`‘’“”]")
 _REFUSES = re.compile(
-    r"(?:not|n't|un|dis|in)[- ]?(?:\w+ )?(?:support|allow|permit|accept|recogni[sz]|known|valid"
-    r"|expected|compatible|available)|forbidden|illegal|extra|deprecated|removed?\b"
-    r"|only|must|cannot|can't|no such|instead",
+    r"(?:not|n't|un|dis|in)[- ]?(?:\w+ )?(?:support|allow|permit|accept|recogni[sz]|known"
+    r"|valid|expected|compatible|available|exist|implement|configur|applicable)"
+    r"|forbidden|illegal|extra|deprecated|fixed|removed?\b|only|must|cannot|can't|no such"
+    r"|instead",
     re.IGNORECASE,
 )
 _TOO_LARGE = re.compile(
