@@ -743,15 +743,34 @@ def atlas_options(sub: argparse.ArgumentParser) -> None:
 # %% ../nbs/99_cli.ipynb #e0e31ae1
 def synthesis_plan_text(plan: dict[str, Any]) -> str:
     "What synthesizing would take, for the terminal."
+    most = plan["most"]
     usd = f"USD unknown ({plan['note']})"
     if plan["usd"]:
-        usd = f"{plan['usd']['low']:,.2f} to {plan['usd']['high']:,.2f} USD"
+        usd = (
+            f"{plan['usd']['low']:,.2f} to {plan['usd']['high']:,.2f} USD, at most"
+            f" {most['usd']['high']:,.2f}"
+        )
     return (
         f"{plan['requests']:,} requests of {plan['possible']:,} possible, about"
         f" {plan['prompt_tokens']:,} prompt tokens, at most {plan['completion_tokens']:,}"
-        f" answer tokens\n{usd}; at least {plan['minutes']:,.0f} minutes at the given"
-        " limits. Nothing was asked."
+        " answer tokens\n"
+        f"if replies are of no use: at most {most['requests']:,} requests,"
+        f" {most['prompt_tokens']:,} prompt tokens, {most['completion_tokens']:,} answer"
+        " tokens\n"
+        f"{usd}; at least {plan['minutes']:,.0f} minutes at the given limits. Nothing was"
+        " asked."
     )
+
+
+def no_more_text(record: dict[str, Any]) -> str:
+    "Why a synthesis came to its end with fewer items than its limit."
+    replies = record.get("replies", 0)
+    if replies < record.get("possible", 0):
+        return (
+            f"{replies:,} replies gave no more, and --limit allows ten an item (a larger"
+            " one asks on)"
+        )
+    return "There were no more"
 
 
 def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
@@ -761,8 +780,8 @@ def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
     lines = [
         f"{record['items']:,} items in {out}/ ({langs}); rejected: {rejects or 'none'}"
     ]
-    if limit and record["items"] < limit:
-        lines.append(f"There were no more: {limit:,} were asked for.")
+    if limit and record["items"] < limit and record.get("complete", True):
+        lines.append(f"{no_more_text(record)}: {limit:,} were asked for.")
     if "answers" in record:
         tokens = record["prompt_tokens"] + record["completion_tokens"]
         lines.append(
@@ -785,6 +804,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
         options.top,
         options.language,
         tuple(options.against or ()),
+        options.max_tokens,
     )
 
 
@@ -931,6 +951,12 @@ def add_price_options(sub: argparse.ArgumentParser) -> None:
             'JSON: {"models": {"some-model": {"in": 0.15, "out": 0.6}}}, USD per million'
             " tokens"
         ),
+    )
+    sub.add_argument(
+        "--max-tokens",
+        type=int,
+        default=1200,
+        help="longest reply, a train of thought included (default 1,200)",
     )
 
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import html
 import importlib.util
 import json
 import random
 import signal
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -111,6 +113,9 @@ class State:
             spec.loader.exec_module(module)
             self.answer = getattr(module, function)
         self.seen: Counter[str] = Counter()  # prompt -> requests
+        self.asked_again: Counter[str] = (
+            Counter()
+        )  # prompt -> of those, how many are counted
         self.sent: Counter[str] = Counter()  # prompt -> answers sent to the last byte
         # prompts whose answer the client has read to its end
         self.taken: set[str] = set()
@@ -203,7 +208,8 @@ def answer_page(
     "The page for a chat request: an answer, or an error by the options or the fault."
     o = state.options
     if o.echo_key:
-        return error(400, f"bad header {headers.get('authorization')}")
+        bearer = WRITERS[o.echo_as](headers.get("authorization", ""))
+        return error(o.echo_status, f"bad header {bearer}")
     if o.refuse:
         status, code, *lines = o.refuse
         extra = "".join(f"{line}\r\n" for line in lines)
@@ -215,6 +221,9 @@ def answer_page(
             param="max_tokens",
             code="unsupported_parameter",
         )
+    for name in filter(None, o.refuses.split(",")):
+        if name in body:
+            return DIALECTS[o.dialect](name)
     if status := state.refuses(body):
         return error(status, "response_format is not supported")
     if fault == "429":
@@ -228,6 +237,55 @@ def answer_page(
     return page(200, state.completion(body, fault))
 
 
+# How a program may write what it was sent into a message
+WRITERS: dict[str, Callable[[str], str]] = {
+    "raw": str,
+    "repr": lambda text: repr(text.encode()),
+    "json": json.dumps,
+    "json in json": lambda text: json.dumps(json.dumps({"header": text})),
+    "url": lambda text: urllib.parse.quote(text, safe=""),
+    "html": html.escape,
+    "escaped": lambda text: "".join(f"\\u{ord(c):04x}" for c in text),
+}
+
+
+def extra_forbidden(name: str) -> list[dict[str, Any]]:
+    "What pydantic says about a field that it does not know."
+    message = "Extra inputs are not permitted"
+    return [{"type": "extra_forbidden", "loc": ["body", name], "msg": message}]
+
+
+# How servers refuse a parameter
+DIALECTS: dict[str, Callable[[str], bytes]] = {
+    "openai": lambda name: error(400, f"Unsupported parameter: {name}", param=name),
+    "gateway": lambda name: error(
+        400,
+        f"BadRequestError: Unsupported parameter: '{name}' is not supported with this"
+        f" model. Use 'another_{name}' instead.",
+        param=None,
+    ),
+    "value": lambda name: error(
+        400, f"Unsupported value: '{name}' does not support 0.7 with this model."
+    ),
+    "nested": lambda name: page(
+        422, {"message": {"detail": extra_forbidden(name)}, "param": None}
+    ),
+    "pydantic": lambda name: page(422, {"detail": extra_forbidden(name)}),
+    "pydantic text": lambda name: error(400, str(extra_forbidden(name))),
+    "place": lambda name: error(422, "Invalid request", param=f"body.{name}"),
+    "list": lambda name: page(
+        400, [{"error": {"message": f'Unknown name "{name}": Cannot find field.'}}]
+    ),
+    "rust": lambda name: error(
+        422,
+        f"unknown field `{name}`, expected one of `model`, `messages`,"
+        " `temperature`, `max_tokens`, `seed`",
+    ),
+    "string": lambda name: page(400, {"error": f"Unrecognized request argument: {name}"}),
+    "plain": lambda name: page(400, f"{name} is not allowed here".encode(), "text/plain"),
+}
+
+
 async def chat(
     state: State,
     body: dict[str, Any],
@@ -239,7 +297,9 @@ async def chat(
     messages = json.dumps(body["messages"]).encode()
     prompt = hashlib.blake2b(messages, digest_size=8).hexdigest()
     state.counts["again_taken"] += prompt in state.taken
-    state.counts["again_sent"] += prompt in state.sent
+    # Each answer that was sent and asked for again counts once, however often it is retried.
+    state.counts["again_sent"] += state.sent[prompt] > state.asked_again[prompt]
+    state.asked_again[prompt] = state.sent[prompt]
     fault = state.choose(prompt)
     state.seen[prompt] += 1
     state.counts.update(["requests", f"fault_{fault}"])
@@ -448,8 +508,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--strict-params", action="store_true", help="refuse max_tokens")
     parser.add_argument(
+        "--refuses", default="", help="parameters that are refused, one after another"
+    )
+    parser.add_argument("--dialect", default="openai", choices=DIALECTS, help="and how")
+    parser.add_argument(
         "--echo-key", action="store_true", help="refuse everything and repeat the key"
     )
+    parser.add_argument("--echo-as", default="raw", choices=WRITERS, help="and how")
+    parser.add_argument("--echo-status", type=int, default=400)
     # by POST /stats: [status, code, header] for every request
     parser.set_defaults(refuse=None)
     parser.add_argument(

@@ -4,16 +4,22 @@ Every prompt has a reply and none is paid for twice, whether or not the client i
 """
 
 import json
+import logging
 import multiprocessing
 import os
 import random
 import signal
 import time
+import traceback
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import fault_server
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cmining.core.basics import RunError
 from cmining.models import llm
@@ -105,7 +111,11 @@ def endpoint(server):
         supports="json_schema,json_object",
         unsupported=400,
         strict_params=False,
+        refuses="",
+        dialect="openai",
         echo_key=False,
+        echo_as="raw",
+        echo_status=400,
         expire=0.0,
         lose_batch=False,
         refuse=None,
@@ -238,6 +248,103 @@ def test_statuses_that_end_it_all(server, endpoint, tmp_path, status, code, erro
             list(asked)
 
 
+# Keys
+
+
+def printed_by(work, capfd, caplog) -> bytes:
+    "All that is printed, logged, or shown of an exception while `work` is done."
+    caplog.set_level(logging.DEBUG)
+    try:
+        print(work())
+    except RunError as e:
+        traceback.print_exception(e)
+        while e is not None:  # also what a traceback would not show
+            print(repr(e))
+            e = e.__cause__ or e.__context__
+    streams = "".join(capfd.readouterr())
+    return f"{streams}{caplog.text}".encode("utf-8", "surrogateescape")
+
+
+def written_in(folder: Path) -> bytes:
+    return b"".join(f.read_bytes() for f in folder.rglob("*") if f.is_file())
+
+
+SENDABLE = [
+    "sk-Zq7XkSECRET0",
+    "sk-Zq7XkSECRET1\n",
+    "\t sk-Zq7XkSECRET2\r\n",
+    "\u00a0sk-Zq7XkSECRET3\u2028",
+    "sk-Zq7'Xk\"SECRET4",
+    "sk-Zq7\\XkSECRET5\\",
+    "sk/Zq7+Xk=SECRET6==",
+    "sk-Zq7%20Xk&SECRET7",
+    "<sk>Zq7Xk{SECRET8}",
+    "sk.Zq7*Xk?(SECRET9)[",
+]
+UNSENDABLE = {
+    "sk-Zq7 XkSECRET": "white space",
+    "Bearer sk-Zq7XkSECRET": "white space",
+    "sk-Zq7XkSECRET\nsk-Zq7XkSECRET": "white space",
+    "sk-Zq7\u3000XkSECRET": "white space",
+    "“sk-Zq7XkSECRET”": "U+201C",
+    "sk-Zq7Xk…SECRET": "U+2026",
+    "sk–Zq7XkSECRET": "U+2013",
+    "\ufeffsk-Zq7XkSECRET": "U+FEFF",
+    "sk-Zq7Xk\x7fSECRET": "U+007F",
+    "sk-Zq7Xk\x1b[0mSECRET": "U+001B",
+    "sk-Zq7Xk\udc80SECRET": "U+DC80",
+    "'sk-Zq7XkSECRET'": "in quotes",
+    '"sk-Zq7XkSECRET"': "in quotes",
+}
+
+
+@pytest.mark.parametrize("echo_as", fault_server.WRITERS)
+@pytest.mark.parametrize("key", SENDABLE)
+def test_a_key_is_stripped_and_shown_nowhere(
+    server, endpoint, tmp_path, monkeypatch, capfd, caplog, key, echo_as
+):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    shown = b""
+    for status in (400, 401, 402, 404, 500):
+        server.stats(echo_key=True, echo_as=echo_as, echo_status=status)
+        journal = tmp_path / f"{status}.jsonl"
+        asked = ask(prompts(2), endpoint(max_attempts=1), journal)
+        shown += printed_by(lambda: list(asked), capfd, caplog)
+    assert b"key]" in shown
+    everything = shown + written_in(tmp_path)
+    for part in (b"SECRET", b"Zq7", rb"\u005a", b"Z%71"):
+        assert part not in everything
+
+
+@pytest.mark.parametrize("key", UNSENDABLE)
+def test_a_key_that_cannot_be_sent(
+    server, endpoint, tmp_path, monkeypatch, capfd, caplog, key
+):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    before = server.stats()["requests"]
+    for asking in (ask, ask_batch):
+        asked = asking(prompts(2), endpoint(), tmp_path / "j.jsonl")
+        shown = printed_by(lambda: list(asked), capfd, caplog)
+        assert b"OPENAI_API_KEY" in shown and UNSENDABLE[key].encode() in shown
+    assert server.stats()["requests"] == before
+    for part in (b"SECRET", b"Zq7", b"Bearer"):
+        assert part not in shown + written_in(tmp_path)
+
+
+def test_a_key_of_white_space_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " \n")
+    with pytest.raises(RunError, match="no key: set OPENAI_API_KEY"):
+        next(ask(prompts(1), Endpoint("m"), tmp_path / "j.jsonl"))
+
+
+def test_a_header_that_cannot_be_sent(endpoint, tmp_path, monkeypatch):
+    "Not the key's fault, and not the server's."
+    for project in ("“p”", "p\nq"):
+        monkeypatch.setenv("OPENAI_PROJECT_ID", project)
+        with pytest.raises(RunError, match="the request cannot be sent"):
+            list(ask(prompts(1), endpoint(), tmp_path / "j.jsonl"))
+
+
 def test_the_key_is_in_no_file(server, endpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-0123456789")
     server.stats(echo_key=True)
@@ -246,6 +353,278 @@ def test_the_key_is_in_no_file(server, endpoint, tmp_path, monkeypatch):
     assert not any(
         b"very-secret" in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()
     )
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "path, says",
+    [
+        ("", "asked {0}/chat/completions; most base URLs end in /v1: try {0}/v1)"),
+        ("/", "try {0}/v1)"),
+        ("/api", "try {0}/api/v1)"),
+        ("/v2", r"asked {0}/v2/chat/completions; is the base URL right\?"),
+        ("/v1/chat/completions", "give it without /chat/completions"),
+        ("/v1/chat/completions/", "give it without /chat/completions"),
+        ("/v1/completions", "give it without /completions"),
+    ],
+)
+def test_a_base_url_of_something_else(server, endpoint, tmp_path, path, says):
+    root = server.base_url.removesuffix("/v1")
+    wrong = endpoint(base_url=root + path)
+    with pytest.raises(RunError, match=says.format(root).replace(")", r"\)")):
+        list(ask(prompts(1, schema=SCHEMA), wrong, tmp_path / "j.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000/v1", "//host/v1", "http://", "ftp://h/v1", "http://h:99999/v1"]
+    + ["http://h h/v1", "http://[::1/v1", "user:secret@host/v1", "h/v1?key=secret"],
+)
+def test_a_base_url_that_is_no_address(tmp_path, url):
+    with pytest.raises(RunError, match="is no address such as") as caught:
+        next(ask(prompts(1), Endpoint("m", url), tmp_path / "j.jsonl"))
+    assert "secret" not in str(caught.value)
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("refused", ["seed", "temperature,seed", "max_tokens,seed"])
+@pytest.mark.parametrize("dialect", fault_server.DIALECTS)
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_a_parameter_is_refused(server, endpoint, tmp_path, schema, dialect, refused):
+    server.stats(refuses=refused, dialect=dialect)
+    asked = prompts(6, schema=schema, seed=7)
+    hasty = endpoint(max_attempts=1)  # to learn is no attempt
+    replies = list(ask(asked, hasty, tmp_path / "j.jsonl"))
+    assert all(r.text for r in replies)
+    assert schema is None or {r.mode for r in replies} == {"json_schema"}
+    learned = json.loads((tmp_path / "j.modes.json").read_text())
+    (known,) = learned.values()
+    assert set(known["params"]) == set(refused.split(","))
+    before = server.stats()["requests"]
+    replies = list(ask(prompts(7, seed=7), hasty, tmp_path / "k.jsonl"))
+    replies = list(ask(prompts(7, schema=schema, seed=7), hasty, tmp_path / "j.jsonl"))
+    assert all(r.text for r in replies)
+    assert server.stats()["requests"] > before
+
+
+def test_a_probe_finds_what_a_batch_would_be_refused(server, endpoint, tmp_path):
+    server.stats(refuses="seed", dialect="nested")
+    asked = prompts(3, schema=SCHEMA, seed=7)
+    assert all(r.text for r in batch(asked, endpoint(), tmp_path / "j.jsonl"))
+    (file,) = tmp_path.rglob("0*.jsonl")
+    assert all("seed" not in json.loads(line)["body"] for line in file.open())
+
+
+@pytest.mark.parametrize(
+    "message, name",
+    [
+        ("temperature: Extra inputs are not permitted", "temperature"),
+        ("property 'seed' is unsupported", "seed"),
+        ("property seed should not exist", "seed"),
+        ("openai does not support parameters: ['seed'], for model=m", "seed"),
+        ("`temperature` may only be set to 1 when thinking is enabled", "temperature"),
+        ("`temperature` and `top_p` cannot both be specified", "temperature"),
+        ("Additional properties are not allowed ('seed' was unexpected)", "seed"),
+        ("max_tokens is deprecated: use max_completion_tokens instead", "max_tokens"),
+        ("The temperature isn't configurable for this model", "temperature"),
+        ("got an unexpected keyword argument 'seed'", "seed"),
+    ],
+)
+def test_a_refusal_in_words(message, name):
+    assert llm.refused_params({"param": None}, message)[0] == name
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "max_tokens is too large: 9999. This model supports at most 4096 tokens.",
+        "'max_tokens' or 'max_completion_tokens' must be less than the context's 1024",
+        "This prompt on the temperature of tea was filtered",
+        "The response_format is not supported with this temperature",
+    ],
+)
+def test_other_errors_teach_no_parameter(message):
+    names = llm.refused_params({"param": None}, message)
+    assert not names or names[0] == "response_format"
+
+
+# Replies
+
+
+def completion(content, finish="stop", **message):
+    message = {"role": "assistant", "content": content, **message}
+    return {"model": "m", "choices": [{"message": message, "finish_reason": finish}]}
+
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": '{"answer": "B"}'}]}
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ([{"type": "text", "text": "A"}], "A"),
+        ([THOUGHT, {"type": "text", "text": "A"}], "A"),
+        ([{"type": "output_text", "text": "A"}, {"type": "text", "text": "B"}], "AB"),
+        ([{"type": "reasoning", "text": "hm"}, {"text": "A"}], "A"),
+        ([{"text": "hm", "thought": True}, {"text": "A"}], "A"),
+        ([{"type": "text", "text": {"value": "A"}}], "A"),
+        ({"type": "text", "text": "A"}, "A"),
+        (["A", "B"], "AB"),
+        ([THOUGHT], None),
+        ([], None),
+        ([None, 3, {"type": "text"}, {"type": "text", "text": 3}, [[]]], None),
+        ({}, None),
+        (3, None),
+    ],
+)
+def test_content_in_parts(content, text):
+    prompt = prompts(1)[0]
+    reply = llm.parse_completion(completion(content), prompt, "text", None).reply
+    assert reply.text == text
+    assert (reply.error is None) == (text is not None)
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ('<think>{"question": "?", "answer": "B"}', None),
+        ('\n<Think>\n{"question": "?", "answer": "B"}', None),
+        ('<think>a</think><think>{"question": "?", "answer": "B"}', None),
+        ('Well. <thinking>{"question": "?", "answer": "B"}', None),
+        ('<think>{"question": "?", "answer": "B"}</think>', None),
+        ('[THINK]so[/THINK]{"question": "?", "answer": "A"}', "A"),
+        ('so</think>{"question": "?", "answer": "A"}', "A"),
+        ('Here: {"question": "a <think> tag?", "answer": "A"}', "A"),
+        ('{"question": "?", "answer": "A", "of": {"question": "", "answer": "B"},}', "B"),
+        ('like {"answer": "B"}: {"question": "?", "answer": "A"}', "A"),
+        ('{"answer": "B"} and {"question": "?", "answer": "A",}', None),
+        ('{"question": "?", "options": {"answer": "B"}, "answer": "A",}', None),
+        ('{"question": "?", "options": {"answer": "B"}, "ans', None),
+        ("{'question': '?', 'options': {\"answer\": \"B\"}}", None),
+        ('the set {1, 2}: {"question": "?", "answer": "A"}', "A"),
+        ('{"question": "}{", "answer": "A"} {"question": "?", "answer": "B"}', "A"),
+    ],
+)
+def test_which_object_is_the_answer(text, answer):
+    value = llm.find_json(text, SCHEMA)
+    assert (value or {}).get("answer") == answer
+
+
+def test_an_answer_that_was_cut_is_asked_again_with_more_tokens(
+    server, endpoint, tmp_path
+):
+    server.stats(faults=0.5, kinds="truncated", seed=1)
+    journal = tmp_path / "j.jsonl"
+    first = list(ask(prompts(12), endpoint(), journal, prices=PRICES))
+    n_cut = sum(r.finish == "length" for r in first)
+    assert 0 < n_cut < 12
+    assert list(ask(prompts(12), endpoint(), journal)) == first
+    server.stats(faults=0.0)
+    assert list(ask(prompts(12, max_tokens=100), endpoint(), journal)) == first
+    before = server.stats()["requests"]
+    more = list(ask(prompts(12, max_tokens=400), endpoint(), journal, prices=PRICES))
+    assert server.stats()["requests"] - before == n_cut
+    assert {r.finish for r in more} == {"stop"}
+    assert batch(prompts(12, max_tokens=400), endpoint(), journal) == more
+
+
+def test_a_cut_answer_by_batch(server, endpoint, tmp_path):
+    server.stats(faults=1.0, kinds="truncated")
+    cut = list(ask(prompts(3), endpoint(), tmp_path / "j.jsonl"))
+    assert {r.finish for r in cut} == {"length"}
+    again = batch(prompts(3, max_tokens=400), endpoint(), tmp_path / "j.jsonl")
+    assert {r.finish for r in again} == {"stop"}
+    assert batch(prompts(3, max_tokens=400), endpoint(), tmp_path / "j.jsonl") == again
+
+
+# What a server can send: anything
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda values: (
+        st.lists(values, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(("type", "text", "thinking", "refusal", "value", "param"))
+            | st.text(max_size=8),
+            values,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+pieces = st.lists(
+    st.sampled_from(
+        ["<think>", "</think>", "```json\n", "\n```", "{", "}", '"', "'", ",", ":", "[]"]
+        + [
+            '{"question": "?", "answer": "A"}',
+            '"answer"',
+            "\\",
+            "\\ud83d",
+            "\ud83d",
+            "1e999",
+        ]
+        + ["NaN", " ", "\n", "\ufeff", "江湖", "[", "]", "9" * 5000, '{"a":' * 300]
+    )
+    | st.text(max_size=5),
+    max_size=25,
+).map("".join)
+
+
+@given(content=anything, usage=anything, finish=anything, refusal=anything)
+def test_any_completion_gives_a_reply(content, usage, finish, refusal):
+    received = completion(content, finish, refusal=refusal) | {"usage": usage}
+    prompt = prompts(1, schema=SCHEMA)[0]
+    outcome = llm.parse_completion(received, prompt, "text", PRICES["m"])
+    reply = outcome.reply
+    assert (reply.text is None) != (reply.error is None)
+    assert reply.prompt_tokens >= 0 and reply.completion_tokens >= 0
+    assert 0 <= reply.usd < float("inf")
+    record = json.dumps(asdict(reply), ensure_ascii=False)
+    assert "\n" not in record
+
+
+@given(pieces)
+def test_any_text_has_an_object_of_the_schema_or_stays(text):
+    extracted = llm.extract_reply(text, SCHEMA)
+    if extracted != text:
+        assert isinstance(json.loads(extracted), dict)
+    value = llm.find_json(text, SCHEMA)
+    assert value is None or isinstance(value, dict)
+    thought = llm.find_json(f"<think>{text.replace('</think>', '')}", SCHEMA)
+    assert thought is None or text.lstrip().startswith("{")
+
+
+@given(anything, st.text(max_size=60))
+def test_any_error_names_parameters_or_none(body, message):
+    names = llm.refused_params(body, message)
+    assert set(names) <= {*llm.PARAM_FALLBACKS, "response_format"}
+
+
+@given(
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=40),
+    st.sampled_from(sorted(fault_server.WRITERS)),
+    st.sampled_from(sorted(fault_server.WRITERS)),
+)
+def test_any_key_is_redacted(key, inner, outer):
+    "However two programs, one after the other, write it."
+    written = fault_server.WRITERS[outer](fault_server.WRITERS[inner](key))
+    with patch.dict(os.environ, OPENAI_API_KEY=key):
+        redacted = llm.redact(f"a {written} b")
+    assert "key]" in redacted
+    assert not llm.hides_key(redacted, key)
+
+
+@given(pieces)
+def test_a_text_without_the_key_stays(text):
+    with patch.dict(os.environ, OPENAI_API_KEY="sk-Zq7XkSECRET"):
+        assert llm.redact(text) == text
+
+
+# Parameters of newer models
 
 
 @pytest.mark.parametrize("schema", [None, SCHEMA])

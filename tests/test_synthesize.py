@@ -13,12 +13,16 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fault_server
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cmining.cli import main
 from cmining.core.basics import RunError, hash64
 from cmining.core.scripts import fold
-from cmining.instruct.checks import ItemFilter, language_problem
+from cmining.instruct.checks import ItemFilter, Reject, language_problem
 from cmining.instruct.items import TASKS, Draft, Item, Point, Source, read_items
 from cmining.instruct.offline import (
     BLANK,
@@ -29,9 +33,13 @@ from cmining.instruct.offline import (
     title_distractors,
 )
 from cmining.instruct.synthesize import (
+    Constellation,
+    Request,
     Settings,
     constellations,
     plan_requests,
+    plan_synthesis,
+    read_reply,
     synthesize_items,
     synthesize_offline,
     write_prompt,
@@ -330,6 +338,9 @@ class Model(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     asked: Counter = Counter()
+    finish_reason = "stop"
+    # what a test makes of the answer to a prompt (not to a probe)
+    spoil = None
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -369,17 +380,17 @@ class Model(BaseHTTPRequestHandler):
             if h % 5 == 0
             else json.dumps({k: v for k, v in said.items() if k in wanted})
         )
+        message = {"role": "assistant", "content": text}
+        if Model.spoil and body["messages"][0]["role"] == "system":
+            spoiled = {k: v for k, v in said.items() if k in wanted}
+            message |= Model.spoil(spoiled)
         reply = {
             "id": "1",
             "object": "chat.completion",
             "created": 1,
             "model": "toy",
             "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": "stop",
-                }
+                {"index": 0, "message": message, "finish_reason": Model.finish_reason}
             ],
             "usage": {
                 "prompt_tokens": 1000,
@@ -449,6 +460,196 @@ def test_a_limit_counts_items_and_every_reply_is_accounted_for(run, server, tmp_
         PRICES,
     )
     assert contents(tmp_path / "d") == again and Model.asked.total() == asked
+
+
+# ---- answers of no use
+
+
+def content(text):
+    return lambda said: {"content": text(said)}
+
+
+USELESS = {
+    "thought": (content(lambda s: "<think>\nFirst I"), "length", "cut", "max_tokens"),
+    "half": (content(lambda s: json.dumps(s)[:-40]), "MAX_TOKENS", "cut", "max_tokens"),
+    "null": (content(lambda s: None), "length", "cut", "max_tokens"),
+    "thought, stop": (content(lambda s: "<think>\nI"), "stop", "no JSON", "never ends"),
+    "comma": (
+        content(lambda s: json.dumps(s)[:-1] + ",}"),
+        "stop",
+        "no JSON",
+        "a comma too many",
+    ),
+    "python": (content(repr), "stop", "no JSON", 'other quotes than "'),
+    "half, stop": (
+        content(lambda s: json.dumps(s)[:-40]),
+        "stop",
+        "no JSON",
+        "it ends in the middle",
+    ),
+    "prose": (content(lambda s: "I can only say."), "stop", "no JSON", "I can only say."),
+    "array": (content(lambda s: json.dumps(list(s))), "stop", "shape", "object"),
+    "wrapped": (content(lambda s: json.dumps({"r": s})), "stop", "shape", "required"),
+    "refusal": (
+        lambda s: {"content": None, "refusal": "I would rather not."},
+        "stop",
+        "refusal",
+        "I would rather not.",
+    ),
+    "filter": (content(lambda s: ""), "content_filter", "empty answer", "content_filter"),
+    "language": (
+        content(lambda s: json.dumps(s | {"explanation": "Это другой язык. " * 9})),
+        "stop",
+        "language",
+        "another model",
+    ),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 3, 200])
+@pytest.mark.parametrize("kind", USELESS)
+def test_answers_of_no_use_end_it(run, server, tmp_path, monkeypatch, kind, limit):
+    spoil, finish, reason, says = USELESS[kind]
+    monkeypatch.setattr(Model, "spoil", staticmethod(spoil))
+    monkeypatch.setattr(Model, "finish_reason", finish)
+    settings = Settings(limit=limit, language="en")
+    endpoint = Endpoint("toy", server, concurrency=8)
+    plan = plan_synthesis(run, endpoint, settings, PRICES)
+    for attempt in range(2):
+        with pytest.raises(RunError, match="nothing more is asked") as caught:
+            synthesize_items(run, tmp_path / "d", endpoint, settings, PRICES)
+        assert reason in str(caught.value) and says in str(caught.value)
+        assert Model.asked.total() == 36  # also by the second call
+    record = json.loads((tmp_path / "d" / "run.json").read_text())
+    assert record["items"] == 0 and record["rejects"] == {reason: 36}
+    assert record["stopped"] in str(caught.value)
+    assert record["journal"]["usd"] <= plan["most"]["usd"]["high"]
+    rejects = (tmp_path / "d" / "rejects-00000.jsonl").read_text().splitlines()
+    assert len(rejects) == 36 and finish in rejects[0] or finish == "stop"
+
+
+def test_more_tokens_ask_only_what_was_cut(run, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(Model, "finish_reason", "length")
+    monkeypatch.setattr(
+        Model, "spoil", staticmethod(content(lambda s: json.dumps(s)[:-40]))
+    )
+    settings = Settings(limit=3, language="en", tasks=("short_answer",))
+    endpoint = Endpoint("toy", server, concurrency=1)
+    with pytest.raises(RunError, match="give a larger max_tokens"):
+        synthesize_items(run, tmp_path / "d", endpoint, settings, PRICES)
+    monkeypatch.setattr(Model, "finish_reason", "stop")
+    monkeypatch.setattr(Model, "spoil", staticmethod(content(json.dumps)))
+    Model.asked.clear()
+    larger = replace(settings, max_tokens=4000)
+    record = synthesize_items(run, tmp_path / "d", endpoint, larger, PRICES)
+    assert record["items"] == 3 and "stopped" not in record
+    assert Model.asked.total() == 3
+
+
+def test_a_weak_model_is_not_given_up(run, server, tmp_path, monkeypatch):
+    "One answer in five is of use: five prompts an item, and the limit is reached."
+    monkeypatch.setattr(
+        Model,
+        "spoil",
+        staticmethod(content(lambda s: "No." if hash64(str(s)) % 5 else json.dumps(s))),
+    )
+    settings = Settings(limit=40, language="en")
+    endpoint = Endpoint("toy", server)
+    record = synthesize_items(run, tmp_path / "d", endpoint, settings, PRICES)
+    assert record["items"] == 40
+    assert 100 < record["rejects"]["no JSON"] < 360
+
+
+def test_a_limit_bounds_the_prompts(run, server, tmp_path, monkeypatch):
+    "One answer in twenty: ten prompts an item, then the end, and no error."
+    useful = iter(range(10_000))
+    monkeypatch.setattr(
+        Model,
+        "spoil",
+        staticmethod(content(lambda s: "No." if next(useful) % 20 else json.dumps(s))),
+    )
+    settings = Settings(limit=6, language="en")
+    endpoint = Endpoint("toy", server, concurrency=1)
+    record = synthesize_items(run, tmp_path / "d", endpoint, settings, PRICES)
+    assert record["items"] == 3 and record["replies"] == 60 < record["possible"]
+
+
+def test_half_a_surrogate_pair_does_no_harm(run, server, tmp_path, monkeypatch):
+    def halved(said):
+        return json.dumps(said | {"explanation": "So \ud83d it is."})
+
+    monkeypatch.setattr(Model, "spoil", staticmethod(content(halved)))
+    settings = Settings(limit=6, language="en")
+    record = synthesize_items(run, tmp_path / "d", Endpoint("toy", server), settings)
+    assert record["items"] == 6
+    assert {i.explanation for i in read_items(tmp_path / "d")} == {"So ? it is."}
+
+
+def test_nothing_written_or_printed_holds_the_key(run, tmp_path, monkeypatch, capfd):
+    "By the command line, with a server that repeats the key; and not the URL's password."
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-Zq7'XkSECRET\n")
+    with fault_server.running(echo_key=True) as running:
+        for echo_as in fault_server.WRITERS:
+            running.stats(echo_as=echo_as)
+            out = tmp_path / echo_as
+            options = ["--model", "m", "--base-url", running.base_url, "--limit", "2"]
+            assert main(["synthesize", str(run), "--out", str(out), *options]) == 2
+        options[3] = running.base_url.replace("http://", "http://me:SECRET@")
+        running.stats(echo_key=False)
+        assert main(["synthesize", str(run), "--out", str(out), *options]) == 0
+        assert "http://127" in (out / "run.json").read_text()
+    monkeypatch.setenv("OPENAI_API_KEY", "“sk-Zq7XkSECRET”")
+    assert main(["synthesize", str(run), "--out", str(tmp_path / "k"), *options]) == 2
+    printed = "".join(capfd.readouterr())
+    assert "key]" in printed and "U+201C" in printed
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    for part in (b"SECRET", b"Zq7"):
+        assert part not in b"".join([printed.encode(), *files])
+
+
+@given(
+    text=st.none()
+    | st.lists(
+        st.sampled_from(
+            ["<think>", "</think>", "{", "}", '"', "'", ",", "[", "]", ":", "\\ud83d"]
+            + ['{"question": "?"}', '"answer": "A"', "```", "NaN", "\ud83d", "1e999", " "]
+            + ['{"statement": "In Japan.", "answer": true, "explanation": "", ']
+            + ['"countries": ["Japan"]}', "9" * 5000, "[" * 3000, '{"a":' * 3000]
+        )
+        | st.text(max_size=6),
+        max_size=20,
+    ).map("".join),
+    finish=st.sampled_from(["", "stop", "length", "content_filter", "MAX_TOKENS"]),
+    task=st.sampled_from(TASKS),
+)
+def test_any_reply_gives_a_draft_or_a_reason(text, finish, task):
+    error = None if text is not None else "empty answer (finish_reason none)"
+    reply = Reply("k", text, error, "m", 10, 10, finish=finish)
+    request = Request(task, "en", 0, 0, True)
+    notes = Constellation((Point(id="1", lang="en", title="Tea"),), ("Tea is drunk.",))
+    draft = read_reply(reply, request, notes, "r")
+    if isinstance(draft, Reject):
+        assert draft.reason and draft.detail
+        json.dumps(vars(draft), ensure_ascii=False).encode()
+        if finish in ("length", "MAX_TOKENS"):
+            assert draft.reason not in ("no JSON", "shape", "empty answer")
+    else:
+        draft.question.encode()
+
+
+@pytest.mark.parametrize(
+    "limit, most", [(1, 36), (3, 36), (50, 500), (1_000_000, None), (None, None)]
+)
+def test_a_plan_has_a_bound(run, limit, most):
+    settings = Settings(limit=limit, max_tokens=500)
+    plan = plan_synthesis(run, Endpoint("toy"), settings, PRICES)
+    probes = 3 * 3 * 3  # tasks, modes, tries
+    assert plan["most"]["requests"] == (most or plan["possible"]) + probes
+    assert plan["requests"] == min(limit or plan["possible"], plan["possible"])
+    assert plan["most"]["completion_tokens"] == 500 * plan["most"]["requests"]
+    assert plan["usd"]["low"] < plan["usd"]["high"] < plan["most"]["usd"]["high"]
+    assert plan_synthesis(run, Endpoint("toy"), settings)["most"]["usd"] is None
 
 
 def test_kills_lose_nothing_and_pay_nothing_twice(run, server, tmp_path, monkeypatch):
@@ -561,6 +762,7 @@ def test_a_dead_server(run, tmp_path):
         (dict(language="../x"), "ISO 639-1"),
         (dict(tasks=()), "at least one task"),
         (dict(top=0), "at least 1"),
+        (dict(max_tokens=0), "max_tokens is at least 1"),
     ],
 )
 def test_settings(settings, message):

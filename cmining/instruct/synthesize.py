@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -41,10 +42,14 @@ from cmining.models.llm import (
     Endpoint,
     Prompt,
     Reply,
+    after_thought,
     ask,
     ask_batch,
     estimate,
     estimate_rest,
+    possible_probes,
+    public_url,
+    was_cut,
 )
 
 # %% auto #0
@@ -365,6 +370,7 @@ def write_prompt(
     constellation: Constellation,  # of the request's group
     language: str | None = None,  # of the item; the group's own when left out
     seed: int = 0,
+    max_tokens: int = 1200,  # of the reply, thoughts included
 ) -> Prompt:
     "The prompt of a request: instructions, and the notes between the lines of a fence."
     notes = format_notes(constellation)
@@ -383,7 +389,7 @@ def write_prompt(
         key,
         messages,
         SCHEMAS[request.task],
-        max_tokens=1200,
+        max_tokens=max_tokens,
         temperature=0.8,
         seed=hash64(seed, key) % 2**31,
     )
@@ -407,6 +413,47 @@ _MENTIONS_NOTES = re.compile(
     r"根据(?:上文|材料|笔记|資料|资料)|文中提到",
     re.IGNORECASE,
 )
+
+# %% ../../nbs/54_instruct.synthesize.ipynb #f59f6cad
+def json_problem(text: str) -> str:
+    "Why a reply has no JSON object; nothing when it has one."
+    text = after_thought(text)
+    if not text.strip():
+        return "a train of thought that never ends, and no answer after it"
+    start = re.search(r"""\{\s*["'“”‘’]|$""", text).start()
+    if start == len(text):
+        return f"no object in {text[:80].strip()!r}"
+    try:
+        json.JSONDecoder(strict=False).raw_decode(text, start)
+    except RecursionError:
+        return "too many brackets in brackets"
+    except ValueError as e:
+        place = getattr(e, "pos", start)
+        before, after = text[start:place].rstrip(), text[place:].lstrip()
+        if not after or "Unterminated" in str(e):
+            return f"it ends in the middle, after {text.rstrip()[-30:]!r}"
+        reason = getattr(e, "msg", "a number that is too long")
+        if before.endswith(",") and after[0] in "]}" or after[0] == ",":
+            reason = "a comma too many"
+        elif after[0] in "'“”‘’":
+            reason = 'other quotes than "'
+        return f"{reason} at {before[-20:] + text[place:][:20]!r}"
+    return ""
+
+
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def whole_characters(text: str) -> str:
+    "JSON with ? for half a surrogate pair, which an escape can write but no file can hold."
+    if not _HALF_PAIR.search(text):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    plain = json.dumps(value, ensure_ascii=False)
+    return plain.encode("utf-8", "replace").decode()
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #c58e02a7
 class Problem(NamedTuple):
@@ -449,12 +496,13 @@ def find_problem(parsed: ParsedReply, request: Request) -> Problem | None:
 def parse_reply(text: str, request: Request) -> ParsedReply | Problem:
     "A model's text in the shape of its task, or the first thing that is wrong with it."
     try:
-        parsed = REPLY_MODELS[request.task].model_validate_json(text)
+        parsed = REPLY_MODELS[request.task].model_validate_json(whole_characters(text))
     except ValidationError as e:
         first = e.errors()[0]
-        reason = "no JSON" if first["type"] == "json_invalid" else "shape"
+        if first["type"] == "json_invalid":
+            return Problem("no JSON", json_problem(text) or first["msg"])
         place = ".".join(map(str, first["loc"]))
-        return Problem(reason, f"{place} {first['msg']}".strip())
+        return Problem("shape", f"{place} {first['msg']}".strip())
     return find_problem(parsed, request) or parsed
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #1e8bd7a4
@@ -464,6 +512,33 @@ def right_option_first(parsed: ParsedReply) -> tuple[str, ...]:
         return ()
     letters = sorted(LETTERS, key=lambda letter: letter != parsed.answer)
     return tuple(getattr(parsed.options, letter) for letter in letters)
+
+# %% ../../nbs/54_instruct.synthesize.ipynb #145b8941
+def was_answered(reply: Reply) -> bool:
+    "Whether the server gave an answer, if only a refusal: it is paid for and final."
+    return reply.text is not None or reply.completion_tokens > 0
+
+
+def no_text_problem(reply: Reply) -> Problem:
+    "Why there is no text in a reply."
+    if reply.error == BUDGET_SPENT:
+        return Problem("budget", BUDGET_SPENT)
+    reason = "no answer"
+    if was_answered(reply):
+        refused = reply.error.startswith("refusal")
+        reason = "refusal" if refused else "empty answer"
+    return Problem(reason, reply.error)
+
+
+def finish_problem(problem: Problem, reply: Reply) -> Problem:
+    "The problem of a reply that has no object of the right shape, with its finish_reason."
+    finish = f"finish_reason {reply.finish}"
+    if was_cut(reply.finish):
+        tokens = f"after {reply.completion_tokens:,} tokens"
+        return Problem("cut", f"cut by max_tokens ({finish}) {tokens}: {problem.detail}")
+    if reply.finish in ("", "stop") or finish in problem.detail:
+        return problem
+    return Problem(problem.reason, f"{problem.detail} ({finish})")
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #f0b94d36
 def read_reply(
@@ -478,12 +553,10 @@ def read_reply(
     lang = language or request.lang
     # half a surrogate pair cannot be written to a file
     text = (reply.text or "").encode("utf-8", "replace").decode()
-    if reply.text is None:
-        reason = "budget" if reply.error == BUDGET_SPENT else "no answer"
-        parsed = Problem(reason, reply.error or "")
-    else:
-        parsed = parse_reply(text, request)
+    parsed = no_text_problem(reply) if reply.text is None else parse_reply(text, request)
     if isinstance(parsed, Problem):
+        if parsed.reason in ("no JSON", "shape", "empty answer"):
+            parsed = finish_problem(parsed, reply)
         row = {"reply": text} if text else {}
         return Reject(*parsed, request.task, lang, reply.key, row)
     question = asked_text(parsed)
@@ -521,6 +594,7 @@ class Settings:
     top: int = 10  # culture points of a group that the model sees
     language: str | None = None  # of the items; each group's own when left out
     against: tuple[str | Path, ...] = ()  # benchmark files that no item may repeat
+    max_tokens: int = 1200  # of a model's reply, thoughts included
 
     def __post_init__(self) -> None:
         if unknown := set(self.tasks) - set(TASKS):
@@ -532,7 +606,7 @@ class Settings:
             raise RunError(
                 f"language is an ISO 639-1 code such as en, not {self.language!r}"
             )
-        for name in ("limit", "top"):
+        for name in ("limit", "top", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RunError(f"{name} is at least 1, not {value}")
@@ -546,6 +620,83 @@ def round_size(
     "Prompts that the missing items will take if the next round goes as the earlier ones."
     return ceil(missing * max(asked, 1) / max(accepted, asked / 10, 1))
 
+# %% ../../nbs/54_instruct.synthesize.ipynb #4ab5daed
+FEW = 36  # replies without an item after which a model is given up at the earliest
+PROMPTS_AN_ITEM = 10  # at most
+
+
+def most_prompts(limit: int | None, possible: int) -> int:
+    "The most prompts that a limit on items may ask, of those that a run has."
+    if limit is None:
+        return possible
+    return min(possible, max(FEW, PROMPTS_AN_ITEM * limit))
+
+# %% ../../nbs/54_instruct.synthesize.ipynb #c51a0b4b
+class Fruitless(RunError):
+    "Asking on would only cost money; the message says why, and what to do."
+
+
+WAYS_OUT = {
+    "cut": "give a larger max_tokens, or ask a model that thinks less",
+    "no answer": "see to the endpoint; the same call then asks only what has no answer",
+    "no JSON": "ask another model, or a server that enforces a JSON schema",
+    "shape": "ask another model, or a server that enforces a JSON schema",
+}
+NOT_FRUITLESS = ("budget", "duplicate", "surplus")
+
+
+@dataclass
+class Acceptance:
+    "How many replies were asked for, and how many became items."
+
+    asked: int = 0
+    accepted: int = 0
+    since: list[Reject] = field(default_factory=list)  # the last item
+    budget_spent: bool = False
+
+    def add(self, result: Item | Reject) -> None:
+        self.asked += 1
+        if isinstance(result, Item):
+            self.accepted += 1
+            self.since.clear()
+        elif result.reason not in NOT_FRUITLESS:
+            self.since.append(result)
+        else:
+            self.budget_spent |= result.reason == "budget"
+
+    def is_fruitless(self) -> bool:
+        "Whether too many replies in a row gave no item."
+        prompts_an_item = self.asked / self.accepted if self.accepted else 0
+        return len(self.since) >= max(FEW, PROMPTS_AN_ITEM * prompts_an_item)
+
+    def error(self) -> Fruitless:
+        "What to say when nothing more is asked although items are missing."
+        reasons = Counter(reject.reason for reject in self.since)
+        ((reason, count),) = reasons.most_common(1)
+        example = next(r.detail for r in reversed(self.since) if r.reason == reason)
+        way_out = WAYS_OUT.get(reason, "ask another model")
+        return Fruitless(
+            f"the last {len(self.since)} replies gave no item, {count} of them for the"
+            f" reason {reason!r} ({example}); nothing more is asked after"
+            f" {self.accepted:,} items from {self.asked:,} replies: {way_out}"
+        )
+
+# %% ../../nbs/54_instruct.synthesize.ipynb #f5f4e636
+def next_round(limit: int | None, acceptance: Acceptance) -> int | None:
+    "Prompts of the next round; None for all that are left."
+    asked = acceptance.asked
+    accepted = acceptance.accepted
+    if limit is None:
+        size = None
+    elif asked == FEW < limit:  # the trial is over: now as many as in a first round
+        size = limit - accepted
+    else:
+        size = round_size(limit - accepted, asked, accepted)
+    if accepted or asked >= FEW:
+        return size
+    trial = FEW - asked
+    return trial if size is None else min(size, trial)
+
 # %% ../../nbs/54_instruct.synthesize.ipynb #b683ba98
 def request_items(
     groups: dict[int, Constellation],
@@ -557,30 +708,37 @@ def request_items(
 ) -> Iterator[tuple[Item | Reject, Reply]]:
     """What became of each reply, with the reply.
 
-    Ends when there are enough items, when no request is left, or after a round in which
-    nothing was answered.
+    Ends when there are enough items, when no request is left, when the budget is spent,
+    or when `limit` has had all the prompts that it may ask. A RunError, after the last
+    reply, when so many of them give no item that asking on would only cost money.
     """
     limit = settings.limit
     language = settings.language
-    asked = accepted = 0
-    while asked < len(requests) and (limit is None or accepted < limit):
-        size = None if limit is None else round_size(limit - accepted, asked, accepted)
-        this_round = requests[asked:][:size]
+    requests = requests[: most_prompts(limit, len(requests))]
+    acceptance = Acceptance()
+    while acceptance.asked < len(requests) and acceptance.accepted != limit:
+        this_round = requests[acceptance.asked :][: next_round(limit, acceptance)]
         prompts = (
-            write_prompt(r, groups[r.group], language, sieve.seed) for r in this_round
+            write_prompt(r, groups[r.group], language, sieve.seed, settings.max_tokens)
+            for r in this_round
         )
         answers = 0
-        for r, reply in zip(this_round, ask_model(prompts), strict=True):
-            draft = read_reply(reply, r, groups[r.group], run, sieve.seed, language)
-            if isinstance(draft, Draft) and accepted == limit:
-                draft = reject_draft(draft, "surplus", f"{limit} items were asked for")
-            result = sieve.check(draft)
-            answers += reply.text is not None
-            accepted += isinstance(result, Item)
-            yield result, reply
-        asked += len(this_round)
+        with closing(ask_model(prompts)) as replies:
+            for r, reply in zip(this_round, replies, strict=True):
+                draft = read_reply(reply, r, groups[r.group], run, sieve.seed, language)
+                if isinstance(draft, Draft) and acceptance.accepted == limit:
+                    surplus = f"{limit} items were asked for"
+                    draft = reject_draft(draft, "surplus", surplus)
+                result = sieve.check(draft)
+                answers += was_answered(reply)
+                acceptance.add(result)
+                yield result, reply
+                if acceptance.is_fruitless():
+                    raise acceptance.error()
         if not answers:
-            return
+            break
+    if acceptance.since and not acceptance.accepted and not acceptance.budget_spent:
+        raise acceptance.error()
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #2047efec
 SHARD_LINES = 10_000
@@ -817,17 +975,30 @@ def plan_synthesis(
     settings: Settings = Settings(),
     prices: dict[str, dict[str, float]] | None = None,  # from load_prices
     batch: bool = False,  # by batch files
-) -> dict[str, Any]:  # as `estimate` gives it, and possible: prompts that the run has
+) -> dict[str, Any]:  # as from `estimate`, with possible and most
     """What synthesizing would take: requests, tokens, USD.
 
-    Nothing is asked and nothing is written.
+    As if each reply became an item; `most` has the same for all requests that the limit
+    may take, whatever comes back, and `possible` is how many prompts the run has. Nothing
+    is asked and nothing is written.
     """
     groups, requests = list_requests(read_run(run, "culture_points"), settings)
-    prompts = (
-        write_prompt(r, groups[r.group], settings.language, settings.seed)
-        for r in requests[: settings.limit]
-    )
-    return estimate(prompts, endpoint, prices, batch) | {"possible": len(requests)}
+    n_most = most_prompts(settings.limit, len(requests))
+
+    def prompts_for(requests: Iterable[Request]) -> Iterator[Prompt]:
+        options = settings.language, settings.seed, settings.max_tokens
+        return (write_prompt(r, groups[r.group], *options) for r in requests)
+
+    plan = estimate(prompts_for(requests[: settings.limit]), endpoint, prices, batch)
+    most = estimate(prompts_for(requests[:n_most]), endpoint, prices, batch)
+    one_a_task = {r.task: r for r in requests}.values()
+    # a probe is never asked in a batch
+    probes = estimate(possible_probes(prompts_for(one_a_task)), endpoint, prices)
+    for name in ("requests", "prompt_tokens", "completion_tokens"):
+        most[name] += probes[name]
+    if most["usd"]:
+        most["usd"]["high"] += probes["usd"]["high"]
+    return plan | {"possible": len(requests), "most": most}
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #f3e9ac3f
 @dataclass
@@ -845,6 +1016,7 @@ class Tally:
     usd: float = 0.0
     usd_unsure: float = 0.0
     journal: dict[str, Any] = field(default_factory=dict)  # the last state `ask` reported
+    fruitless: Fruitless | None = None  # why nothing more was asked
 
     @property
     def replies(self) -> int:
@@ -855,7 +1027,7 @@ class Tally:
             self.items += 1
         else:
             self.rejects += 1
-        self.answers += reply.text is not None
+        self.answers += was_answered(reply)
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
         self.usd += reply.usd
@@ -872,10 +1044,13 @@ def count_results(
     results: Iterable[tuple[Item | Reject, Reply]],  # from request_items
     tally: Tally,
 ) -> Iterator[Item | Reject]:
-    "The results without their replies, which the tally counts."
-    for result, reply in results:
-        tally.add(result, reply)
-        yield result
+    "The results without their replies, which the tally counts, up to a fruitless end."
+    try:
+        for result, reply in results:
+            tally.add(result, reply)
+            yield result
+    except Fruitless as error:
+        tally.fruitless = error
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #d9e15a70
 def progress_line(tally: Tally, state: dict[str, Any], expected: int) -> str:
@@ -916,15 +1091,21 @@ def progress_reporter(tally: Tally, quiet: bool) -> Callable[[dict[str, Any]], N
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #38b0f6e5
 def model_record(
-    endpoint: Endpoint, settings: Settings, budget: float | None, tally: Tally
+    endpoint: Endpoint,
+    settings: Settings,
+    budget: float | None,
+    possible: int,  # prompts that the run has
+    tally: Tally,
 ) -> dict[str, Any]:
     "What run.json says besides when there is a model."
     this_call = ("done", "errors", "requests")
+    stopped = {"stopped": str(tally.fruitless)} if tally.fruitless else {}
     return {
         "generator": endpoint.model,
-        "base_url": endpoint.base_url,
+        "base_url": endpoint.base_url and public_url(endpoint.base_url),
         "prompt_version": PROMPT_VERSION,
         "top": settings.top,
+        "max_tokens": settings.max_tokens,
         "language": settings.language,
         "budget": budget,
         "replies": tally.replies,
@@ -934,10 +1115,12 @@ def model_record(
         "usd": round(tally.usd, 6),
         "usd_unsure": round(tally.usd_unsure, 6),
         "complete": tally.answers == tally.replies,
+        "possible": possible,  # prompts
         # all that was ever asked from this folder, probes of the server as well
         "journal": {
             name: value for name, value in tally.journal.items() if name not in this_call
         },
+        **stopped,
     }
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #c02e1e1e
@@ -955,7 +1138,9 @@ def synthesize_items(
 
     Every reply is in the journal before it is looked at. The same call goes on where it
     stopped and pays for nothing twice. A RunError when the run has no culture points,
-    when out holds other files, or when the endpoint does not answer.
+    when out holds other files, when the endpoint does not answer, or when its answers are
+    of no use; in the last case the dataset is written all the same, with `stopped` in
+    its record.
     """
     points = read_points(run)
     fingerprint = run_fingerprint(run)
@@ -978,6 +1163,8 @@ def synthesize_items(
     results = request_items(groups, requests, ask_model, sieve, fingerprint, settings)
     counts = write_dataset(out, count_results(results, tally))
     record = dataset_record(run, fingerprint, settings, counts)
-    record |= model_record(endpoint, settings, budget, tally)
+    record |= model_record(endpoint, settings, budget, len(requests), tally)
     write_json(out / "run.json", record)
+    if tally.fruitless:
+        raise Fruitless(f"{tally.fruitless} ({out}/rejects-*.jsonl has the replies)")
     return record

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
 import json
 import math
 import os
 import queue
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -22,7 +24,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ..core.basics import RunError, hash64
 from ..core.engine import atomic_write
@@ -273,6 +275,18 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
         return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
+# %% ../../nbs/11_models.llm.ipynb #26a575e7
+_TAG = "(?:seed:)?(?:think|thinking|thought|reasoning)"
+# before the first brace, or it may stand in a string of the answer
+_THOUGHT_BEGINS = re.compile(rf"[^{{]*?(?:<{_TAG}>|\[THINK\]|◁think▷)", re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(rf"</{_TAG}>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+
+
+def after_thought(text: str) -> str:
+    "What a model says after its train of thought: nothing when that never ends."
+    rest = _THOUGHT_ENDS.split(text)[-1]
+    return "" if _THOUGHT_BEGINS.match(rest) else rest
+
 # %% ../../nbs/11_models.llm.ipynb #800ded28
 JSON_TYPES = {
     "object": dict,
@@ -328,6 +342,20 @@ def reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+_BRACES = re.compile(r'"(?:\\.|[^"\\\n])*"|[{}]')  # a string's braces do not count
+_LIKE_AN_OBJECT = re.compile(r"""\{\s*["'“”‘’]""")
+
+
+def object_end(text: str, start: int) -> int:
+    "Where the brace that opens at `start` is closed, or the end of the text."
+    depth = 0
+    for token in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(token.group(), 0)
+        if depth == 0:
+            return token.end()
+    return len(text)
+
+
 def find_json(
     text: str,
     schema: Mapping[str, Any] = {},  # which object to prefer
@@ -335,26 +363,30 @@ def find_json(
 ) -> dict[str, Any] | None:
     """The JSON object in a reply, be it bare, fenced, or between words.
 
-    What comes after a train of thought (</think>) goes first, then the first object that
-    matches the schema, then the first of all.
+    The first object that matches the schema, else the first of all. An object that is no
+    JSON (cut off, a comma too many) may be the one that was meant: then another object,
+    or a part of it, is taken only if it matches the schema.
     """
-    text = text.rpartition("</think>")[2] or text
+    text = after_thought(text)
     decoder = json.JSONDecoder(strict=False, parse_constant=reject_constant)
     first = None
+    broken_end = 0  # of an object that is no JSON
     start = text.find("{")
     while start >= 0 and tries > 0:
         tries -= 1
         try:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            start = text.find("{", start + 1)
-            continue
-        if matches_schema(value, schema):
-            return value
-        if first is None:
-            first = value
+            end = start + 1
+            if start >= broken_end and _LIKE_AN_OBJECT.match(text, start):
+                broken_end = object_end(text, start)
+        else:
+            if matches_schema(value, schema):
+                return value
+            if first is None:
+                first = value
         start = text.find("{", end)
-    return first
+    return None if broken_end else first
 
 # %% ../../nbs/11_models.llm.ipynb #2999d899
 def is_json_object(text: str) -> bool:
@@ -390,6 +422,14 @@ def prompt_digest(prompt: Prompt) -> str:
     return json_digest([prompt.messages, prompt.schema])
 
 # %% ../../nbs/11_models.llm.ipynb #a55d14cf
+CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
+
+
+def was_cut(finish: str) -> bool:
+    "Whether a finish_reason says that the answer was as long as max_tokens allows."
+    return finish.lower() in CUT
+
+# %% ../../nbs/11_models.llm.ipynb #bee4894d
 def lock_file(file: Any, path: Path) -> None:
     """Lock an open file until it is closed, or its process ends.
 
@@ -487,11 +527,14 @@ class Journal:
         asked: str,  # prompt_digest of its prompt
         final: bool,  # an answer; False for a failure, which is asked again
         raw: str | None = None,  # the text as the server sent it
+        max_tokens: int | None = None,  # that the prompt allowed
     ) -> int:  # the size that must be on disk for the reply to be safe
         "Write a reply as one line."
         record = asdict(reply) | {"asked": asked, "final": final}
         if raw is not None and raw != reply.text:
             record["raw"] = raw
+        if max_tokens is not None and was_cut(reply.finish):
+            record["max_tokens"] = max_tokens
         text = json.dumps(record, ensure_ascii=False)
         line = text.encode("utf-8", "backslashreplace") + b"\n"
         self._write(line)
@@ -527,8 +570,16 @@ class Journal:
         self.reader.seek(offset)
         return json.loads(self.reader.readline())
 
+    def has_answer(self, key: str, max_tokens: int) -> bool:
+        "Whether there is an answer that more tokens would not make longer."
+        record = self.find_record(key)
+        return record is not None and record.get("max_tokens", max_tokens) >= max_tokens
+
     def find(self, prompt: Prompt) -> Reply | None:
-        "The answer to a prompt. A RunError when its key was used for another question."
+        """The answer to a prompt; one that was cut only if the prompt allows no more.
+
+        A RunError when its key was used for another question.
+        """
         record = self.find_record(prompt.key)
         if record is None:
             return None
@@ -538,6 +589,8 @@ class Journal:
                 f" {prompt.key!r}: give the changed prompt a new key, or use a new"
                 " journal"
             )
+        if not self.has_answer(prompt.key, prompt.max_tokens):
+            return None
         return reply_of_record(record)
 
     def __enter__(self) -> Journal:
@@ -608,32 +661,165 @@ class RequestFailed(Exception):
         wait: float | None = None,  # seconds that the server asks for
         maybe_billed: bool = False,
         status: int = 0,  # of HTTP
-        param: str | None = None,  # the parameter that is refused
+        params: Sequence[str] = (),  # that the refusal names, the likeliest first
     ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.wait = wait
         self.maybe_billed = maybe_billed
         self.status = status
-        self.param = param
+        self.params = params
         self.corrected = False  # the next attempt leaves out or renames the parameter
 
 
 class Cancelled(Exception):
     "The call is being given up; nothing more is sent."
 
-# %% ../../nbs/11_models.llm.ipynb #2fe6435e
+# %% ../../nbs/11_models.llm.ipynb #5d92c13f
+def api_key() -> str:
+    """The key in OPENAI_API_KEY, without white space around it; "" when there is none.
+
+    A RunError, which does not show the key, when no request can carry it.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    way_out = "set it again, with the key alone"
+    for place, character in enumerate(key, 1):
+        if "!" <= character <= "~":
+            continue
+        kind = "white space" if character.isspace() else "not a character of a key"
+        raise RunError(
+            f"the key in OPENAI_API_KEY cannot be sent: character {place} of {len(key)}"
+            f" (U+{ord(character):04X}) is {kind}; {way_out}"
+        )
+    if len(key) > 1 and key[0] == key[-1] and key[0] in "\"'`":
+        raise RunError(f"the key in OPENAI_API_KEY is in quotes; {way_out}")
+    return key
+
+# %% ../../nbs/11_models.llm.ipynb #207b8f36
+_ESCAPE = re.compile(
+    r"\\(?:u00([0-7][0-9a-f])|x([0-7][0-9a-f])|([^\w\s]))", re.IGNORECASE
+)
+# where an ASCII character, so perhaps one of the key, is written by its number or name
+_ESCAPED = re.compile(r"\\u00|\\x|\\\\|\\[^\w\s]|%[0-9a-f]{2}|&[#\w]+;", re.IGNORECASE)
+
+
+def written_forms(key: str) -> list[str]:
+    "A key as it is, and as repr, JSON, a URL and HTML write it; the longest first."
+    forms = {key, repr(key)[1:-1], json.dumps(key)[1:-1], html.escape(key)}
+    forms |= {quote(key), quote(key, safe="")}
+    return sorted(forms, key=len, reverse=True)
+
+
+def unescape(text: str) -> str:
+    "A text with its HTML, URL and backslash escapes resolved once."
+
+    def character(escape: re.Match[str]) -> str:
+        code = escape[1] or escape[2]
+        return chr(int(code, 16)) if code else escape[3]
+
+    return _ESCAPE.sub(character, unquote(html.unescape(text)))
+
+
+def hides_key(text: str, key: str, depth: int = 5) -> bool:
+    "Whether a text holds the key in escapes, as when it was quoted in a quotation."
+    keys = {key}
+    for _ in range(depth):
+        if any(form in text for form in keys):
+            return True
+        if not _ESCAPED.search(text):
+            return False
+        text = unescape(text)
+        # an escape in the key itself is resolved as well
+        keys |= {form for form in map(unescape, keys) if len(form) >= 8}
+    return False
+
+
 def redact(text: str) -> str:
     "The text without the key, should a server echo it."
-    key = os.environ.get("OPENAI_API_KEY", "")
-    return text.replace(key, "[key]") if len(key) >= 8 else text
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if len(key) < 8:
+        return text
+    for form in written_forms(key):
+        text = text.replace(form, "[key]")
+    return "[a text with the key]" if hides_key(text, key) else text
 
 
 def error_line(text: Any, limit: int = 300) -> str:
     "The beginning of a message, at most `limit` characters, on one line and without key."
     return redact(" ".join(str(text).split()))[:limit]
 
+# %% ../../nbs/11_models.llm.ipynb #5f327c49
+PARAM_FALLBACKS = {  # what to send instead; None for nothing
+    "max_tokens": "max_completion_tokens",
+    "temperature": None,
+    "seed": None,
+}
+_PARAM = r"\b(response_format|max_tokens|temperature|seed)\b"
+_QUOTED_PARAM = re.compile(rf"[\"'`‘’“”]{_PARAM}[\"'`‘’“”]")
+_REFUSES = re.compile(
+    r"(?:not|n't|un|dis|in)[- ]?(?:\w+ )?(?:support|allow|permit|accept|recogni[sz]|known"
+    r"|valid|expected|compatible|available|exist|implement|configur|applicable)"
+    r"|forbidden|illegal|extra|deprecated|fixed|removed?\b|only|must|cannot|can't|no such"
+    r"|instead",
+    re.IGNORECASE,
+)
+_TOO_LARGE = re.compile(
+    r"too (?:large|high|big|long|many)|at most|context|exceed|(?:less|greater|more) than",
+    re.IGNORECASE,
+)
+
+
+def refused_places(body: Any) -> Iterator[str]:
+    "Where an error says that the request is wrong: all its values of `param` and `loc`."
+    if isinstance(body, list):
+        for value in body:
+            yield from refused_places(value)
+    if isinstance(body, dict):
+        for name, value in body.items():
+            if name in ("param", "loc"):
+                yield str(value)
+            else:
+                yield from refused_places(value)
+
+
+def refused_params(
+    body: Any,  # of the error, as JSON
+    message: str,
+) -> list[str]:  # of PARAM_FALLBACKS, or response_format
+    "The parameters that an error names as refused, the likeliest first."
+    names = re.findall(_PARAM, " ".join(refused_places(body)))
+    if not names and _REFUSES.search(message):
+        names = _QUOTED_PARAM.findall(message) + re.findall(_PARAM, message)
+    if _TOO_LARGE.search(message):
+        names = [name for name in names if name != "max_tokens"]
+    return names
+
+# %% ../../nbs/11_models.llm.ipynb #3ad51678
+def public_url(url: Any) -> str:
+    "A URL without what is nobody's business: a password, a query."
+    parts = urlsplit(str(url))
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query="", fragment="").geturl()
+
+
+def address_hint(url: Any) -> str:
+    "The address that was asked, and what may be wrong with it."
+    address = public_url(url)
+    base_url = address.removesuffix("/chat/completions")
+    hint = "is the base URL right?"
+    if not re.search(r"/v\d", base_url):
+        hint = f"most base URLs end in /v1: try {base_url}/v1"
+    return f"(asked {address}; {hint})"
+
 # %% ../../nbs/11_models.llm.ipynb #edc31c77
+def error_text(e: Any) -> str:
+    "What a server says about an error (e: openai.APIStatusError), whatever its form."
+    says = e.body
+    if isinstance(says, dict):
+        says = says.get("message") or says.get("detail") or says
+    return str(says or e.message)
+
+
 def status_failure(e: Any) -> RequestFailed:
     """What an HTTP status other than 2xx means (e: openai.APIStatusError).
 
@@ -641,7 +827,8 @@ def status_failure(e: Any) -> RequestFailed:
     """
     body = e.body if isinstance(e.body, dict) else {}
     status = e.status_code
-    message = f"HTTP {status}: {error_line(body.get('message') or e.message)}"
+    text = error_text(e)
+    message = f"HTTP {status}: {error_line(text)}"
     if status == 401:
         raise RunError(f"the endpoint refuses the key in OPENAI_API_KEY ({message})")
     if status == 402 or body.get("code") == "insufficient_quota":
@@ -649,12 +836,14 @@ def status_failure(e: Any) -> RequestFailed:
             f"the account has no money left ({message}); the same call goes on once it"
             " has"
         )
+    if status in (404, 405):
+        message += f" {redact(address_hint(e.request.url))}"
     return RequestFailed(
         message,
         retryable=status in (408, 409, 425, 429) or status >= 500,
         wait=retry_after(e.response.headers),
         status=status,
-        param=body.get("param"),
+        params=refused_params(e.body, text) if status in (400, 422) else (),
     )
 
 # %% ../../nbs/11_models.llm.ipynb #6cdbc270
@@ -685,12 +874,43 @@ def used_tokens(completion: dict[str, Any], prompt: Prompt) -> tuple[int, int]:
 
     def reported(name: str, most: int) -> int:
         count = usage.get(name)
-        return count if isinstance(count, int) and count >= 0 else most
+        is_count = isinstance(count, (int, float)) and 0 <= count < math.inf
+        return math.ceil(count) if is_count else most
 
     return (
         reported("prompt_tokens", max_prompt_tokens(prompt)),
         reported("completion_tokens", prompt.max_tokens),
     )
+
+# %% ../../nbs/11_models.llm.ipynb #38dc9b64
+def part_text(part: Any) -> str:
+    "The text of a part of an answer; a thought, a refusal or an image gives none."
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or part.get("thought"):
+        return ""
+    text = part.get("text")
+    if isinstance(text, dict):
+        text = text.get("value")
+    is_text = (part.get("type") or "text") in ("text", "output_text")
+    return text if is_text and isinstance(text, str) else ""
+
+
+def content_text(content: Any) -> str:
+    "The text in a message's content: a string, a part, or a list of parts."
+    parts = content if isinstance(content, list) else [content]
+    return "".join(map(part_text, parts))
+
+
+def refusal_in(message: dict[str, Any]) -> Any:
+    "What a model says when it refuses; None when it does not."
+    if message.get("refusal"):
+        return message["refusal"]
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and part.get("type") == "refusal":
+            return part.get("refusal") or "no reason given"
+    return None
 
 # %% ../../nbs/11_models.llm.ipynb #9d6a71ce
 def parse_completion(
@@ -701,11 +921,10 @@ def parse_completion(
 ) -> Outcome:
     "The reply in the server's JSON; a refusal or an empty answer is an error."
     choice = completion["choices"][0]
-    content = choice["message"].get("content")
-    refusal = choice["message"].get("refusal")
-    finish = str(choice.get("finish_reason") or "")
-    has_text = isinstance(content, str) and bool(content.strip())
-    raw = redact(content) if has_text else None
+    content = content_text(choice["message"].get("content"))
+    refusal = refusal_in(choice["message"])
+    finish = redact(str(choice.get("finish_reason") or ""))
+    raw = redact(content) if content.strip() else None
     text = None
     error = None
     if refusal:
@@ -713,13 +932,13 @@ def parse_completion(
     elif raw is None:
         error = f"empty answer (finish_reason {finish or 'none'})"
     else:
-        text = extract_reply(raw, prompt.schema)
+        text = redact(extract_reply(raw, prompt.schema))
     prompt_tokens, completion_tokens = used_tokens(completion, prompt)
     reply = Reply(
         prompt.key,
         text,
         error,
-        str(completion.get("model") or ""),
+        redact(str(completion.get("model") or "")),
         prompt_tokens,
         completion_tokens,
         token_cost(price, prompt_tokens, completion_tokens),
@@ -756,6 +975,30 @@ def save_modes(path: Path, endpoint: Endpoint, modes: dict[str, dict[str, Any]])
     with atomic_write(path) as file:
         file.write_text(json.dumps(known, indent=1), encoding="utf-8")
 
+# %% ../../nbs/11_models.llm.ipynb #6f8c25a5
+def check_base_url(base_url: str) -> None:
+    "A RunError for a base URL that no request can be sent to, or that is no base."
+    # a password stands before an @, also where the rest is no URL
+    shown = re.sub(r"^.*@", "", re.split("[?#]", base_url)[0])
+    try:
+        parts = urlsplit(base_url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_url = is_url and parts.port != 0 and not re.search(r"\s", base_url)
+    except ValueError:  # a port that is no number, half an IPv6 address
+        is_url = False
+    if not is_url:
+        raise RunError(
+            f"the base URL {shown!r} is no address such as http://localhost:8000/v1"
+        )
+    if parts.query or parts.fragment:
+        raise RunError(f"the base URL {shown} has a query: give it without ? and #")
+    base = re.sub(r"(?:/chat)?/completions/*$", "", parts.path)
+    if base != parts.path:
+        raise RunError(
+            f"the base URL {shown} is that of the requests: give it without"
+            f" {parts.path.removeprefix(base)}"
+        )
+
 # %% ../../nbs/11_models.llm.ipynb #3fd65974
 def make_client(endpoint: Endpoint, kind: str) -> Any:
     "A client of the openai package (AsyncOpenAI or OpenAI) without retries of its own."
@@ -765,8 +1008,11 @@ def make_client(endpoint: Endpoint, kind: str) -> Any:
         raise ImportError(
             "asking a model needs the openai package: pip install openai"
         ) from e
-    key = os.environ.get("OPENAI_API_KEY")
-    if not key and not (endpoint.base_url or os.environ.get("OPENAI_BASE_URL")):
+    key = api_key()
+    base_url = endpoint.base_url or os.environ.get("OPENAI_BASE_URL")
+    if base_url:
+        check_base_url(base_url)
+    elif not key:
         raise RunError(
             "no key: set OPENAI_API_KEY in the environment, or give the base URL of a"
             " server that needs none"
@@ -837,47 +1083,63 @@ async def send_request(session: Session, body: dict[str, Any]) -> dict[str, Any]
     import openai
 
     session.requests += 1
-    timeout = session.endpoint.timeout
+    error = None
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(session.endpoint.timeout):
             completion = await session.client.post(
                 "/chat/completions", cast_to=object, body=body
             )
-    except openai.APIStatusError as e:
-        raise status_failure(e) from e
-    except (TimeoutError, openai.APITimeoutError) as e:
-        message = f"no whole answer within {timeout:g} s"
-        raise RequestFailed(message, maybe_billed=True) from e
-    except openai.APIConnectionError as e:
-        raise connection_failure(e) from e
-    except (ValueError, openai.APIError) as e:
-        message = f"HTTP 200, but no JSON: {error_line(e)}"
-        raise RequestFailed(message, maybe_billed=True) from e
+    except (TimeoutError, ValueError, openai.APIError) as e:
+        error = e
+    if error is not None:
+        # Not raised where it was caught: the chain of errors would show the key.
+        raise request_failure(error, session.endpoint.timeout)
     if not has_answer(completion):
         message = f"HTTP 200, but no answer: {error_line(completion)}"
-        raise RequestFailed(message, maybe_billed=True)
+        url = f"{str(session.client.base_url).rstrip('/')}/chat/completions"
+        raise RequestFailed(f"{message} {redact(address_hint(url))}", maybe_billed=True)
     session.unanswered = 0
     return completion
 
 
+def request_failure(
+    error: Exception,  # of the openai package, or below it
+    timeout: float,  # seconds for a whole answer
+) -> RequestFailed:
+    "What an error means. A RunError when no request can be sent, or none can succeed."
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return status_failure(error)
+    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+        message = f"no whole answer within {timeout:g} s"
+        return RequestFailed(message, maybe_billed=True)
+    if isinstance(error, openai.APIConnectionError):
+        return connection_failure(error)
+    unreadable = (json.JSONDecodeError, UnicodeDecodeError, openai.APIError)
+    if isinstance(error, unreadable):
+        message = f"HTTP 200, but no JSON: {error_line(error)}"
+        return RequestFailed(message, maybe_billed=True)
+    raise RunError(f"the request cannot be sent: {error_line(error)}")
+
+
 def connection_failure(e: Exception) -> RequestFailed:
-    "A connection that broke off may have been billed, one that was never made was not."
+    """A connection that broke off may have been billed, one that was never made was not.
+
+    A RunError when the request is one that cannot be sent.
+    """
     cause = e.__cause__ or e
     kind = type(cause).__name__
-    message = f"the connection failed: {error_line(f'{kind} {cause}')}"
+    reason = error_line(f"{kind} {cause}")
+    if kind in ("LocalProtocolError", "UnsupportedProtocol"):
+        raise RunError(f"the request cannot be sent: {reason}")
+    message = f"the connection failed: {reason}"
     return RequestFailed(message, maybe_billed="Connect" not in kind)
 
 # %% ../../nbs/11_models.llm.ipynb #0fb550fd
 BUDGET_SPENT = "budget: one more request could pass it"
 
 # %% ../../nbs/11_models.llm.ipynb #3d881f2b
-PARAM_FALLBACKS = {
-    "max_tokens": "max_completion_tokens",
-    "temperature": None,
-    "seed": None,
-}
-
-
 async def wait_for_turn(session: Session, tokens: int) -> None:
     "Wait until the limits, and pauses that the server asks for, let a request leave."
     await session.sleep_until(session.limiter.schedule(tokens, time.monotonic()))
@@ -889,8 +1151,8 @@ def correct_parameter(
     session: Session, failure: RequestFailed, body: dict[str, Any]
 ) -> None:
     "Rename a parameter that the server refuses, or leave it out, from now on."
-    name = failure.param
-    if failure.status == 400 and name in PARAM_FALLBACKS and name in body:
+    name = next((name for name in failure.params if name in body), None)
+    if name in PARAM_FALLBACKS:
         session.modes["params"][name] = PARAM_FALLBACKS[name]
         save_modes(session.modes_path, session.endpoint, session.modes)
         failure.corrected = True
@@ -943,22 +1205,25 @@ async def complete_with_retries(
     max_attempts = session.endpoint.max_attempts
     reserved = max_cost(session.price, prompt)
     unanswered = Reply(prompt.key, None, BUDGET_SPENT, session.endpoint.model, mode=mode)
-    for attempt in range(1, max_attempts + 1):
+    corrections = 0  # attempts that only taught which parameters to send
+    while True:
         if not await session.budget.reserve(reserved):
             return Outcome(unanswered)
+        unanswered.attempts += 1
         try:
             outcome = await attempt_request(session, prompt, mode, reserved)
         except RequestFailed as e:
             failure = e
         else:
-            outcome.reply.attempts = attempt
+            outcome.reply.attempts = unanswered.attempts
             outcome.reply.usd_unsure = unanswered.usd_unsure
             return outcome
-        unanswered.attempts = attempt
         if failure.maybe_billed:
             unanswered.usd_unsure += reserved
         if failure.corrected:
+            corrections += 1
             continue
+        attempt = unanswered.attempts - corrections
         if (failure.wait or 0) > PATIENCE:
             raise RunError(
                 f"the endpoint asks to wait for {failure.wait:.0f} s ({failure}); the"
@@ -972,6 +1237,8 @@ async def complete_with_retries(
     return Outcome(unanswered, failure=failure)
 
 # %% ../../nbs/11_models.llm.ipynb #0617769d
+MODES = ("json_schema", "json_object", "text")  # the strongest first
+PROBE_TRIES = 3  # in each mode
 PROBE_PROMPT = (
     "Reply with one JSON object of the shape asked for, filled with any short example"
     " values. Nothing else."
@@ -979,13 +1246,30 @@ PROBE_PROMPT = (
 
 
 def probe_prompt(prompt: Prompt, mode: str, attempt: int) -> Prompt:
-    "A prompt that asks for any object of this prompt's schema."
+    """A prompt that asks for any object of this prompt's schema.
+
+    It sends the same parameters, so that those that the server refuses are found; each
+    attempt has another seed.
+    """
+    seed = prompt.seed
     return replace(
         prompt,
         key=f"probe {json_digest(prompt.schema)} {mode} {attempt}",
         messages=({"role": "user", "content": PROBE_PROMPT},),
-        seed=None,
+        seed=None if seed is None else (seed + attempt) % 2**31,
     )
+
+
+def possible_probes(prompts: Iterable[Prompt]) -> list[Prompt]:
+    "All probes that asking these prompts can take: for each schema, mode and try."
+    with_schema = {json_digest(p.schema): p for p in prompts if p.schema is not None}
+    tries = range(1, PROBE_TRIES + 1)
+    return [
+        probe_prompt(prompt, mode, attempt)
+        for prompt in with_schema.values()
+        for mode in MODES
+        for attempt in tries
+    ]
 
 
 def follows_schema(reply: Reply, schema: Mapping[str, Any]) -> bool:
@@ -993,14 +1277,14 @@ def follows_schema(reply: Reply, schema: Mapping[str, Any]) -> bool:
     return bool(reply.text) and matches_schema(find_json(reply.text, schema), schema)
 
 # %% ../../nbs/11_models.llm.ipynb #39812030
-async def probe_schema(session: Session, prompt: Prompt, tries: int = 3) -> str | None:
+async def probe_schema(session: Session, prompt: Prompt) -> str | None:
     """The strongest mode in which this server follows the prompt's schema.
 
     None when the budget does not allow to find out; a RunError when the server gives no
     answer.
     """
-    for mode in ("json_schema", "json_object", "text"):
-        for attempt in range(1, tries + 1):
+    for mode in MODES:
+        for attempt in range(1, PROBE_TRIES + 1):
             probe = probe_prompt(prompt, mode, attempt)
             reply, raw, failure = await complete_with_retries(
                 session, probe, mode, probing=mode != "text"
@@ -1070,7 +1354,9 @@ async def answer_prompt(session: Session, prompt: Prompt) -> Reply:
         return reply  # nothing was sent, nothing is written
     # No await between an answer and its line: this is what a kill can lose.
     digest = prompt_digest(prompt)
-    size = session.journal.add(reply, digest, outcome.final, outcome.raw)
+    size = session.journal.add(
+        reply, digest, outcome.final, outcome.raw, prompt.max_tokens
+    )
     await session.journal.wait_flushed(size)
     count_unanswered(session, outcome.failure)
     return reply
@@ -1537,7 +1823,9 @@ def add_result(
     completion = result["response"]["body"]
     outcome = parse_completion(completion, prompt, context.mode, session.batch_price)
     outcome.reply.attempts = 1
-    session.journal.add(outcome.reply, context.asked, True, outcome.raw)
+    session.journal.add(
+        outcome.reply, context.asked, True, outcome.raw, context.max_tokens
+    )
 
 
 def collect_batch(session: BatchSession, batch: Any, file: Path) -> dict[str, str]:
@@ -1555,10 +1843,14 @@ def collect_batch(session: BatchSession, batch: Any, file: Path) -> dict[str, st
         error = result_error(result)
         if error is not None:
             errors[context.key] = error
-        elif context.key not in session.journal:  # a kill may come before it is noted
+        elif not session.journal.has_answer(context.key, context.max_tokens):
+            # it may have: a kill can come before the collection is noted
             add_result(session, context, result)
     session.journal.flush()
-    return {key: why for key, why in errors.items() if key not in session.journal}
+    for context in contexts.values():
+        if session.journal.has_answer(context.key, context.max_tokens):
+            del errors[context.key]
+    return errors
 
 # %% ../../nbs/11_models.llm.ipynb #8e893ab2
 def advance_batch(session: BatchSession, file: Path) -> dict[str, str]:
@@ -1652,13 +1944,16 @@ def ask_batch(
             if progress:
                 progress(progress_state(journal, counts, session.requests))
 
+        reason = None
         try:
             run_batches(session, prompts, report, poll, max_requests, max_bytes)
-        except openai.OpenAIError as e:
+        except (openai.OpenAIError, UnicodeEncodeError) as e:
+            reason = error_line(e)
+        if reason is not None:  # not chained to what was caught, which may show the key
             raise RunError(
-                f"the batch service failed: {error_line(e)}; the same call goes on, and"
-                " submits nothing twice"
-            ) from e
+                f"the batch service failed: {reason}; the same call goes on, and submits"
+                " nothing twice"
+            )
         for key in session.keys:
             reply = batch_reply(session, key)
             counts.update(done=1, errors=reply.error is not None)
