@@ -15,14 +15,7 @@ from typing import Any
 
 import mwparserfromhell as mwp
 
-from cmining.core.scripts import (
-    BLANK_LINE,
-    CJK,
-    SPACED_STOPS,
-    UNSPACED,
-    UNSPACED_STOPS,
-    clean_text,
-)
+from ..core.scripts import BLANK_LINE, clean_text, count_cjk, is_prose
 from cmining.ingest.articles import (
     FILE_PREFIXES,
     HIDDEN_PREFIXES,
@@ -240,26 +233,99 @@ def render(wikitext: str) -> str:
     return _render(mwp.parse(wikitext, skip_style_tags=True))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #fb1b3cdf
-_VARIANT = re.compile(r"-\{((?:[^{}]|\{\{[^{}]*\}\})*)\}-")
-_VARIANT_FORM = re.compile(r"\s*(zh[\w-]*)\s*:")
+_VARIANT_SUFFIXES = word_list(
+    "hans hant cn hk mo my sg tw",  # zh, gan, wuu
+    "ec el cyrl latn arab kz tr tfng cans",  # sr, kk, ku, uz, tg, crh, shi, iu
+)
+_VARIANT_CODE = rf"(?:zh|[a-z]{{2,3}}-(?:{'|'.join(_VARIANT_SUFFIXES)}))"
+_VARIANT_RULE = re.compile(
+    rf"\s*(?:(?P<source>[^;]*?)=>\s*)?(?P<code>{_VARIANT_CODE})\s*:(?P<text>.*)",
+    re.I | re.S,
+)
+_NEXT_RULE = re.compile(rf";\s*(?=(?:[^;]*?=>\s*)?{_VARIANT_CODE}\s*:|$)", re.I)
+# MediaWiki's order for a reader of zh-hans
+_VARIANTS_READ = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")
 
 
-def _choose_variant(markup: re.Match[str]) -> str:
-    flags, _, body = markup[1].rpartition("|")
-    if set(flags.upper()) & set("THD-"):
-        return ""
+def _choose_form(rules: str) -> str:
+    "What rules show: the text of one variant; if they are no rules, they themselves."
     forms = {}
-    for piece in body.split(";"):
-        if form := _VARIANT_FORM.match(piece):
-            forms[form[1]] = piece[form.end() :]
-    for code in ("zh-hans", "zh-cn", *forms):
+    for piece in _NEXT_RULE.split(rules):
+        if not piece.strip():
+            continue
+        rule = _VARIANT_RULE.fullmatch(piece)
+        if not rule:
+            return rules
+        code = rule["code"].lower()
+        # a rule for one direction counts where there is none for both
+        if code not in forms or rule["source"] is None:
+            forms[code] = rule["text"].strip()
+    for code in (*_VARIANTS_READ, *forms):
         if code in forms:
             return forms[code]
-    return body
+    return rules
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #b72ce6c5
+_BAR_OR_NESTING = re.compile(r"\[\[|\]\]|\{\{|\}\}|\|")
+
+
+def _split_flags(markup: str) -> tuple[str, str]:
+    "What stands before the first bar of the markup itself, and the rest."
+    depth = 0
+    for mark in _BAR_OR_NESTING.finditer(markup):
+        if mark[0] == "|" and depth <= 0:
+            return markup[: mark.start()], markup[mark.end() :]
+        if mark[0] != "|":
+            depth += 1 if mark[0] in ("[[", "{{") else -1
+    return "", markup
+
+
+def _choose_variant(
+    markup: str,  # what stands between -{ and }-
+) -> str:
+    before, body = _split_flags(markup)
+    flags = {flag.strip() for flag in before.split(";")}
+    if "R" in flags:
+        return body
+    if flags & {"N", "-", "H"} or "A" not in flags and flags & {"T", "D"}:
+        return ""
+    return _choose_form(body)
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #510d5905
+_VARIANT_MARK = re.compile(r"-\{(?!\{(?!\{))|\}-|\{\{|\}\}|\[\[|\]\]")
+_OPENS = {"}}": "{{", "]]": "[["}
+_MAX_VARIANTS = 10  # levels
 
 
 def _choose_variants(wikitext: str) -> str:
-    return _VARIANT.sub(_choose_variant, wikitext) if "-{" in wikitext else wikitext
+    "The source of a page with one variant in place of several."
+    if "-{" not in wikitext:
+        return wikitext
+    pieces: list[str] = []
+    opened: list[tuple[str, int]] = []  # marks that are open, with their piece
+    n_variants = 0
+    at = 0
+    while found := _VARIANT_MARK.search(wikitext, at):
+        mark = found[0]
+        pieces.append(wikitext[at : found.start()])
+        at = found.end()
+        if mark == "}-" and n_variants:
+            while opened[-1][0] != "-{":  # what was not closed within is text
+                opened.pop()
+            _, start = opened.pop()
+            n_variants -= 1
+            pieces[start:] = [_choose_variant("".join(pieces[start + 1 :]))]
+            continue
+        if mark == "-{" and n_variants < _MAX_VARIANTS or mark in ("{{", "[["):
+            opened.append((mark, len(pieces)))
+            n_variants += mark == "-{"
+        elif opened and opened[-1][0] == _OPENS.get(mark):
+            opened.pop()
+        else:  # of }}- the last two characters may be what is to come
+            mark = mark[0]
+            at = found.start() + 1
+        pieces.append(mark)
+    return "".join(pieces) + wikitext[at:]
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #0cc11edd
 _QUOTES = re.compile(r"'{2,}")
@@ -325,37 +391,13 @@ def _tidy(text: str) -> str:
     return _COMMAS.sub(r"\1", text).strip()
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #7ea8088b
-_RESIDUE = re.compile(
+RESIDUE = re.compile(
     r"\s*(?:[|!}]|\{\||\{\{"
     r"|(?:\[\[)?(?:" + "|".join(FILE_PREFIXES) + r")\s*:"
     r"|(?:thumb|mini|miniatur|vignette|miniaturadeimagen|thumbnail"
     r"|left|right|center|\d+px)\s*\|)",
     re.I,
 )
-_SENTENCE = re.compile(
-    rf"[{SPACED_STOPS}{UNSPACED_STOPS}:：;；](?:[\"'”’»)）」』\]]|$|\s|[{UNSPACED}])"
-)
-_WORD = re.compile(r"[^\W\d_]{2,}")
-_CJK_LETTER = re.compile(f"[{CJK}]")
-
-# %% ../../nbs/21_ingest.wikitext.ipynb #7c0517ff
-def is_prose(paragraph: str) -> bool:
-    """Is this a paragraph of prose?
-
-    Four words or eight CJK characters, with a sentence's end or some length, and not
-    just the opening of a list.
-    """
-    if len(paragraph) < 120 and paragraph.endswith((":", "：")):
-        return False
-    # the beginning decides most of them
-    first_words = paragraph[:120].split()
-    if sum(len(word) > 1 and word[:2].isalpha() for word in first_words) >= 12:
-        return True
-    n_cjk = len(_CJK_LETTER.findall(paragraph))
-    n_words = len(_WORD.findall(paragraph))
-    if n_cjk < 8 and n_words < 4:
-        return False
-    return n_cjk >= 40 or n_words >= 12 or bool(_SENTENCE.search(paragraph))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #988d9e64
 _ITALIC = re.compile(r"\s*''(?!')(?:[^']|'(?!'))*''[.\s]*$")
@@ -363,7 +405,7 @@ _ITALIC = re.compile(r"\s*''(?!')(?:[^']|'(?!'))*''[.\s]*$")
 
 def _text_weight(texts: list[str]) -> int:
     "Characters, where a CJK one counts for three others."
-    return sum(len(text) + 2 * len(_CJK_LETTER.findall(text)) for text in texts)
+    return sum(len(text) + 2 * count_cjk(text) for text in texts)
 
 
 def _is_list(paragraphs: list[str], items: list[str]) -> bool:
@@ -383,7 +425,7 @@ def _prose_lines(
     "The lines of a block that are no list items, headings or residue."
     prose = []
     for line in block.split("\n"):
-        if _RESIDUE.match(line):
+        if RESIDUE.match(line):
             continue
         if line.lstrip().startswith(_ITEM):
             items.append(line.strip(_ITEM + " "))
