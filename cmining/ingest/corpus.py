@@ -495,11 +495,14 @@ def to_entry(
     if row_lang(row, counts) not in ("", lang):
         counts["lang column disagrees with the file's language"] += 1
     own_id = clean_text(cell_text(row.get("id"), "id", counts, is_name=True))
+    paragraphs = _paragraphs(row, counts)
+    # entries without a title are not all the same one
+    named_by = (title,) if title else ("", *paragraphs)
     entry = {
-        "id": own_id or entry_id(lang, title),
+        "id": own_id or f"{hash64(lang, *named_by):016x}",
         "lang": lang,
         "title": title,
-        "paragraphs": _paragraphs(row, counts),
+        "paragraphs": paragraphs,
     }
     for name, cell in row.items():
         if name not in _ENTRY_COLUMNS:

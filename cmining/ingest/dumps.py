@@ -162,6 +162,7 @@ class Tally:
     left_out: Counter[str] = field(default_factory=Counter)  # pages, by reason
     notes: Counter[str] = field(default_factory=Counter)  # what cost no page, or no file
     breaks: list[Break] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)  # templates in leads, by name
 
     def add_break(self, what: str) -> None:
         "The file breaks behind what was read so far."
@@ -581,12 +582,15 @@ def _reject_reason(page: dict[str, Any], namespaces: frozenset[str]) -> str | No
 
 
 def _make_entry(
-    page: dict[str, Any], lang: str, max_paragraphs: int
+    page: dict[str, Any],
+    lang: str,
+    max_paragraphs: int,
+    unknown: Counter,  # unknown templates of the lead are added, by name
 ) -> tuple[dict[str, Any] | None, str | None]:
     "An entry and None, or None and the reason."
     if "paragraphs" in page:
         return page | {"paragraphs": page["paragraphs"][:max_paragraphs]}, None
-    paragraphs, reason = wiki_paragraphs(page["text"], max_paragraphs)
+    paragraphs, reason = wiki_paragraphs(page["text"], max_paragraphs, unknown)
     if reason:
         return None, reason
     title = page["title"]
@@ -618,6 +622,7 @@ class ParsedPart(NamedTuple):
     keys: np.ndarray  # hashes of the titles, and of the seed if there is one; uint64 [n]
     ties: np.ndarray  # tell entries of one title apart; uint64 [n]
     failed: list[tuple[int, str]]  # key and reason
+    unknown: list[tuple[int, str]]  # key, and name of a template
     tally: Tally
 
 # %% ../../nbs/24_ingest.dumps.ipynb #58a4b756
@@ -659,6 +664,7 @@ def parse_part(part: Part, options: ParseOptions) -> ParsedPart:
     entries: list[dict[str, Any]] = []
     keys: list[int] = []
     failed: list[tuple[int, str]] = []
+    unknown: list[tuple[int, str]] = []
     for page in _pages(part, options, tally):
         if reason := _reject_reason(page, options.namespaces):
             tally.left_out[reason] += 1
@@ -667,7 +673,9 @@ def parse_part(part: Part, options: ParseOptions) -> ParsedPart:
         key = _key(page["title"], options)
         if key > options.limit:
             continue
-        entry, reason = _make_entry(page, options.lang, options.max_paragraphs)
+        templates: Counter[str] = Counter()
+        entry, reason = _make_entry(page, options.lang, options.max_paragraphs, templates)
+        unknown += [(key, name) for name in templates]
         if entry is None:
             failed.append((key, reason))
         else:
@@ -681,6 +689,7 @@ def parse_part(part: Part, options: ParseOptions) -> ParsedPart:
         keys=np.array(keys, np.uint64),
         ties=np.array(ties, np.uint64),
         failed=failed,
+        unknown=unknown,
         tally=tally,
     )
 
@@ -833,6 +842,7 @@ def _keep_new(parsed_parts: Iterable[ParsedPart], tally: Tally) -> Iterator[pa.T
     for parsed in parsed_parts:
         is_new = _first_seen(seen, parsed.keys)
         tally.left_out.update(reason for _, reason in parsed.failed)
+        tally.unknown.update(name for _, name in parsed.unknown)
         tally.left_out["duplicate title"] += int((~is_new).sum())
         yield parsed.entries.filter(pa.array(is_new))
 
@@ -893,6 +903,7 @@ def _draw_sample(
     folder: Path,  # for temporary files
 ) -> Iterator[pa.Table]:  # the entries with the n smallest keys, in that order
     failed: list[tuple[int, str]] = []
+    unknown: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".drawn-") as d:
         spool = Path(d, "entries")
         with pa.ipc.new_stream(spool, ENTRY_TABLE, options=_LZ4) as stream:
@@ -900,10 +911,12 @@ def _draw_sample(
                 low = draw.offer(parsed.keys, parsed.ties)
                 stream.write_table(parsed.entries.take(pa.array(low)))
                 failed += parsed.failed
+                unknown += [pair for pair in parsed.unknown if pair[0] <= draw.limit]
         draw.settle()
         below = Counter(reason for key, reason in failed if key <= draw.limit)
         below["duplicate title"] = draw.duplicates()
         tally.left_out.update(below)
+        tally.unknown.update(name for key, name in unknown if key <= draw.limit)
         n_above = tally.articles - len(draw.rows) - below.total()
         tally.left_out["not sampled"] += n_above
         yield from _read_by_rank(spool, draw.rows[:, 2], max(20_000, draw.n // 100))
@@ -977,6 +990,11 @@ def _stream_entries(plan: IngestPlan, out: Path, tally: Tally) -> Iterator[pa.Ta
 _NO_ENTRY = ("broken line", "row is no object", "row without title or text column")
 
 
+def _most_frequent(counts: Counter[str], n: int = 20) -> dict[str, int]:
+    "The n largest counts, the largest first."
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n])
+
+
 def _manifest_record(plan: IngestPlan, tally: Tally) -> dict[str, Any]:
     notes = Counter(tally.notes)
     left_out = Counter(tally.left_out)
@@ -991,6 +1009,7 @@ def _manifest_record(plan: IngestPlan, tally: Tally) -> dict[str, Any]:
         "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
         "notes": dict(sorted(notes.items())),
         "breaks": [place._asdict() for place in tally.breaks],
+        "unknown_templates": _most_frequent(tally.unknown),
         "files": [{"name": f.name, "bytes": f.stat().st_size} for f in plan.files],
         "unread": plan.unread,
         "sample": plan.sample,
@@ -1027,8 +1046,8 @@ def ingest_source(
     """Make the corpus of one language.
 
     A dump is .xml, .xml.gz or .xml.bz2, or one of the search index (CirrusSearch, JSON).
-    The record has read, articles, kept, left_out, notes, breaks, files, unread, sample,
-    seed and max_paragraphs.
+    The record has read, articles, kept, left_out, notes, breaks, unknown_templates, files,
+    unread, sample, seed and max_paragraphs.
 
     Raises `CorpusError` where source, language or output cannot be used.
     """
