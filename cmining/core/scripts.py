@@ -249,12 +249,14 @@ def count_cjk(text: str) -> int:
 
 
 def is_long(paragraph: str) -> bool:
-    "Twelve words, or 40 characters of a script without spaces (60 where vowels count)?"
+    "Twelve words, 40 CJK characters, 60 of Southeast Asia, or 24 of Thai or Lao?"
     # the beginning decides most of them
     first_words = paragraph[:120].split()
     if sum(len(word) > 1 and word[:2].isalpha() for word in first_words) >= 12:
         return True
     if count_cjk(paragraph) >= 40 or len(_ASIAN_LETTER.findall(paragraph)) >= 60:
+        return True
+    if len(_THAI_OR_LAO.findall(paragraph)) >= 24:
         return True
     return len(_LONG_WORD.findall(paragraph)) >= 12
 

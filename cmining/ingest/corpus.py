@@ -34,6 +34,7 @@ from cmining.core.scripts import (
     UNSPACED,
     check_lang,
     clean_text,
+    count_cjk,
     ends_sentence,
     is_lang_code,
     is_long,
@@ -392,18 +393,28 @@ def cell_text(
 # %% ../../nbs/23_ingest.corpus.ipynb #f5d78635
 _ITEM_LINE = re.compile(r"(?: |[*•‣◦▪·●]\s*)(?=\S)")
 _GOES_ON = re.compile(r"[,;、，；\-‐–—]\s*$")
+_COMMAS = (",", "、", "，", "،")  # at the end of a stanza, never of a heading
 _FIRST_WORD = re.compile(rf"\s*(?:[{UNSPACED}]|\S+)")
-_LEAST_WIDTH = 40  # nobody wraps text more narrowly
+_LEAST_COLUMNS = 30  # nobody wraps text more narrowly; a CJK character takes two
 
 
-def _is_wrapped(line: str, following: str, width: int) -> bool:
-    "Does the sentence go on in the following line?"
-    if _GOES_ON.search(line) or following[:1].islower():
-        return True
-    if width < _LEAST_WIDTH:
-        return False
-    word = _FIRST_WORD.match(following)
-    return bool(word) and len(line) + 1 + len(word[0]) > width
+def _breaks_to_fit(lines: list[str]) -> list[bool]:
+    """Whether each line but the last ends where the next word would not have fitted.
+
+    All False where too few do: then it is chance, and the text was not wrapped.
+    """
+    longest = max(lines, key=len)
+    none = [False] * (len(lines) - 1)
+    if len(longest) + count_cjk(longest) < _LEAST_COLUMNS:
+        return none
+    words = [_FIRST_WORD.match(line) for line in lines[1:]]
+    fits = [
+        len(line) + 1 + len(word[0]) <= len(longest) for line, word in zip(lines, words)
+    ]
+    meant = [fit and not ends_sentence(line) for line, fit in zip(lines, fits)]
+    if any(meant[1:]) or meant[0] and len(lines) < 4:  # the first may be a heading
+        return none
+    return [not fit for fit in fits]
 
 
 def _unwrap(block: str) -> list[str]:
@@ -411,11 +422,12 @@ def _unwrap(block: str) -> list[str]:
     if "\n" not in block:
         return [block]
     lines = [line.rstrip() for line in block.split("\n") if line.strip()]
-    width = max(map(len, lines), default=0)
+    if len(lines) < 2:
+        return lines
     unwrapped = lines[:1]
-    for line, following in zip(lines, lines[1:]):
-        is_new = _ITEM_LINE.match(following) or ends_sentence(line)
-        if not is_new and _is_wrapped(line, following, width):
+    for line, following, to_fit in zip(lines, lines[1:], _breaks_to_fit(lines)):
+        goes_on = _GOES_ON.search(line) or following[:1].islower() or to_fit
+        if goes_on and not ends_sentence(line) and not _ITEM_LINE.match(following):
             unwrapped[-1] += " " + following
         else:
             unwrapped.append(following)
@@ -426,7 +438,8 @@ def is_passage(line: str) -> bool:
     "Is this a line of prose in plain text, and no heading, item or residue?"
     if _ITEM_LINE.match(line) or RESIDUE.match(line):
         return False
-    return ends_sentence(line.rstrip()) or is_long(line)
+    line = line.rstrip()
+    return ends_sentence(line) or line.endswith(_COMMAS) or is_long(line)
 
 # %% ../../nbs/23_ingest.corpus.ipynb #8efe962d
 def text_paragraphs(

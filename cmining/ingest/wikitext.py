@@ -57,7 +57,7 @@ _SHOW_FIRST = _names(
     # characters that are rare, and fonts for them
     "僻字 補助漢字 拡張漢字 旧字体",
     # towns, countries, others
-    "ville pays zhu esd m flag flagcountry flagu",
+    "ville pays zhu esd m flag flagcountry flagu souverain2 formnum",
 )
 _SHOW_FIRST_NAME = re.compile(
     # {{lang-de|…}}, {{enS|…}}, {{link-en|…}}, {{script/Hebrew|…}}
@@ -82,6 +82,7 @@ _SHOW_BRACKETED = {
     "nihongo": (0, (1, 2, 3)),
     "japonais": (0, (1, 2, 3)),
     "nihongo3": (2, (1, 0)),
+    "nihongo4": (0, (1, 2, 3)),
     "nihongo krt": (1, (2, 0)),
 }
 _ZH_KEYS = word_list("c t s v kurz lang hanzi tradi simp p pinyin j poj")
@@ -116,7 +117,6 @@ _SHOW_PREFIXED = {
     "literal translation": "lit. ",
     "literal": "lit. ",
     "lit": "lit. ",
-    "as of": "As of ",
     "us$": "US$",
     "usd": "US$",
     "gbp": "£",
@@ -144,6 +144,10 @@ _FIXED_WORDS = {
     "–": "–",
     "en dash": "–",
     "em dash": "—",
+    "endash": "–",
+    "emdash": "—",
+    ",": ",",
+    "etc": "etc.",
     "snd": " – ",
     "sndash": " – ",
     "spnd": " – ",
@@ -218,6 +222,8 @@ def _argument_words(name: str, args: list[str]) -> str:
         return ""
     if name in _SHOW_PREFIXED:
         return _SHOW_PREFIXED[name] + "–".join(args[:2])
+    if name == "as of":
+        return f"As of {args[0]}"
     if name == "bd":  # of the Chinese Wikipedia: born, day, died, day
         padded = args + [""] * 4
         return f"{padded[0]}{padded[1]}—{padded[2]}{padded[3]}"
@@ -279,8 +285,11 @@ def template_words(
         return ordinal[1].upper() + ordinal[2] + (ordinal[3] or "")
     if name in _SHOW_BRACKETED and any(args):
         return _bracketed(args, *_SHOW_BRACKETED[name])
+    named = named or {}
     words = _argument_words(name, [arg for arg in args if arg])
-    return words or _named_words(name, named or {})
+    if name == "as of" and "lc" in named:
+        words = words.lower()
+    return words or _named_words(name, named)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #6a89d7af
 _ITEM = "\ue001"
@@ -787,14 +796,17 @@ _SILENT_TEMPLATES = _names(
     "要出典 要説明 要検証 いつ 誰 要ページ番号 どこ 誰？ 来源请求 來源請求 需要引用 非参考",
     "fn fnz belege unklar cita_requerida demostrar",
     # pronunciation
-    "api api-es ipa respell pronunciation pron listen audio-de écouter prononciation",
+    "api msapi kia api-es ipa respell pronunciation pron listen audio-de écouter prononciation",
     # places and anchors
     "coord coor coordonnées 坐标 ウィキ座標 anchors link_note",
+    # flags and remarks on languages
+    "flagicon ov en_langue en fr de es it",
 )
 _SILENT_NAME = re.compile(
     r"(?:ipac?|cite|sfn|efn|refn|citation|coor|short desc)\b.*|#.*|.*:.*"
 )
 _BEFORE = 200  # characters of the line that are looked at
+_NO_SENTENCE = frozenset("|!*#:;")  # begin a line of a table or an item
 
 
 @lru_cache(1 << 14)
@@ -807,7 +819,10 @@ def _is_in_sentence(wikitext: str, at: int) -> bool:
     "Do words of a sentence stand before this on its line, outside other markup?"
     before = wikitext[max(0, at - _BEFORE) : at]
     line = before.rpartition("\n")[2]
-    if "{{" in line or "|" in line.rpartition("]]")[2] or line.lstrip()[:1] in "|!{*#:;":
+    if line.count("{{") > line.count("}}") or line.lstrip()[:1] in _NO_SENTENCE:
+        return False
+    # of a table or a template that began on a line before
+    if "|" in line[max(line.rfind("]]"), line.rfind("}}")) + 1 :]:
         return False
     return any(map(str.isalpha, line))
 
