@@ -4,17 +4,31 @@ import bz2
 import gzip
 import html
 import json
+import logging
 from collections import Counter
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cmining.core.basics import CorpusError
-from cmining.core.scripts import clean_text, split_text
+from cmining.core.scripts import clean_text, is_prose, nearest_code, split_text
 from cmining.ingest import corpus, dumps, wikitext
-from cmining.ingest.corpus import corpus_files, entry_id, read_entries, write_corpus
+from cmining.ingest.corpus import (
+    cell_text,
+    corpus_files,
+    entry_id,
+    read_entries,
+    text_paragraphs,
+    unread_files,
+    write_corpus,
+)
 from cmining.ingest.dumps import dump_pages, ingest_source
 from cmining.ingest.wikitext import careful_paragraphs, wiki_paragraphs
 
@@ -102,6 +116,293 @@ def test_entry_id_is_stable():
     assert len({entry_id(l, t) for l in ("en", "de") for t in ("a", "b", "")}) == 6
 
 
+# Prose of all scripts
+
+
+@pytest.mark.parametrize(
+    "lead",
+    [
+        "होली वसंत का त्योहार है।",
+        "নববর্ষ একটি লোক উৎসব।",
+        "پنجابی رقص ایک لوک رقص ہے۔",
+        "هل تعرفها أنت حقا؟",
+        "הורה היא ריקוד עם.",
+        "Քոչարին հայկական պար է։",
+        "ቡና ተወዳጅ መጠጥ ነው።",
+        "ពិធីសែនដូនតាជាពិធីបុណ្យ។",
+        "သင်္ကြန်သည် နှစ်သစ်ကူးပွဲတော် ဖြစ်သည်။",
+        "ลอยกระทงเป็นประเพณีไทย",
+        "བོད་ཀྱི་གཞས་ནི་རོལ་མོ་ཡིན།",
+        "Хоровод — русский танец.",
+        "盆踊りは夏の踊りである。",
+        "పండుగ ఒక జానపద వేడుక.",
+    ],
+)
+def test_short_leads_of_all_scripts_are_prose(lead):
+    assert is_prose(lead)
+    assert wiki_paragraphs(f"'''X''' {lead}")[0] == [f"X {lead}"]
+
+
+@pytest.mark.parametrize(
+    "no_prose", ["होली 2019", "อ้างอิง", "ការយោង", "הורה 1950", "脚注", "Eine Tasse Tee"]
+)
+def test_captions_of_other_scripts_are_no_prose(no_prose):
+    assert not is_prose(no_prose)
+
+
+# Cells of tables
+
+
+class NAType:
+    "As pandas.NA: asked whether it is equal to anything, it does not say."
+
+    def __eq__(self, other):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        None,
+        float("nan"),
+        float("inf"),
+        np.float64("-inf"),
+        np.datetime64("NaT"),
+        Decimal("NaN"),
+        Decimal("sNaN"),
+        pd.NA,
+        pd.NaT,
+        NAType(),
+        "",
+    ],
+)
+def test_missing_cells(missing):
+    counts = Counter()
+    assert cell_text(missing, "title", counts, is_name=True) == ""
+    assert cell_text(missing, "text", counts) == ""
+    assert not counts
+
+
+@pytest.mark.parametrize(
+    "cell, text",
+    [
+        ("nan", "nan"),
+        (np.str_("Tea"), "Tea"),
+        (b"F\xc3\xaate", "Fête"),
+        (bytearray(b"Tea"), "Tea"),
+        (memoryview(b"Tea"), "Tea"),
+        (np.bytes_(b"Tea"), "Tea"),
+        (np.array("Tea"), "Tea"),
+        (1984, "1984"),
+        (1984.0, "1984"),
+        (2.5, "2.5"),
+        (np.int64(7), "7"),
+        (10**30, str(10**30)),
+        (Decimal("1.50"), "1.50"),
+        (date(2024, 1, 2), "2024-01-02"),
+        (UUID(int=7), str(UUID(int=7))),
+    ],
+)
+def test_cells_that_name_something(cell, text):
+    counts = Counter()
+    assert cell_text(cell, "id", counts, is_name=True) == text
+    assert not counts
+
+
+@pytest.mark.parametrize("cell", [True, np.bool_(False), ["a"], {"a": 1}, {1}, object()])
+def test_cells_that_are_no_text_are_counted(cell):
+    counts = Counter()
+    assert cell_text(cell, "title", counts, is_name=True) == ""
+    (reason,) = counts
+    assert reason.startswith("title is no text but ")
+
+
+def test_numbers_are_no_paragraphs():
+    counts = Counter()
+    assert cell_text(7, "text", counts) == ""
+    assert counts == {"text is no text but int": 1}
+
+
+def test_bytes_that_are_no_utf8_are_counted_in_cells():
+    counts = Counter()
+    assert cell_text(b"caf\xe9", "title", counts) == "caf\ufffd"
+    assert counts == {"not UTF-8: characters replaced": 1}
+
+
+def test_byte_columns_of_parquet(tmp_path):
+    columns = {
+        "id": pa.array([b"1", b"2"]),
+        "title": pa.array(["Fête".encode(), b"Tea"]),
+        "text": pa.array([b"A feast.\n\nIt is old.", b"A drink."]),
+        "url": pa.array([b"http://x", None]),
+    }
+    path = tmp_path / "en.parquet"
+    pq.write_table(pa.table(columns), path)
+    ingest_source(path, tmp_path / "out")
+    fete, tea = entries_of(tmp_path / "out")
+    assert (fete["title"], fete["paragraphs"]) == ("Fête", ["A feast.", "It is old."])
+    assert (fete["source_id"], fete["url"]) == ("1", "http://x")
+    assert (tea["title"], tea["url"]) == ("Tea", None)
+
+
+def test_missing_titles_and_ids_are_no_names(tmp_path):
+    nan = "NaN"
+    lines = [
+        f'{{"title": {nan}, "text": "One is a text."}}\n',
+        f'{{"title": {nan}, "text": "Two is a text.", "id": {nan}}}\n',
+        f'{{"title": "A", "id": {nan}, "lang": {nan}, "text": {nan}, "n": {nan}}}\n',
+        f'{{"title": "B", "id": {nan}, "text": "A text."}}\n',
+    ]
+    counts = Counter()
+    entries = list(read_entries(write(tmp_path / "en.jsonl", lines), "en", counts))
+    assert [e["title"] for e in entries] == ["", "", "A", "B"]
+    assert [e["paragraphs"] for e in entries[2:]] == [[], ["A text."]]
+    assert len({e["id"] for e in entries}) == 4
+    assert entries[2]["id"] == entry_id("en", "A")
+    assert entries[2]["n"] is None
+    assert not counts
+
+
+def test_rows_of_a_data_frame(tmp_path, caplog):
+    table = pd.DataFrame(
+        {
+            "title": ["a", None, "c", "d", 5],
+            "paragraphs": [np.array(["p q."]), ("x",), None, np.nan, [b"\xc3\xaa."]],
+            "text": [None, None, "One is.\n\nTwo is.", np.nan, "not read"],
+            "n": [1, np.nan, 3, 4, np.int64(5)],
+            "when": pd.to_datetime(["2024-01-02", None, None, None, None]),
+        }
+    )
+    with caplog.at_level(logging.WARNING):
+        write_corpus(table.to_dict("records"), tmp_path, "en")
+    assert not caplog.messages
+    entries = entries_of(tmp_path)
+    assert [e["title"] for e in entries] == ["a", "", "c", "d", "5"]
+    texts = [e["paragraphs"] for e in entries]
+    assert texts == [["p q."], ["x"], ["One is.", "Two is."], [], ["ê."]]
+    assert [e["n"] for e in entries] == [1, None, 3, 4, 5]
+    assert entries[0]["when"].startswith("2024-01-02")
+    assert entries[1]["when"] is None
+
+
+def test_write_corpus_says_what_it_mended(tmp_path, caplog):
+    write_corpus([{"title": True, "text": "x is."}, {"name": "?"}], tmp_path, "en")
+    assert "en: title is no text but bool (1)" in caplog.messages
+    assert "en: row without title or text column (1)" in caplog.messages
+    for rows in (pd.DataFrame({"title": ["a"]}), [("a", "b")]):
+        with pytest.raises(CorpusError, match="to_dict"):
+            write_corpus(rows, tmp_path, "en")
+
+
+def test_entries_are_written_as_they_were_read(tmp_path):
+    rows = [{"title": "Tea", "paragraphs": ["See also", "a"], "x": 1}, {"title": "B"}]
+    source = write(tmp_path / "en.jsonl", rows)
+    entries = list(read_entries(source, "en", Counter()))
+    write_corpus(entries, tmp_path / "out", "en")
+    assert [e["paragraphs"] for e in entries_of(tmp_path / "out")] == [
+        ["See also", "a"],
+        [],
+    ]
+
+
+def test_columns_of_rows_decide_nothing_when_they_are_missing(tmp_path):
+    rows = [
+        '{"title": "A", "text": "A text.", "redirect": NaN, "ns": NaN, "lang": "EN"}\n',
+        '{"title": "B", "text": "A text.", "redirect": false, "ns": 0.0, "lang": "en-GB"}\n',
+        '{"title": "C", "text": "A text.", "redirect": "A", "ns": 0}\n',
+        '{"title": "D", "text": "A text.", "ns": 10}\n',
+    ]
+    got = ingest_source(write(tmp_path / "en.jsonl", rows), tmp_path / "out")
+    assert titles(tmp_path / "out") == ["A", "B"]
+    assert got["left_out"] == {"namespace": 1, "redirect": 1}
+
+
+# Prose of plain texts
+
+LEAD = "Tea is a drink that people know well."
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "References\n\nExternal links\n\nFolk dances",
+        "2006–2010: Breakthrough and debut album of the band",
+        "Weblinks \n \n\nEinzelnachweise ",
+        " Coffee\n List of hot drinks\n Cocoa and other hot drinks of the north",
+        "* Smith, J. (2000). A book of tea. London.\n* Coffee",
+        "1610 introductions\nHot drinks\nDrinks of Asia\nLeaves\nCulture of China\nBushes"
+        "\nChinese inventions of old",
+        "脚注\n\n関連項目",
+        "参见\n参考文献",
+        "อ้างอิง\n\nแหล่งข้อมูลอื่น",
+        "thumb|left|A cup of tea that stands on a table.",
+        "| cell || cell of a table that was never closed, with words.",
+        "Examples of hot drinks are:",
+        "20th-century American male film and stage actors\nAmerican people of English"
+        " descent\nDrinks\nActors from the city of New York",
+        "== See also ==",
+    ],
+)
+def test_headings_and_items_of_a_text_are_no_paragraphs(rest):
+    counts = Counter()
+    assert text_paragraphs(f"{LEAD}\n\n{rest}", counts) == [LEAD]
+    assert counts["heading or item of a list in a text"] >= 1
+
+
+@pytest.mark.parametrize(
+    "text, paragraphs",
+    [
+        ("A drink.", ["A drink."]),
+        ("A drink.\n\n“It is hot!”", ["A drink.", "“It is hot!”"]),
+        ("Früchte:\n\nÄpfel", ["Früchte:", "Äpfel"]),
+        (f"History\n{LEAD}", [LEAD]),
+        (
+            f"History \n{LEAD}\nMore of it is here.\n\nEnd.",
+            [f"{LEAD} More of it is here.", "End."],
+        ),
+        (f"歴史\n{'茶は中国から来た飲み物で、' * 5}である。", None),
+        ("Roses are red,\nviolets are blue,\n\nit is.", None),
+        (
+            "It is the custom of the valley that each spring the\nVillage dances.\n\nIt is.",
+            [
+                "It is the custom of the valley that each spring the Village dances.",
+                "It is.",
+            ],
+        ),
+        ("紅茶は熱い飲み物で、とても多くの国の人に\n好まれている。\n\n茶。", None),
+        ("ลอยกระทงเป็นประเพณีของชาวไทย\n\n" + LEAD, ["ลอยกระทงเป็นประเพณีของชาวไทย", LEAD]),
+    ],
+)
+def test_what_is_short_or_wrapped_stays(text, paragraphs):
+    got = text_paragraphs(text, Counter())
+    if paragraphs is None:
+        joined = "".join("".join(got).split())
+        assert joined == "".join(text.removeprefix("歴史").split())
+    else:
+        assert got == paragraphs
+
+
+def test_paragraphs_of_the_user_are_not_filtered(tmp_path):
+    rows = [{"title": "A", "paragraphs": ["See also", LEAD, "Folk dances"]}]
+    path = write(tmp_path / "en.jsonl", rows)
+    (entry,) = read_entries(path, "en", Counter())
+    assert entry["paragraphs"] == rows[0]["paragraphs"]
+    ingest_source(path, tmp_path / "out")
+    assert entries_of(tmp_path / "out")[0]["paragraphs"] == rows[0]["paragraphs"]
+
+
+def test_an_article_of_headings_alone_has_no_lead(tmp_path):
+    rows = [
+        {"title": "A", "text": "References\n\nExternal links"},
+        {"title": "B", "text": f"{LEAD}\n\nReferences"},
+        {"title": "C", "text": "a single phrase"},
+    ]
+    got = ingest_source(write(tmp_path / "en.jsonl", rows), tmp_path / "out")
+    assert got["left_out"] == {"no lead": 1}
+    assert got["notes"] == {"heading or item of a list in a text": 1}
+    assert titles(tmp_path / "out") == ["B", "C"]
+
+
 # Corpus folders
 
 
@@ -132,6 +433,119 @@ def test_other_files_are_ignored(tmp_path):
     write(tmp_path / "de" / "notes.txt", ["x"])
     path = write(tmp_path / "de" / "a.jsonl", [{"title": "a", "text": "b"}])
     assert corpus_files(tmp_path) == {"de": [path]}
+
+
+def test_unread_files_are_named_with_a_way_out(tmp_path):
+    for name in (
+        "de.jsonl",
+        "pt-BR.jsonl",
+        "EN.jsonl",
+        "zh_classical.jsonl.gz",
+        "fr.json",
+        "ja.jsonl.zst",
+        "ko.parquet",
+        "simple/a.jsonl",
+        "es/a.parquet",
+        "es/b.csv",
+        "es/more/c.jsonl",
+        "labels.csv",
+        "manifest.json",
+        "README",
+        ".hidden",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "it").mkdir()
+    assert list(corpus_files(tmp_path)) == ["de", "es"]
+    unread = unread_files(tmp_path)
+    for name, way_out in {
+        "pt-BR.jsonl": "call it, for example, pt.jsonl",
+        "EN.jsonl": "call it, for example, en.jsonl",
+        "zh_classical.jsonl.gz": "call it, for example, lzh.jsonl.gz",
+        "fr.json": "one object a line",
+        "ja.jsonl.zst": "zstd -d",
+        "ko.parquet": "ko/ko.parquet",
+        "simple/": "call it, for example, en/",
+        "es/b.csv": "pandas.read_csv",
+        "es/more": "move its files into es/",
+        "it/": "empty",
+    }.items():
+        assert way_out in unread.pop(name), name
+    assert not unread
+
+
+@pytest.mark.parametrize(
+    "code, nearest",
+    [
+        ("de", "de"),
+        ("EN", "en"),
+        ("pt-BR", "pt"),
+        ("zh_Hant_TW", "zh"),
+        ("simple", "en"),
+        ("be-tarask", "be"),
+        ("zh_min_nan", "nan"),
+        ("german", ""),
+        ("../de", ""),
+        ("", ""),
+    ],
+)
+def test_nearest_code(code, nearest):
+    assert nearest_code(code) == nearest
+
+
+def test_a_corpus_of_unread_files_says_why(tmp_path):
+    write(tmp_path / "pt-BR.jsonl", [])
+    with pytest.raises(CorpusError, match="call it, for example, pt.jsonl"):
+        corpus_files(tmp_path)
+    with pytest.raises(CorpusError, match="lang='pt'"):
+        write_corpus([], tmp_path, "pt-BR")
+    with pytest.raises(CorpusError, match="lang='zh'"):
+        ingest_source(write(tmp_path / "a.jsonl", []), tmp_path / "out", lang="zh-Hans")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_read(tmp_path, encoding):
+    lines = (
+        '{"title": "Fête", "text": "Une fête 茶."}\r\n{"title": "B", "text": "b."}\r\n'
+    )
+    (tmp_path / "fr.jsonl").write_bytes(lines.encode(encoding))
+    counts = Counter()
+    entries = list(read_entries(tmp_path / "fr.jsonl", "fr", counts))
+    assert [e["title"] for e in entries] == ["Fête", "B"]
+    assert entries[0]["paragraphs"] == ["Une fête 茶."]
+    assert not counts
+
+
+@pytest.mark.parametrize("text", ['[\n{"title": "a"}\n]', '[{"title": "a"}]', " [\n"])
+def test_a_json_array_is_called_one(tmp_path, text):
+    path = tmp_path / "en.jsonl"
+    path.write_text(text)
+    counts = Counter()
+    list(read_entries(path, "en", counts))
+    assert counts["one JSON array, not one object a line: en.jsonl"] == 1
+    with pytest.raises(CorpusError, match="one JSON array"):
+        ingest_source(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["en.jsonl.gz", "enwiki.xml.gz", "enwiki.xml.bz2"])
+def test_a_plain_file_with_a_compressed_name(tmp_path, name):
+    (tmp_path / name).write_text('{"title": "a", "text": "b."}')
+    with pytest.raises(CorpusError, match="in spite of its name"):
+        ingest_source(tmp_path / name, tmp_path / "out", lang="en")
+
+
+def test_files_of_a_source_that_are_not_read_are_named(tmp_path, caplog):
+    source = tmp_path / "in"
+    write(source / "a.jsonl", [{"title": "a", "text": "b."}])
+    (source / "b.jsonl.gz").write_text("{}")
+    for name in ("c.json", "d.csv", "sub/e.jsonl.zst", "README.md", "x-index.txt.bz2"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).touch()
+    got = ingest_source(source, tmp_path / "out", lang="en")
+    assert list(got["unread"]) == ["c.json", "d.csv", "sub/e.jsonl.zst"]
+    assert [line.split()[0] for line in caplog.messages] == list(got["unread"])
+    assert any("b.jsonl.gz" in note for note in got["notes"])
 
 
 def test_each_bad_row_is_counted(tmp_path):
@@ -356,6 +770,137 @@ def test_what_is_left_out_is_counted(tmp_path, title, text, ns, reason):
 
 
 @pytest.mark.parametrize(
+    "title",
+    [
+        "Shop Talk: Conversations",
+        "Discussion of the Method: An Approach",
+        "Bild: The Picture",
+        "Draft:The Game",
+        "Help!: An Album",
+        "User talk: A Play",
+        "Portal:Two",
+        "帮助:一部电影",
+    ],
+)
+def test_the_number_of_a_namespace_decides(tmp_path, title):
+    got = ingest_source(dump(tmp_path / "d.xml", [page(title)]), tmp_path / "out")
+    assert got["left_out"] == {}
+    assert titles(tmp_path / "out") == [title]
+
+
+@pytest.mark.parametrize(
+    "title, is_kept",
+    [("Draft: The Game", True), ("Shop Talk: A Book", True), ("Template:Tea", False)],
+)
+def test_without_a_number_the_title_decides(tmp_path, title, is_kept):
+    rows = [{"title": title, "text": LEAD}, {"title": "Kept", "text": LEAD}]
+    ingest_source(write(tmp_path / "en.jsonl", rows), tmp_path / "out")
+    assert (title in titles(tmp_path / "out")) == is_kept
+
+
+def revision(year: int | None, text: str, attributes: str = "") -> str:
+    stamp = f"<timestamp>{year}-05-01T00:00:00Z</timestamp>" if year else ""
+    return f"<revision>{stamp}<text{attributes}>{text}</text></revision>"
+
+
+@pytest.mark.parametrize(
+    "revisions",
+    [
+        [revision(2004, "Old stub."), revision(2024, LEAD)],
+        [revision(2024, LEAD), revision(2004, "Old stub.")],
+        [revision(2004, "a"), revision(2024, LEAD), revision(2014, "b")],
+        [revision(None, "Old stub."), revision(None, LEAD)],
+        [revision(None, "Old stub."), revision(2024, LEAD)],
+        [revision(2024, "Old stub."), revision(2024, LEAD)],
+        [revision(2023, LEAD), revision(2024, "", ' deleted="deleted"')],
+        [revision(None, LEAD)],
+    ],
+)
+def test_the_newest_revision_is_the_article(tmp_path, revisions):
+    history = f"<page><title>Tea</title><ns>0</ns>{''.join(revisions)}</page>"
+    ingest_source(dump(tmp_path / "d.xml", [history]), tmp_path / "out")
+    (entry,) = entries_of(tmp_path / "out")
+    assert entry["paragraphs"] == [LEAD]
+
+
+@pytest.mark.parametrize(
+    "markup, shown",
+    [
+        ("-{zh-hans:[[某地|甲名]];zh-hant:[[某地|乙名]]}-", "甲名"),
+        ("-{zh-cn:{{lang|zh|丙名}};zh-tw:{{lang|zh|丁名}}}-", "丙名"),
+        ("-{zh-hans|乙名}-", "乙名"),
+        ("-{zh-hans;zh-cn|乙名}-", "乙名"),
+        ("-{[[DHT公司|丁名]]}-", "丁名"),
+        ("-{R|zh-hans:原文}-", "zh-hans:原文"),
+        ("-{A|zh-cn:甲;zh-tw:乙}-", "甲"),
+        ("-{T|zh-cn:甲;zh-tw:乙}-", ""),
+        ("-{H|zh-cn:甲;zh-tw:乙}-", ""),
+        ("-{-|zh-cn:甲;zh-tw:乙}-", ""),
+        ("-{ zh-tw : 乙 ; zh-hk : 丙 ; }-", "乙"),
+        ("-{zh-sg:甲;zh-tw:乙}-", "甲"),
+        ("-{甲=>zh-cn:乙;丙=>zh-tw:丁}-", "乙"),
+        ("-{无|甲}-", "甲"),
+        ("-{zh-cn:甲&nbsp;乙;zh-tw:丙}-", "甲 乙"),
+        ("-{zh-cn:甲-{zh-cn:乙;zh-tw:丙}-;zh-tw:丁}-", "甲乙"),
+        ("-{sr-ec:игра; sr-el:igra}-", "игра"),
+        ("-{时间 12:30; 地点}-", "时间 12:30; 地点"),
+    ],
+)
+def test_variant_markup_of_the_lead(markup, shown):
+    text = f"前文{markup}后文是一个很长很长的句子。"
+    for read in (wiki_paragraphs, careful_paragraphs):
+        assert read(text)[0] == [f"前文{shown}后文是一个很长很长的句子。"]
+
+
+@pytest.mark.parametrize(
+    "template, shown",
+    [
+        ("{{langx|de|Tanzfest}}", "Tanzfest"),
+        ("{{langx|uk|танок|tanok}}", "танок"),
+        ("{{langx|de|label=none|Tanzfest}}", "Tanzfest"),
+        ("{{Lang|1=ja|2=踊り}}", "踊り"),
+        ("{{読み仮名_ruby不使用|星踊り|ほしおどり}}", "星踊り"),
+        ("{{読み仮名|星踊り|ほしおどり}}", "星踊り"),
+        ("{{circa|1650}}", "c. 1650"),
+        ("{{circa|1650|1700}}", "c. 1650–1700"),
+        ("{{zh|c=盂蘭盆舞|p=yúlánpén}}", "盂蘭盆舞, yúlánpén"),
+        ("{{zh|s=汉舞|t=漢舞|labels=no}}", "漢舞, 汉舞"),
+        ("{{Korean|hangul=봉오도리|hanja=[[춤|舞]]}}", "봉오도리, 舞"),
+        ("{{nihongo|Bon|盆|bon}}", "Bon (盆, bon)"),
+        ("{{nihongo||盆|bon}}", "盆, bon"),
+        ("{{nihongo3|Bon|盆|bon}}", "bon (盆, Bon)"),
+        ("{{tlit|ar|dabke}}", "dabke"),
+        ("{{Lien|langue=en|trad=Dance|fr=Danse}}", "Danse"),
+        ("{{template:lang|ja|踊り}}", "踊り"),
+        ("{{color|red|rot}}", "rot"),
+        ("{{MS明朝フォント|龍}}", "龍"),
+    ],
+)
+def test_words_of_templates(template, shown):
+    text = f"A dance ''{template}'' of the valley, held by all."
+    for read in (wiki_paragraphs, careful_paragraphs):
+        assert read(text)[0] == [f"A dance {shown} of the valley, held by all."]
+
+
+def test_bold_that_shows_nothing_leaves_no_apostrophe():
+    text = "'''{{unknown name|x}}''' A dance of the valley, held by all."
+    for read in (wiki_paragraphs, careful_paragraphs):
+        assert read(text)[0] == ["A dance of the valley, held by all."]
+
+
+@pytest.mark.parametrize("sample", [None, 3])
+def test_unknown_templates_of_leads_are_counted(tmp_path, sample):
+    leads = [
+        "{{Infobox|a={{inner}} b}}\n'''A''' ({{native new|ja|踊り}}) is a dance of all.",
+        "A dance, {{native_new|踊り}}<ref>{{cite book|x}}</ref>{{sfn|A}}, of {{other}} all.",
+        "A dance of all {{lang|ja|踊り}}.\n\n{{navigation}}\n== History ==\nSo {{late}} it is.",
+    ]
+    pages = [page(f"Dance {i}", lead) for i, lead in enumerate(leads)]
+    got = ingest_source(dump(tmp_path / "d.xml", pages), tmp_path / "out", sample=sample)
+    assert got["unknown_templates"] == {"native new": 2, "other": 1}
+
+
+@pytest.mark.parametrize(
     "markup",
     [
         "{{Infobox\n|a={{b|c=[[d]]}}\n}}",
@@ -439,6 +984,9 @@ def test_pathological_markup_ends(text):
     "text",
     [
         "{{a|" * 50_000 + "}}" * 50_000,
+        "-{" * 50_000 + "}-" * 50_000,
+        "-{" + "[[" * 50_000 + "}-" * 50_000,
+        "-{" + ";zh-cn:" * 50_000 + "}-",
         "<ref>" * 50_000,
         "</ref>" * 50_000 + "<ref>" * 50_000,
         "<!--" * 50_000,

@@ -18,6 +18,7 @@ from cmining.ingest.download import (
     download_wikipedia,
     fetch,
     plan_download,
+    wikipedia_lang,
 )
 
 DATA = bytes(range(256)) * 2000  # 512,000 bytes
@@ -491,3 +492,20 @@ def test_who_is_calling(server, tmp_path):
     fetch(put(server), tmp_path)
     assert agents[0].startswith("cmining/")
     assert "https://" in agents[0]
+
+
+@pytest.mark.parametrize(
+    "code, lang",
+    [("ja", "ja"), ("als", "als"), ("zh-min-nan", "nan"), ("zh-classical", "lzh")],
+)
+def test_languages_of_wikipedias(code, lang):
+    assert wikipedia_lang(f"wikipedia:{code}") == lang
+
+
+@pytest.mark.parametrize(
+    "code, way_out",
+    [("simple", "lang='en'"), ("be-tarask", "lang='be'"), ("nds-nl", "lang='nds'")],
+)
+def test_a_wikipedia_without_a_language_is_refused_before_the_download(code, way_out):
+    with pytest.raises(CorpusError, match=way_out):
+        wikipedia_lang(f"wikipedia:{code}")

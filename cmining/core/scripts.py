@@ -11,6 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib import import_module
+from itertools import chain
+
+from .basics import CorpusError
 
 # %% auto #0
 __all__ = ['SCRIPTS', 'HAN', 'KANA', 'HANGUL', 'CJK', 'SOUTHEAST_ASIAN', 'UNSPACED', 'count_scripts', 'function_words',
@@ -76,6 +79,47 @@ def scripts_of(lang: str) -> frozenset[str]:
     counts = count_scripts(" ".join(function_words(lang)))
     return frozenset(name for name in counts if counts[name] > 0.1 * counts.total())
 
+# %% ../../nbs/01_core.scripts.ipynb #c014e1ef
+_LANG_CODE = re.compile(r"[a-z]{2,3}")
+# Wikipedias whose codes are older than ISO 639-3, or are no codes of a language
+_WIKI_CODES = {
+    "bat-smg": "sgs",
+    "be-x-old": "be",
+    "cbk-zam": "cbk",
+    "fiu-vro": "vro",
+    "map-bms": "jv",
+    "roa-rup": "rup",
+    "roa-tara": "nap",
+    "simple": "en",
+    "zh-classical": "lzh",
+    "zh-min-nan": "nan",
+    "zh-yue": "yue",
+}
+
+
+def is_lang_code(code: str) -> bool:
+    "Two or three lower-case letters?"
+    return bool(_LANG_CODE.fullmatch(code))
+
+
+def nearest_code(code: str) -> str:
+    "The language code that was probably meant; empty where none is near."
+    tag = code.strip().lower().replace("_", "-")
+    nearest = _WIKI_CODES.get(tag, tag.partition("-")[0])
+    return nearest if is_lang_code(nearest) else ""
+
+
+def check_lang(lang: str) -> str:
+    "The code of a language as it is. Raises `CorpusError` where it is none."
+    if is_lang_code(lang):
+        return lang
+    nearest = nearest_code(lang)
+    hint = f"lang={nearest!r}" if nearest else "de or yue"
+    raise CorpusError(
+        f"Language {lang!r} is no code of two or three lower-case letters: take one, such"
+        f" as {hint}."
+    )
+
 # %% ../../nbs/01_core.scripts.ipynb #43e3185f
 # Direction marks, soft hyphen, zero-width space, word joiner, byte-order mark, lone
 # surrogates, and controls that are no white space.
@@ -128,8 +172,18 @@ def fold(text: str) -> str:
     return _NOT_WORD.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 # %% ../../nbs/01_core.scripts.ipynb #2ccad0a1
-SPACED_STOPS = ".!?…।؟۔"  # a space comes after them
-UNSPACED_STOPS = "。！？"
+# a space comes after them; by script, in the order of Unicode
+_SCRIPT_STOPS = (
+    "\u0589\u061d\u061e؟۔\u0700-\u0702\u07f9"  # Armenian, Arabic, Syriac, N’Ko
+    "।॥\u0f0d\u0f0e"  # the dandas of India, the shads of Tibet
+    "\u104a\u104b\u1362\u1367\u1368\u166e"  # Burmese, Ethiopic, Canadian syllables
+    "\u17d4\u17d5\u1803\u1809\u1944\u1945"  # Khmer, Mongolian, Limbu
+    "\u1b5a\u1b5b\u1b5e\u1b5f\u1c3b\u1c3c\u1c7e\u1c7f"  # Bali, Lepcha, Ol Chiki
+    "\ua4ff\ua60e\ua60f\ua92f\ua9c8\ua9c9\uabeb"  # Lisu, Vai, Kayah, Java, Manipur
+    "\u203c\u203d\u2047-\u2049"  # ‼ and its like
+)
+SPACED_STOPS = ".!?…" + _SCRIPT_STOPS
+UNSPACED_STOPS = "。！？．｡"
 
 # %% ../../nbs/01_core.scripts.ipynb #e7d4e090
 _SENTENCE = re.compile(
@@ -146,8 +200,27 @@ def sentences(text: str) -> list[str]:
     "The sentences of a paragraph, without the white space around them."
     return [s.strip() for s in _SENTENCE.findall(text) if s.strip()]
 
+# %% ../../nbs/01_core.scripts.ipynb #dc305a84
+_ENDS_SENTENCE = re.compile(
+    rf"[{SPACED_STOPS}{UNSPACED_STOPS}](?:[\s\"'”’»›)\]）」』】》〉*†]|\[\d+\])*$"
+)
+
+
+def ends_sentence(paragraph: str) -> bool:
+    "Is there a stop at the end?"
+    return paragraph.endswith(".") or bool(_ENDS_SENTENCE.search(paragraph[-24:]))
+
+# %% ../../nbs/01_core.scripts.ipynb #fe392601
+def _find_marks() -> str:
+    "All combining marks but those of rare scripts, as the inside of a character class."
+    blocks = chain(range(0x300, 0x1E00), range(0xA66F, 0xAC00))
+    return "".join(chr(c) for c in blocks if unicodedata.category(chr(c))[0] == "M")
+
+
+LETTER = rf"(?:[^\W\d_]|[{_find_marks()}])"
+
 # %% ../../nbs/01_core.scripts.ipynb #964c07ad
-_WORD = re.compile(rf"[{HAN}{KANA}]+|[^\W\d_{HAN}{KANA}]+")
+_WORD = re.compile(rf"[{HAN}{KANA}]+|(?:(?![{HAN}{KANA}]){LETTER})+")
 _BIGRAMS = re.compile(rf"[{HAN}{KANA}]{{2}}")
 
 # %% ../../nbs/01_core.scripts.ipynb #5b649e51
@@ -158,3 +231,51 @@ def words(text: str) -> Iterator[str]:
             yield from map("".join, zip(word, word[1:]))
         else:
             yield word
+
+# %% ../../nbs/01_core.scripts.ipynb #7d7d69c5
+_INNER_STOP = re.compile(
+    rf"[{SPACED_STOPS}{UNSPACED_STOPS}:：;；]"
+    rf"(?:[\"'”’»)）」』\]]|$|\s|[{UNSPACED}])"
+)
+_LONG_WORD = re.compile(rf"{LETTER}{{2,}}")
+_CJK_LETTER = re.compile(f"[{CJK}]")
+_ASIAN_LETTER = re.compile(f"[{SOUTHEAST_ASIAN}]")
+_THAI_OR_LAO = re.compile("[\u0e00-\u0eff]")
+
+# %% ../../nbs/01_core.scripts.ipynb #650b853c
+def count_cjk(text: str) -> int:
+    "Kana, Han characters and Hangul syllables of a text."
+    return len(_CJK_LETTER.findall(text))
+
+
+def is_long(paragraph: str) -> bool:
+    "Twelve words, 40 CJK characters, 60 of Southeast Asia, or 24 of Thai or Lao?"
+    # the beginning decides most of them
+    first_words = paragraph[:120].split()
+    if sum(len(word) > 1 and word[:2].isalpha() for word in first_words) >= 12:
+        return True
+    if count_cjk(paragraph) >= 40 or len(_ASIAN_LETTER.findall(paragraph)) >= 60:
+        return True
+    if len(_THAI_OR_LAO.findall(paragraph)) >= 24:
+        return True
+    return len(_LONG_WORD.findall(paragraph)) >= 12
+
+
+def is_prose(paragraph: str) -> bool:
+    """Is this a paragraph of prose?
+
+    Some words, with a sentence's end or some length, and not just the opening of a list.
+    """
+    if len(paragraph) < 120 and paragraph.endswith((":", "：")):
+        return False
+    if is_long(paragraph):
+        return True
+    n_asian = len(_ASIAN_LETTER.findall(paragraph))
+    if n_asian >= 16 and _THAI_OR_LAO.search(paragraph):
+        return True
+    n_words = len(_LONG_WORD.findall(paragraph))
+    if n_words == 3 and ends_sentence(paragraph):
+        return True
+    if count_cjk(paragraph) < 8 and n_words < 4 and n_asian < 16:
+        return False
+    return bool(_INNER_STOP.search(paragraph))

@@ -62,7 +62,7 @@ def in_namespace(
 ) -> bool:
     "Is this a page outside the article namespace, by the prefix of its title?"
     prefix = title_prefix(title)
-    if not prefix:
+    if not prefix or title.partition(":")[2][:1] in (" ", "_"):
         return False
     return (
         prefix in prefixes

@@ -6,27 +6,47 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import json
+import logging
 import re
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date, time
+from decimal import Decimal
 from functools import partial
 from itertools import chain, islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.basics import CorpusError, hash64
-from ..core.scripts import clean_text, split_text
+from cmining.core.scripts import (
+    BLANK_LINE,
+    UNSPACED,
+    check_lang,
+    clean_text,
+    count_cjk,
+    ends_sentence,
+    is_lang_code,
+    is_long,
+    nearest_code,
+)
+from .wikitext import RESIDUE
 
 # %% auto #0
-__all__ = ['entry_id', 'corpus_files', 'read_entries', 'write_corpus']
+__all__ = ['entry_id', 'unread_files', 'corpus_files', 'read_entries', 'write_corpus']
+
+# %% ../../nbs/23_ingest.corpus.ipynb #8db7cc93
+logger = logging.getLogger(__name__)
 
 # %% ../../nbs/23_ingest.corpus.ipynb #36775edc
 def entry_id(lang: str, title: str) -> str:
@@ -34,17 +54,11 @@ def entry_id(lang: str, title: str) -> str:
     return f"{hash64(lang, title):016x}"
 
 # %% ../../nbs/23_ingest.corpus.ipynb #6d8ef6d3
-_LANG = re.compile(r"[a-z]{2,3}")
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _SHAPE = (
     "A corpus is a folder with <lang>.jsonl[.gz], or with <lang>/*.jsonl[.gz] or"
     " <lang>/*.parquet."
 )
-
-
-def is_lang_code(code: str) -> bool:
-    "Two or three lower-case letters?"
-    return bool(_LANG.fullmatch(code))
 
 
 def _row_files(path: Path) -> list[Path]:
@@ -58,6 +72,80 @@ def _row_files(path: Path) -> list[Path]:
         and file.name.endswith(ROW_SUFFIXES)
         and not file.name.startswith(".")
     )
+
+# %% ../../nbs/23_ingest.corpus.ipynb #245ad7f9
+_COMPANION = re.compile(
+    r"(?:readme|licen[cs]e|notice|copying|changelog|sha\d*sums?|md5sums?)\b.*"
+    r"|labels\.csv|manifest\.json|.*\.md",
+    re.I,
+)
+_OTHER_KINDS = {
+    ".json": "write one object a line into a .jsonl file, such as by jq -c '.[]'",
+    ".csv": "make rows of it with pandas.read_csv and write_corpus",
+    ".tsv": "make rows of it with pandas.read_csv and write_corpus",
+    ".txt": "make rows of it, with a title and a text, and write_corpus",
+    ".xml": "make a corpus of it with ingest",
+    ".zst": "unpack it, such as by zstd -d",
+    ".xz": "unpack it, such as by xz -d",
+    ".bz2": "unpack it, such as by bzip2 -d",
+    ".zip": "unpack it",
+    ".gz": "if it holds JSON lines, call it .jsonl.gz",
+    ".ndjson": "call it .jsonl",
+    ".arrow": "make rows of it with pandas.read_feather and write_corpus",
+    ".feather": "make rows of it with pandas.read_feather and write_corpus",
+}
+
+
+def is_companion(name: str) -> bool:
+    "Is this a file that stands beside texts, and is hidden or holds none itself?"
+    return name.startswith(".") or bool(_COMPANION.fullmatch(name))
+
+
+def kind_unread(name: str, suffixes: Iterable[str]) -> str:
+    "Why a file is not read whose name ends in none of the suffixes."
+    why = f"its name ends in none of {', '.join(suffixes)}"
+    for suffix, way_out in _OTHER_KINDS.items():
+        if name.lower().endswith(suffix):
+            return f"{why}; {way_out}"
+    return why
+
+
+def _unread_here(path: Path) -> dict[str, str]:
+    "What is not read of a file or folder of a corpus, with reasons."
+    if is_companion(path.name):
+        return {}
+    is_folder = path.is_dir()
+    name = path.name + "/" * is_folder
+    code, dot, suffix = path.name.partition(".")
+    if not is_folder and not path.name.endswith(ROW_SUFFIXES):
+        return {name: kind_unread(name, ROW_SUFFIXES)}
+    if not is_lang_code(code):
+        other = f"{nearest_code(code) or 'de'}{dot}{suffix}" + "/" * is_folder
+        why = "no language code of two or three lower-case letters"
+        return {name: f"{code!r} is {why}; call it, for example, {other}"}
+    if not is_folder:
+        is_row_file = bool(_row_files(path))
+        return {} if is_row_file else {name: f"move it into a folder: {code}/{path.name}"}
+    read = _row_files(path)
+    unread = {
+        f"{path.name}/{file.name}": kind_unread(file.name, ROW_SUFFIXES)
+        if file.is_file()
+        else f"it is a folder; move its files into {path.name}/"
+        for file in sorted(path.iterdir())
+        if file not in read and not is_companion(file.name)
+    }
+    return unread if read or unread else {name: "the folder is empty"}
+
+# %% ../../nbs/23_ingest.corpus.ipynb #701da5de
+def unread_files(
+    corpus: str | Path,  # also a path on another file system
+) -> dict[str, str]:  # name in the corpus: why it is not read
+    "Files and folders of a corpus that `corpus_files` leaves out, with the reasons."
+    corpus = Path(corpus) if isinstance(corpus, str) else corpus
+    unread: dict[str, str] = {}
+    for path in sorted(corpus.iterdir()):
+        unread |= _unread_here(path)
+    return unread
 
 # %% ../../nbs/23_ingest.corpus.ipynb #36d9b88d
 def corpus_files(
@@ -81,8 +169,10 @@ def corpus_files(
         if is_lang_code(lang) and (rows := _row_files(path)):
             files.setdefault(lang, []).extend(rows)
     if not files:
+        unread = [f"{name}: {reason}" for name, reason in unread_files(corpus).items()]
+        others = "".join(f" {line}." for line in unread[:3])
         raise CorpusError(
-            f"No corpus in {corpus}: no file there has the right name. {_SHAPE}"
+            f"No corpus in {corpus}: no file there has the right name. {_SHAPE}{others}"
         )
     return dict(sorted(files.items()))
 
@@ -117,6 +207,9 @@ def _chunks(raw: Any, suffix: str) -> Iterator[bytes]:
     return iter(partial(stream.read1, 1 << 20), b"")
 
 # %% ../../nbs/23_ingest.corpus.ipynb #02399bed
+_MAGIC = {".gz": b"\x1f\x8b", ".bz2": b"BZh"}
+
+
 def read_chunks(
     path: str | Path,  # a plain, .gz or .bz2 file
     broken: Callable[[str], None],  # called with the message where the stream breaks off
@@ -130,8 +223,11 @@ def read_chunks(
     except OSError as e:
         raise CorpusError(f"Cannot read {path}: {e.strerror or e}.") from e
     with raw:
-        if start:
-            raw.seek(start)
+        magic = raw.read(3)
+        if magic and not magic.startswith(_MAGIC.get(path.suffix, b"")):
+            broken(f"it is no {path.suffix} file, in spite of its name")
+            return
+        raw.seek(start)
         try:
             stretch = raw if stop is None else io.BytesIO(raw.read(stop - start))
             yield from _chunks(stretch, path.suffix)
@@ -166,6 +262,27 @@ def json_rows(
         else:
             counts["broken line" if row is None else "row is no object"] += 1
 
+# %% ../../nbs/23_ingest.corpus.ipynb #026489fb
+_UTF16_STARTS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"{\0", b"\0{", b"[\0", b"\0[")
+_JSON_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:\{|$)")
+
+
+def _utf16_codec(head: bytes) -> str:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return "utf-16-be" if head.startswith(b"\0") else "utf-16-le"
+
+
+def _as_utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    "The same text in UTF-8, where it is UTF-16."
+    chunks = iter(chunks)
+    head = next(chunks, b"")
+    chunks = chain([head], chunks)
+    if not head.startswith(_UTF16_STARTS):
+        return chunks
+    texts = codecs.iterdecode(chunks, _utf16_codec(head), "replace")
+    return (text.encode() for text in texts)
+
 # %% ../../nbs/23_ingest.corpus.ipynb #c94ef1f6
 PART_BYTES = 4 << 20  # bytes that are read, parsed and sent at a time
 
@@ -178,7 +295,11 @@ def line_blocks(
     "Blocks of whole lines, each of about `PART_BYTES`, decompressed."
     rest = b""
     breaks: list[str] = []
-    for chunk in read_chunks(path, breaks.append):
+    n_bytes = 0
+    for chunk in _as_utf8(read_chunks(path, breaks.append)):
+        if not n_bytes and _JSON_ARRAY.match(chunk[:999]):
+            counts[f"one JSON array, not one object a line: {path.name}"] += 1
+        n_bytes += len(chunk)
         rest += chunk
         if len(rest) < PART_BYTES:
             continue
@@ -189,7 +310,9 @@ def line_blocks(
             continue
         yield rest[:end]
         rest = rest[end + 1 :]
-    if breaks:
+    if breaks and not n_bytes:
+        counts[f"file not read: {path.name} ({breaks[0]})"] += 1
+    elif breaks:
         counts[f"file cut off: {path.name}"] += 1
         rest, _, last_line = rest.rpartition(b"\n")
         if _json_row(last_line, Counter()) is not None:
@@ -223,26 +346,155 @@ def read_rows(
 _ENTRY_COLUMNS = ("id", "lang", "title", "paragraphs", "text")
 
 
-def cell_text(value: Any) -> str:
-    "A cell as text; empty for nothing, lists and objects."
-    if isinstance(value, str):
-        return value
-    if value is None or isinstance(value, (list, dict)):
+def _is_missing(cell: Any) -> bool:
+    "None, NaN, NaT, pandas.NA, or an infinite number?"
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(cell, Decimal):
+        return not cell.is_finite()
+    return isinstance(cell, float) and not isfinite(cell)
+
+
+def _name_text(cell: Any) -> str | None:
+    "A number, date or UUID as text; None for all else."
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        return str(int(cell))
+    is_name = isinstance(cell, (int, float, Decimal, date, time, UUID))
+    return str(cell) if is_name and not isinstance(cell, bool) else None
+
+
+def cell_text(
+    cell: Any,
+    column: str,  # its name, for the counts
+    counts: Counter,  # cells that are no text, or no UTF-8, are counted here
+    is_name: bool = False,  # a title or an id, which may be a number
+) -> str:
+    "A cell of a table as text; empty where it is missing or no text."
+    if type(cell) is str:
+        return cell
+    if type(cell).__module__ == "numpy" and getattr(cell, "ndim", 1) == 0:
+        cell = cell.item()
+    if isinstance(cell, str):
+        return str(cell)
+    if _is_missing(cell):
         return ""
-    return str(value)
+    if isinstance(cell, (bytes, bytearray, memoryview)):
+        data = bytes(cell)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            counts["not UTF-8: characters replaced"] += 1
+            return data.decode("utf-8", "replace")
+    if is_name and (text := _name_text(cell)) is not None:
+        return text
+    counts[f"{column} is no text but {type(cell).__name__}"] += 1
+    return ""
+
+# %% ../../nbs/23_ingest.corpus.ipynb #f5d78635
+_ITEM_LINE = re.compile(r"(?: |[*•‣◦▪·●]\s*)(?=\S)")
+_GOES_ON = re.compile(r"[,;、，；\-‐–—]\s*$")
+_COMMAS = (",", "、", "，", "،")  # at the end of a stanza, never of a heading
+_FIRST_WORD = re.compile(rf"\s*(?:[{UNSPACED}]|\S+)")
+_LEAST_COLUMNS = 30  # nobody wraps text more narrowly; a CJK character takes two
+
+
+def _breaks_to_fit(lines: list[str]) -> list[bool]:
+    """Whether each line but the last ends where the next word would not have fitted.
+
+    All False where too few do: then it is chance, and the text was not wrapped.
+    """
+    longest = max(lines, key=len)
+    none = [False] * (len(lines) - 1)
+    if len(longest) + count_cjk(longest) < _LEAST_COLUMNS:
+        return none
+    words = [_FIRST_WORD.match(line) for line in lines[1:]]
+    fits = [
+        len(line) + 1 + len(word[0]) <= len(longest) for line, word in zip(lines, words)
+    ]
+    meant = [fit and not ends_sentence(line) for line, fit in zip(lines, fits)]
+    if any(meant[1:]) or meant[0] and len(lines) < 4:  # the first may be a heading
+        return none
+    return [not fit for fit in fits]
+
+
+def _unwrap(block: str) -> list[str]:
+    "The lines of a block without those breaks that only wrap them."
+    if "\n" not in block:
+        return [block]
+    lines = [line.rstrip() for line in block.split("\n") if line.strip()]
+    if len(lines) < 2:
+        return lines
+    unwrapped = lines[:1]
+    for line, following, to_fit in zip(lines, lines[1:], _breaks_to_fit(lines)):
+        goes_on = _GOES_ON.search(line) or following[:1].islower() or to_fit
+        if goes_on and not ends_sentence(line) and not _ITEM_LINE.match(following):
+            unwrapped[-1] += " " + following
+        else:
+            unwrapped.append(following)
+    return unwrapped
+
+
+def is_passage(line: str) -> bool:
+    "Is this a line of prose in plain text, and no heading, item or residue?"
+    if _ITEM_LINE.match(line) or RESIDUE.match(line):
+        return False
+    line = line.rstrip()
+    return ends_sentence(line) or line.endswith(_COMMAS) or is_long(line)
+
+# %% ../../nbs/23_ingest.corpus.ipynb #8efe962d
+def text_paragraphs(
+    text: str,
+    counts: Counter,  # headings and items are counted here
+) -> list[str]:
+    "The paragraphs of prose of a plain text; if there are none, all of it."
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    blocks = BLANK_LINE.split(text)
+    if len(blocks) == 1:
+        blocks = text.split("\n")
+    paragraphs = []
+    n_left_out = 0
+    for block in blocks:
+        lines = _unwrap(block)
+        passages = [line for line in lines if is_passage(line)]
+        n_left_out += sum(map(bool, map(str.strip, lines))) - len(passages)
+        if paragraph := clean_text("\n".join(passages)):
+            paragraphs.append(paragraph)
+    if not paragraphs:
+        return [paragraph for paragraph in map(clean_text, blocks) if paragraph]
+    if n_left_out:
+        counts["heading or item of a list in a text"] += n_left_out
+    return paragraphs
 
 # %% ../../nbs/23_ingest.corpus.ipynb #c6596b8f
+def _as_list(cell: Any) -> list[Any] | None:
+    "A list, tuple or array as a list; None for all else."
+    if hasattr(cell, "tolist"):  # of numpy, pandas or Arrow
+        cell = cell.tolist()
+    return list(cell) if isinstance(cell, (list, tuple)) else None
+
+
 def _paragraphs(row: dict[str, Any], counts: Counter) -> list[str]:
-    cells = row.get("paragraphs")
-    if not isinstance(cells, list):
-        return split_text(cell_text(row.get("text") if cells is None else cells))
-    cleaned = [clean_text(cell_text(cell)) for cell in cells]
-    paragraphs = [paragraph for paragraph in cleaned if paragraph]
+    cell = row.get("paragraphs")
+    cells = _as_list(cell)
+    if cells is None:
+        text = cell_text(cell, "paragraphs", counts)
+        text = text or cell_text(row.get("text"), "text", counts)
+        return text_paragraphs(text, counts)
+    texts = [cell_text(cell, "paragraph", counts) for cell in cells]
+    paragraphs = [paragraph for paragraph in map(clean_text, texts) if paragraph]
     if len(paragraphs) < len(cells):
         counts["empty paragraph"] += len(cells) - len(paragraphs)
+    if not cells:
+        return text_paragraphs(cell_text(row.get("text"), "text", counts), counts)
     return paragraphs
 
 # %% ../../nbs/23_ingest.corpus.ipynb #650e44b7
+def row_lang(row: dict[str, Any], counts: Counter) -> str:
+    "The language that a row names, as the nearest code; empty where it names none."
+    code = cell_text(row.get("lang"), "lang", counts).strip()
+    return nearest_code(code) or code
+
+
 def to_entry(
     row: dict[str, Any],
     lang: str,
@@ -252,16 +504,23 @@ def to_entry(
     if not {"title", "paragraphs", "text"} & row.keys():
         counts["row without title or text column"] += 1
         return None
-    title = clean_text(cell_text(row.get("title")))
-    if row.get("lang") not in (None, lang):
+    title = clean_text(cell_text(row.get("title"), "title", counts, is_name=True))
+    if row_lang(row, counts) not in ("", lang):
         counts["lang column disagrees with the file's language"] += 1
+    own_id = clean_text(cell_text(row.get("id"), "id", counts, is_name=True))
+    paragraphs = _paragraphs(row, counts)
+    # entries without a title are not all the same one
+    named_by = (title,) if title else ("", *paragraphs)
     entry = {
-        "id": clean_text(cell_text(row.get("id"))) or entry_id(lang, title),
+        "id": own_id or f"{hash64(lang, *named_by):016x}",
         "lang": lang,
         "title": title,
-        "paragraphs": _paragraphs(row, counts),
+        "paragraphs": paragraphs,
     }
-    return entry | {k: v for k, v in row.items() if k not in _ENTRY_COLUMNS}
+    for name, cell in row.items():
+        if name not in _ENTRY_COLUMNS:
+            entry[name] = None if _is_missing(cell) else cell
+    return entry
 
 # %% ../../nbs/23_ingest.corpus.ipynb #040a587a
 def read_entries(
@@ -288,9 +547,20 @@ ENTRY_TABLE = pa.schema(
 )
 
 
-def _utf8(value: Any) -> str:
+def _utf8(text: str) -> str:
     "Text that UTF-8 can hold: half a surrogate pair becomes a question mark."
-    return cell_text(value).encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode()
+
+
+def _json_default(cell: Any) -> Any:
+    "What JSON does not know: arrays as lists, bytes and all else as text."
+    if _is_missing(cell):
+        return None
+    if hasattr(cell, "tolist"):
+        return cell.tolist()
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", "replace")
+    return str(cell)
 
 
 def pack_extra(entry: dict[str, Any]) -> str | None:
@@ -298,17 +568,17 @@ def pack_extra(entry: dict[str, Any]) -> str | None:
     extra = {k: v for k, v in entry.items() if k not in _ENTRY_COLUMNS}
     if not extra:
         return None
-    return _utf8(json.dumps(extra, ensure_ascii=False, default=str))
+    return _utf8(json.dumps(extra, ensure_ascii=False, default=_json_default))
 
 
 def pack_entries(
     entries: list[dict[str, Any]],
-    to_text: Callable[[Any], str] = cell_text,  # of a cell
+    to_text: Callable[[str], str] = str,  # of what is stored
 ) -> pa.Table:
     "Entries as a table with the schema `ENTRY_TABLE`."
     columns = [
-        [to_text(entry.get("id")) for entry in entries],
-        [to_text(entry.get("title")) for entry in entries],
+        [to_text(entry.get("id", "")) for entry in entries],
+        [to_text(entry.get("title", "")) for entry in entries],
         [[to_text(p) for p in entry.get("paragraphs") or []] for entry in entries],
         [pack_extra(entry) for entry in entries],
     ]
@@ -392,12 +662,7 @@ def write_tables(
     shard_size: int = 20_000,  # entries a shard
 ) -> list[Path]:  # the shards written
     "As `write_corpus`, for entries that are packed already."
-    if not is_lang_code(lang):
-        raise CorpusError(
-            f"Language {lang!r} is no code of two or three lower-case letters, such as de"
-            " or yue."
-        )
-    folder = Path(out) / lang
+    folder = Path(out) / check_lang(lang)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{lang}-") as unfinished:
         shards = [
@@ -414,16 +679,33 @@ def _lists_of(size: int, items: Iterable[Any]) -> Iterator[list[Any]]:
     while batch := list(islice(items, size)):
         yield batch
 
+# %% ../../nbs/23_ingest.corpus.ipynb #a95ba207
+def _to_entries(rows: Iterable[dict[str, Any]], lang: str) -> Iterator[dict[str, Any]]:
+    "The entries in rows; what had to be mended or left out is logged."
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if not isinstance(row, dict):
+            raise CorpusError(
+                f"A row for write_corpus is {type(row).__name__}, not a dict: of a data"
+                ' frame, give table.to_dict("records").'
+            )
+        entry = to_entry(row, lang, counts)
+        if entry is not None:
+            yield entry
+    for reason, n in sorted(counts.items()):
+        logger.warning("%s: %s (%d)", lang, reason, n)
+
 # %% ../../nbs/23_ingest.corpus.ipynb #952a9abe
 def write_corpus(
-    entries: Iterable[dict[str, Any]],  # as read_entries gives them
+    entries: Iterable[dict[str, Any]],  # as read_entries gives them, or other rows
     out: str | Path,  # the corpus folder
     lang: str,  # names the folder within
     shard_size: int = 20_000,  # entries a shard
 ) -> list[Path]:  # the shards written
     """Write `out/<lang>/00000.parquet` …, replacing that language's earlier shards.
 
-    Raises `CorpusError` where `lang` is no language code.
+    A row has a title, and paragraphs or a text; it is read as from a file, and what had
+    to be mended is logged. Raises `CorpusError` where `lang` is no language code.
     """
-    tables = map(pack_entries, _lists_of(1024, entries))
+    tables = map(pack_entries, _lists_of(1024, _to_entries(entries, lang)))
     return write_tables(tables, out, lang, shard_size)

@@ -27,6 +27,7 @@ from urllib3.util import Retry
 
 from .. import __version__
 from ..core.basics import CorpusError
+from ..core.scripts import is_lang_code, nearest_code
 
 # %% auto #0
 __all__ = ['wikipedia_lang', 'RemoteFile', 'DownloadPlan', 'plan_download', 'fetch', 'download_wikipedia']
@@ -35,10 +36,13 @@ __all__ = ['wikipedia_lang', 'RemoteFile', 'DownloadPlan', 'plan_download', 'fet
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/22_ingest.download.ipynb #9d1ae031
-def wikipedia_lang(
-    name: str,  # such as wikipedia:ja
-) -> str:  # such as ja
-    "The language in a name. Raises `CorpusError` for any other kind of name."
+_WITH_OWN_CODE = ("bat-smg", "fiu-vro", "roa-rup", "zh-classical", "zh-min-nan", "zh-yue")
+
+
+def wiki_code(
+    name: str,  # such as wikipedia:zh-min-nan
+) -> str:  # such as zh-min-nan
+    "The code of the Wikipedia in a name. Raises `CorpusError` for other kinds of names."
     match = re.fullmatch(r"wikipedia:([a-z]{2,}(?:-[a-z]+)*)", name)
     if not match:
         raise CorpusError(
@@ -46,6 +50,29 @@ def wikipedia_lang(
             " code of a Wikipedia, such as wikipedia:ja."
         )
     return match[1]
+
+# %% ../../nbs/22_ingest.download.ipynb #eaf73b0d
+def wikipedia_lang(
+    name: str,  # such as wikipedia:ja
+) -> str:  # such as ja
+    """The language in a name.
+
+    Raises `CorpusError` for any other kind of name, and for a Wikipedia whose code is none
+    of a language.
+    """
+    code = wiki_code(name)
+    if is_lang_code(code):
+        return code
+    nearest = nearest_code(code)
+    if code in _WITH_OWN_CODE:
+        return nearest
+    hint = (
+        f"such as lang={nearest!r}" if nearest else "of two or three lower-case letters"
+    )
+    raise CorpusError(
+        f"The Wikipedia {code!r} has no language code of its own: say which one its corpus"
+        f" is to have, {hint}. A corpus of that language in the same folder is replaced."
+    )
 
 # %% ../../nbs/22_ingest.download.ipynb #adb7aebe
 class RemoteFile(NamedTuple):
@@ -337,7 +364,7 @@ def plan_download(
     A mirror is taken from the environment variables `HF_ENDPOINT` and
     `CMINING_DUMPS_URL`. Raises `CorpusError` for what is not there, with what is.
     """
-    lang = wikipedia_lang(name)
+    lang = wiki_code(name)
     if source not in SOURCES:
         raise CorpusError(f"The source is one of {', '.join(SOURCES)}, not {source!r}.")
     if date and not re.fullmatch(r"\d{8}", date):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import html
 import json
+import logging
 import os
 import re
 import tempfile
@@ -28,7 +29,7 @@ from joblib import cpu_count
 from joblib.externals.loky import ProcessPoolExecutor
 
 from ..core.basics import CorpusError, hash64
-from ..core.scripts import clean_text
+from ..core.scripts import check_lang, clean_text, is_lang_code
 from cmining.ingest.articles import (
     NAMESPACES,
     in_namespace,
@@ -43,8 +44,10 @@ from cmining.ingest.corpus import (
     ROW_SUFFIXES,
     cell_text,
     entry_id,
-    is_lang_code,
+    is_companion,
+    is_passage,
     json_rows,
+    kind_unread,
     line_blocks,
     pack_entries,
     pack_extra,
@@ -52,6 +55,7 @@ from cmining.ingest.corpus import (
     read_chunks,
     read_rows,
     regroup_tables,
+    row_lang,
     to_entry,
     write_tables,
 )
@@ -59,6 +63,9 @@ from .wikitext import wiki_paragraphs
 
 # %% auto #0
 __all__ = ['dump_pages', 'ingest_source']
+
+# %% ../../nbs/24_ingest.dumps.ipynb #3951ce2c
+logger = logging.getLogger(__name__)
 
 # %% ../../nbs/24_ingest.dumps.ipynb #9df32d1a
 _PAGE_END = re.compile(rb"</(?:[\w.-]+:)?page\s*>")
@@ -94,6 +101,25 @@ def _child(element: ET.Element, name: str) -> ET.Element | None:
     return None
 
 
+def _newest_revision(page: ET.Element) -> ET.Element | None:
+    "The revision with the latest timestamp; of equal ones, the last."
+    revisions = [child for child in page if child.tag.rpartition("}")[2] == "revision"]
+    if len(revisions) > 1:
+        shown = [r for r in revisions if not _is_suppressed(r)]
+        # sorting keeps the order of equal ones
+        revisions = sorted(shown or revisions, key=_timestamp)
+    return revisions[-1] if revisions else None
+
+
+def _is_suppressed(revision: ET.Element) -> bool:
+    text = _child(revision, "text")
+    return text is not None and "deleted" in text.attrib
+
+
+def _timestamp(revision: ET.Element) -> str:
+    return _child_text(revision, "timestamp").strip()
+
+
 def _child_text(element: ET.Element | None, name: str) -> str:
     child = None if element is None else _child(element, name)
     return "" if child is None else child.text or ""
@@ -111,7 +137,7 @@ def _parse_page(
         "ns": _child_text(page, "ns").strip(),
         "page_id": _child_text(page, "id").strip(),
         "redirect": _child(page, "redirect") is not None,
-        "text": _child_text(_child(page, "revision"), "text"),
+        "text": _child_text(_newest_revision(page), "text"),
     }
 
 # %% ../../nbs/24_ingest.dumps.ipynb #bf89e861
@@ -136,6 +162,7 @@ class Tally:
     left_out: Counter[str] = field(default_factory=Counter)  # pages, by reason
     notes: Counter[str] = field(default_factory=Counter)  # what cost no page, or no file
     breaks: list[Break] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)  # templates in leads, by name
 
     def add_break(self, what: str) -> None:
         "The file breaks behind what was read so far."
@@ -259,8 +286,8 @@ def _langs_in_rows(path: Path) -> set[str]:
     "What the first row says in lang, or in wiki: a search dump says dewiki."
     rows = read_rows(path, Counter())
     row = next((row for row in rows if "index" not in row), {})
-    wiki = cell_text(row.get("wiki")).removesuffix("wiki")
-    lang = cell_text(row.get("lang")) or wiki
+    wiki = cell_text(row.get("wiki"), "wiki", Counter()).removesuffix("wiki")
+    lang = row_lang(row, Counter()) or wiki
     return {lang} if is_lang_code(lang) else set()
 
 # %% ../../nbs/24_ingest.dumps.ipynb #289139c9
@@ -392,9 +419,27 @@ def _parts(path: Path, notes: Counter) -> Iterator[Part]:
 _SOURCE_SUFFIXES = (*ROW_SUFFIXES, ".xml", ".xml.gz", ".xml.bz2")
 
 
+def _is_source_file(path: Path) -> bool:
+    return path.name.endswith(_SOURCE_SUFFIXES) or _is_cirrus(path)
+
+
 def _visible_files(folder: Path) -> list[Path]:
     paths = sorted(folder.rglob("*"))
     return [p for p in paths if p.is_file() and not p.name.startswith(".")]
+
+
+def unread_source_files(source: str | Path) -> dict[str, str]:
+    "Files in a folder that `source_files` leaves out, with the reasons."
+    source = Path(source)
+    if source.is_file():
+        return {}
+    return {
+        path.relative_to(source).as_posix(): kind_unread(path.name, _SOURCE_SUFFIXES)
+        for path in _visible_files(source)
+        if not (_is_source_file(path) or is_companion(path.name))
+        # beside a dump lies its index
+        and not path.name.endswith(("-index.txt.bz2", "-index.txt", "_SUCCESS"))
+    }
 
 
 def source_files(source: str | Path) -> list[Path]:
@@ -406,7 +451,7 @@ def source_files(source: str | Path) -> list[Path]:
     if not source.exists():
         raise CorpusError(f"No source at {source}: there is nothing of that name.")
     paths = [source] if source.is_file() else _visible_files(source)
-    files = [p for p in paths if p.name.endswith(_SOURCE_SUFFIXES) or _is_cirrus(p)]
+    files = list(filter(_is_source_file, paths))
     if not files:
         raise CorpusError(
             f"Nothing to ingest at {source}: wanted a file that ends in"
@@ -448,19 +493,28 @@ def cirrus_paragraphs(
     return paragraphs
 
 # %% ../../nbs/24_ingest.dumps.ipynb #6ac1cc2b
+def _is_without_prose(row: dict[str, Any], paragraphs: list[str]) -> bool:
+    "Is nothing left of a text but headings and items?"
+    is_from_text = not isinstance(row.get("paragraphs"), list)
+    return is_from_text and len(paragraphs) > 1 and not any(map(is_passage, paragraphs))
+
+
 def _row_pages(
     rows: Iterable[dict[str, Any]], lang: str, tally: Tally
 ) -> Iterator[dict[str, Any]]:
     for row in rows:
-        if row.get("lang") not in (None, lang):
+        if row_lang(row, tally.notes) not in ("", lang):
             tally.left_out["other language"] += 1
             continue
         page = to_entry(row, lang, tally.notes)
         if page is None:
             continue
+        if _is_without_prose(row, page["paragraphs"]):
+            tally.left_out["no lead"] += 1
+            continue
         page["id"] = entry_id(lang, page["title"])
-        if row.get("id") is not None:
-            page["source_id"] = cell_text(row["id"])
+        if source_id := cell_text(row.get("id"), "id", Counter(), is_name=True):
+            page["source_id"] = source_id
         yield page
 
 
@@ -468,7 +522,8 @@ def _template_marks(names: Any) -> str:
     "The templates that a search dump names, as they stand in wikitext."
     if not isinstance(names, list):
         return ""
-    bare = [cell_text(name).rpartition(":")[2] for name in names]
+    texts = [cell_text(name, "template", Counter()) for name in names]
+    bare = [text.rpartition(":")[2] for text in texts]
     return "".join(f"{{{{{name}}}}}" for name in bare)
 
 
@@ -476,19 +531,21 @@ def _cirrus_pages(
     rows: Iterable[dict[str, Any]], lang: str, tally: Tally, max_paragraphs: int
 ) -> Iterator[dict[str, Any]]:
     page_id = ""
+    notes = tally.notes
     for row in rows:
         if isinstance(row.get("index"), dict):
-            page_id = cell_text(row["index"].get("_id"))
+            page_id = cell_text(row["index"].get("_id"), "_id", notes, is_name=True)
             continue
-        title = clean_text(cell_text(row.get("title")))
-        if cell_text(row.get("namespace")) not in ("", "0"):
+        title = clean_text(cell_text(row.get("title"), "title", notes, is_name=True))
+        namespace = cell_text(row.get("namespace"), "namespace", notes, is_name=True)
+        if namespace not in ("", "0"):
             tally.left_out["namespace"] += 1
             continue
         if is_disambiguation(title, _template_marks(row.get("template"))):
             tally.left_out["disambiguation"] += 1
             continue
-        opening = cell_text(row.get("opening_text"))
-        text = cell_text(row.get("text"))
+        opening = cell_text(row.get("opening_text"), "opening_text", notes)
+        text = cell_text(row.get("text"), "text", notes)
         yield {
             "id": entry_id(lang, title),
             "title": title,
@@ -497,13 +554,21 @@ def _cirrus_pages(
         }
 
 # %% ../../nbs/24_ingest.dumps.ipynb #c3afeced
+def _is_outside(page: dict[str, Any], namespaces: frozenset[str]) -> bool:
+    "Is a page in another namespace than the articles, by its number or else its title?"
+    if ns := cell_text(page.get("ns"), "ns", Counter(), is_name=True).strip():
+        return ns != "0"
+    return in_namespace(page["title"], namespaces)
+
+
 def _reject_reason(page: dict[str, Any], namespaces: frozenset[str]) -> str | None:
     "Why a page is no article; None where it may be one."
     title = page["title"]
-    text = cell_text(page.get("text"))
-    if cell_text(page.get("ns")) not in ("", "0") or in_namespace(title, namespaces):
+    text = page.get("text", "")
+    if _is_outside(page, namespaces):
         return "namespace"
-    if page.get("redirect") or is_redirect(text):
+    redirect = page.get("redirect")  # of a row, whatever its column holds
+    if isinstance(redirect, (bool, str)) and redirect or is_redirect(text):
         return "redirect"
     if not title:
         return "no title"
@@ -517,12 +582,15 @@ def _reject_reason(page: dict[str, Any], namespaces: frozenset[str]) -> str | No
 
 
 def _make_entry(
-    page: dict[str, Any], lang: str, max_paragraphs: int
+    page: dict[str, Any],
+    lang: str,
+    max_paragraphs: int,
+    unknown: Counter,  # unknown templates of the lead are added, by name
 ) -> tuple[dict[str, Any] | None, str | None]:
     "An entry and None, or None and the reason."
     if "paragraphs" in page:
         return page | {"paragraphs": page["paragraphs"][:max_paragraphs]}, None
-    paragraphs, reason = wiki_paragraphs(page["text"], max_paragraphs)
+    paragraphs, reason = wiki_paragraphs(page["text"], max_paragraphs, unknown)
     if reason:
         return None, reason
     title = page["title"]
@@ -554,6 +622,7 @@ class ParsedPart(NamedTuple):
     keys: np.ndarray  # hashes of the titles, and of the seed if there is one; uint64 [n]
     ties: np.ndarray  # tell entries of one title apart; uint64 [n]
     failed: list[tuple[int, str]]  # key and reason
+    unknown: list[tuple[int, str]]  # key, and name of a template
     tally: Tally
 
 # %% ../../nbs/24_ingest.dumps.ipynb #58a4b756
@@ -595,6 +664,7 @@ def parse_part(part: Part, options: ParseOptions) -> ParsedPart:
     entries: list[dict[str, Any]] = []
     keys: list[int] = []
     failed: list[tuple[int, str]] = []
+    unknown: list[tuple[int, str]] = []
     for page in _pages(part, options, tally):
         if reason := _reject_reason(page, options.namespaces):
             tally.left_out[reason] += 1
@@ -603,7 +673,9 @@ def parse_part(part: Part, options: ParseOptions) -> ParsedPart:
         key = _key(page["title"], options)
         if key > options.limit:
             continue
-        entry, reason = _make_entry(page, options.lang, options.max_paragraphs)
+        templates: Counter[str] = Counter()
+        entry, reason = _make_entry(page, options.lang, options.max_paragraphs, templates)
+        unknown += [(key, name) for name in templates]
         if entry is None:
             failed.append((key, reason))
         else:
@@ -617,6 +689,7 @@ def parse_part(part: Part, options: ParseOptions) -> ParsedPart:
         keys=np.array(keys, np.uint64),
         ties=np.array(ties, np.uint64),
         failed=failed,
+        unknown=unknown,
         tally=tally,
     )
 
@@ -769,6 +842,7 @@ def _keep_new(parsed_parts: Iterable[ParsedPart], tally: Tally) -> Iterator[pa.T
     for parsed in parsed_parts:
         is_new = _first_seen(seen, parsed.keys)
         tally.left_out.update(reason for _, reason in parsed.failed)
+        tally.unknown.update(name for _, name in parsed.unknown)
         tally.left_out["duplicate title"] += int((~is_new).sum())
         yield parsed.entries.filter(pa.array(is_new))
 
@@ -829,6 +903,7 @@ def _draw_sample(
     folder: Path,  # for temporary files
 ) -> Iterator[pa.Table]:  # the entries with the n smallest keys, in that order
     failed: list[tuple[int, str]] = []
+    unknown: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".drawn-") as d:
         spool = Path(d, "entries")
         with pa.ipc.new_stream(spool, ENTRY_TABLE, options=_LZ4) as stream:
@@ -836,10 +911,12 @@ def _draw_sample(
                 low = draw.offer(parsed.keys, parsed.ties)
                 stream.write_table(parsed.entries.take(pa.array(low)))
                 failed += parsed.failed
+                unknown += [pair for pair in parsed.unknown if pair[0] <= draw.limit]
         draw.settle()
         below = Counter(reason for key, reason in failed if key <= draw.limit)
         below["duplicate title"] = draw.duplicates()
         tally.left_out.update(below)
+        tally.unknown.update(name for key, name in unknown if key <= draw.limit)
         n_above = tally.articles - len(draw.rows) - below.total()
         tally.left_out["not sampled"] += n_above
         yield from _read_by_rank(spool, draw.rows[:, 2], max(20_000, draw.n // 100))
@@ -852,6 +929,7 @@ class IngestPlan(NamedTuple):
     "What will be read, and what of it will be kept."
 
     files: list[Path]
+    unread: dict[str, str]  # files beside them: why they are not read
     lang: str
     sample: int | None  # None: all entries
     seed: int
@@ -871,16 +949,14 @@ def _plan_ingest(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise CorpusError(f"{name} = {value} is too few: ask for 1 or more.")
-    if lang is not None and not is_lang_code(lang):
-        raise CorpusError(
-            f"Language {lang!r} is no code of two or three lower-case letters, such as de"
-            " or yue."
-        )
+    if lang is not None:
+        check_lang(lang)
     files = source_files(source)
     lang = lang or source_lang(files)
     n_bytes = sum(file.stat().st_size for file in files)
     jobs = jobs or (cpu_count() if n_bytes > _SMALL else 1)
-    return IngestPlan(files, lang, sample, seed, jobs, max_paragraphs)
+    unread = unread_source_files(source)
+    return IngestPlan(files, unread, lang, sample, seed, jobs, max_paragraphs)
 
 # %% ../../nbs/24_ingest.dumps.ipynb #7021c846
 def _count_kept(
@@ -914,6 +990,11 @@ def _stream_entries(plan: IngestPlan, out: Path, tally: Tally) -> Iterator[pa.Ta
 _NO_ENTRY = ("broken line", "row is no object", "row without title or text column")
 
 
+def _most_frequent(counts: Counter[str], n: int = 20) -> dict[str, int]:
+    "The n largest counts, the largest first."
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:n])
+
+
 def _manifest_record(plan: IngestPlan, tally: Tally) -> dict[str, Any]:
     notes = Counter(tally.notes)
     left_out = Counter(tally.left_out)
@@ -928,7 +1009,9 @@ def _manifest_record(plan: IngestPlan, tally: Tally) -> dict[str, Any]:
         "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
         "notes": dict(sorted(notes.items())),
         "breaks": [place._asdict() for place in tally.breaks],
+        "unknown_templates": _most_frequent(tally.unknown),
         "files": [{"name": f.name, "bytes": f.stat().st_size} for f in plan.files],
+        "unread": plan.unread,
         "sample": plan.sample,
         "seed": plan.seed,
         "max_paragraphs": plan.max_paragraphs,
@@ -963,12 +1046,14 @@ def ingest_source(
     """Make the corpus of one language.
 
     A dump is .xml, .xml.gz or .xml.bz2, or one of the search index (CirrusSearch, JSON).
-    The record has read, articles, kept, left_out, notes, breaks, files, sample, seed and
-    max_paragraphs.
+    The record has read, articles, kept, left_out, notes, breaks, unknown_templates, files,
+    unread, sample, seed and max_paragraphs.
 
     Raises `CorpusError` where source, language or output cannot be used.
     """
     plan = _plan_ingest(source, lang, sample, seed, jobs, max_paragraphs)
+    for name, reason in plan.unread.items():
+        logger.warning("%s is not read: %s", name, reason)
     out = Path(out)
     tally = Tally()
     try:
@@ -979,7 +1064,7 @@ def ingest_source(
             write_tables(chain([first], tables), out, plan.lang)
         record = _manifest_record(plan, tally)
         if not tally.kept:
-            reasons = record["left_out"] or "nothing, it is empty"
+            reasons = record["left_out"] | record["notes"] or "nothing, it is empty"
             raise CorpusError(
                 f"No entry in {source}; left out: {reasons}. Is it the right file, and is"
                 f" {plan.lang} its language?"

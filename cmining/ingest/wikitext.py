@@ -9,20 +9,13 @@ import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
 import mwparserfromhell as mwp
 
-from cmining.core.scripts import (
-    BLANK_LINE,
-    CJK,
-    SPACED_STOPS,
-    UNSPACED,
-    UNSPACED_STOPS,
-    clean_text,
-)
+from ..core.scripts import BLANK_LINE, clean_text, count_cjk, is_prose
 from cmining.ingest.articles import (
     FILE_PREFIXES,
     HIDDEN_PREFIXES,
@@ -45,26 +38,97 @@ _SHOW_FIRST = _names(
     # abbreviations
     "abbr abréviation tooltip",
     # Japanese words and readings
-    "nihongo nihongo2 nihongo_foot nihongo_krt japonais 読み仮名 ふりがな ルビ ruby",
+    "nihongo2 nihongo_foot ふりがな 振り仮名 読み ルビ ruby ruby-ja",
     # links to articles in other languages
-    "仮リンク le ill interlanguage_link lien internal_link_helper",
+    "仮リンク le ill ill2 illm interlanguage_link interlanguage_link_multi lien",
+    "internal_link_helper internal_link_helper/en tsl2",
     # numbers and formulas
     "val nb nombre math mvar",
     # quotations, and passages that lack a source
     'citation « » «_» guillemets cita " refnec référence_nécessaire',
+    # passages that are marked for their authors
+    "référence_souhaitée refsou référence_à_confirmer quoi qui quand pas_clair",
+    "要出典範囲 not_a_typo as_written proper_name typo",
     # terms and anchors
-    "terme_défini term visible_anchor anchor ancre",
+    "terme_défini term visible_anchor vanchor anchor ancre",
+    # scripts, names of letters and words
+    "unicode iast polytonisch hebr hebrew arab arf faf cjk pinyin angbr angle_bracket",
+    "linktext kapitälchen versalita petites_capitales rom rom-maj romain sup sub",
+    # characters that are rare, and fonts for them
+    "僻字 補助漢字 拡張漢字 旧字体",
     # towns, countries, others
-    "ville pays zhu esd m",
+    "ville pays zhu esd m flag flagcountry flagu souverain2 formnum",
 )
-_SHOW_FIRST_NAME = re.compile(r"lang-[a-z-]+|[a-z]{2,3}s|link-[a-z]+")
-_SHOW_SECOND = _names("lang langue lang2 audio script")
-_SHOW_LAST = _names("tsl transl transliteration translitération link-lang")
+_SHOW_FIRST_NAME = re.compile(
+    # {{lang-de|…}}, {{enS|…}}, {{link-en|…}}, {{script/Hebrew|…}}
+    r"lang-[a-z-]+|[a-z]{2,3}s|link-[a-z]+|script/[a-z ]+"
+    # {{読み仮名 ruby不使用|…}}, {{補助漢字フォント|…}}
+    r"|読み仮名.*|.+フォント"
+)
+_SHOW_SECOND = _names(
+    "lang langx langue lang2 audio script wikt-lang native_name native_phrase rtl-lang",
+    "color colour font_color fontcolor font-color fontsize",
+)
+_SHOW_LAST = _names("tsl transl translit tlit transliteration translitération link-lang")
 _SHOW_JOINED = _names(
     "convert cvt unité unite unidad frac",  # number and unit
     "date date- fecha heure oldstyledate",
     "date_de_naissance date_de_décès birth_date",
 )
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #59c4b7be
+# the argument in front, and those in brackets behind it, from 0
+_SHOW_BRACKETED = {
+    "nihongo": (0, (1, 2, 3)),
+    "japonais": (0, (1, 2, 3)),
+    "nihongo3": (2, (1, 0)),
+    "nihongo4": (0, (1, 2, 3)),
+    "nihongo krt": (1, (2, 0)),
+}
+_ZH_KEYS = word_list("c t s v kurz lang hanzi tradi simp p pinyin j poj")
+_KO_KEYS = word_list("hangul hangeul hanja rr mr")
+# named arguments that are shown, in this order
+_NAMED_WORDS = {
+    "zh": _ZH_KEYS,
+    "chinese": _ZH_KEYS,
+    "chinois": _ZH_KEYS,
+    "lang-zh": _ZH_KEYS,
+    "korean": _KO_KEYS,
+    "kor": _KO_KEYS,
+    "kos": _KO_KEYS,
+    "coréen": _KO_KEYS,
+    "ko-hhrm": _KO_KEYS,
+    "lang-ko": _KO_KEYS,
+    "nihongo": ["kanji", "kana", "romaji"],
+    "vie": ["v", "hn"],
+    "lien": ["texte", "fr", "trad"],
+    "bo": ["t", "w", "z"],
+}
+_NAMED_NAME = re.compile(r"zh-[a-z]+")  # {{zh-cp|c=…|p=…}}
+# words in front of the first argument, or of the first two
+_SHOW_PREFIXED = {
+    "circa": "c. ",
+    "c.": "c. ",
+    "ca.": "ca. ",
+    "floruit": "fl. ",
+    "fl.": "fl. ",
+    "reign": "r. ",
+    "r.": "r. ",
+    "literal translation": "lit. ",
+    "literal": "lit. ",
+    "lit": "lit. ",
+    "us$": "US$",
+    "usd": "US$",
+    "gbp": "£",
+    "£": "£",
+    "€": "€",
+    "eur": "€",
+    "¥": "¥",
+    "hms": "HMS ",
+    "uss": "USS ",
+    "rms": "RMS ",
+    "ss": "SS ",
+}
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #daaa2890
 _FIXED_WORDS = {
@@ -78,8 +142,17 @@ _FIXED_WORDS = {
     # dashes, spaces and signs
     "ndash": "–",
     "–": "–",
+    "en dash": "–",
+    "em dash": "—",
+    "endash": "–",
+    "emdash": "—",
+    ",": ",",
+    "etc": "etc.",
     "snd": " – ",
+    "sndash": " – ",
+    "spnd": " – ",
     "spaced ndash": " – ",
+    "spaced en dash": " – ",
     "mdash": "—",
     "—": "—",
     "nbsp": " ",
@@ -88,6 +161,14 @@ _FIXED_WORDS = {
     "=": "=",
     "·": "·",
     "•": "·",
+    "'s": "'s",
+    "okina": "ʻ",
+    "ʻ": "ʻ",
+    "hamza": "ʾ",
+    "ayin": "ʿ",
+    "pi": "π",
+    "times": "×",
+    "sic": "[sic]",
     # endings of French ordinals
     "er": "er",
     "ère": "re",
@@ -117,9 +198,35 @@ def _century(name: str, args: list[str]) -> str:
     return _CENTURY[name].format(*filled[:5]).strip()
 
 
+def _bracketed(args: list[str], front: int, behind: tuple[int, ...]) -> str:
+    "Native names with the others behind them, such as: Bon odori (盆踊り, Bon-odori)."
+    padded = args + [""] * 4
+    others = ", ".join(padded[i] for i in behind if padded[i])
+    if not padded[front] or not others:
+        return padded[front] or others
+    return f"{padded[front]} ({others})"
+
+
+def _named_words(name: str, named: dict[str, str]) -> str:
+    keys = _NAMED_WORDS.get(name)
+    if keys is None and _NAMED_NAME.fullmatch(name):
+        keys = _ZH_KEYS
+    values = [named.get(key, "") for key in keys or ()]
+    if name == "lien":
+        return next(filter(None, values), "")
+    return ", ".join(dict.fromkeys(filter(None, values)))
+
+
 def _argument_words(name: str, args: list[str]) -> str:
     if not args:
         return ""
+    if name in _SHOW_PREFIXED:
+        return _SHOW_PREFIXED[name] + "–".join(args[:2])
+    if name == "as of":
+        return f"As of {args[0]}"
+    if name == "bd":  # of the Chinese Wikipedia: born, day, died, day
+        padded = args + [""] * 4
+        return f"{padded[0]}{padded[1]}—{padded[2]}{padded[3]}"
     if name in _SHOW_FIRST or _SHOW_FIRST_NAME.fullmatch(name):
         return args[0]
     if name in _SHOW_SECOND:
@@ -132,12 +239,42 @@ def _argument_words(name: str, args: list[str]) -> str:
     return ""
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #329bcd9e
+_NAME_SPACE = re.compile(r"(?:template|vorlage|modèle|plantilla|テンプレート|模板) *:")
+
+
+def _plain_name(name: str) -> str:
+    "The name of a template in lower case, without its namespace and underscores."
+    plain = " ".join(name.lower().replace("_", " ").split())
+    return _NAME_SPACE.sub("", plain, count=1).strip() if ":" in plain else plain
+
+
+def sort_arguments(
+    arguments: Iterable[tuple[str | None, str]],  # names, None where there is none
+) -> tuple[list[str], dict[str, str]]:
+    "The unnamed arguments of a template in their order, and the named ones."
+    unnamed: list[str] = []
+    named: dict[str, str] = {}
+    for name, value in arguments:
+        if name is None:
+            unnamed.append(value)
+        elif name.isascii() and name.isdigit() and 0 < int(name[:2]) < 10:
+            unnamed += [""] * (int(name[:2]) - len(unnamed))
+            unnamed[int(name[:2]) - 1] = value
+        elif name in ("texte", "text"):
+            unnamed.append(value)
+            named[name] = value
+        else:
+            named[name] = value
+    return unnamed, named
+
+
 def template_words(
     name: str,  # the template's name
     args: list[str],  # its unnamed arguments, rendered
+    named: dict[str, str] | None = None,  # and the named ones
 ) -> str:  # empty for all that stands outside the sentence
     "The words for which a template stands within a sentence."
-    name = " ".join(name.lower().replace("_", " ").split())
+    name = _plain_name(name)
     if name.startswith("formatnum:"):
         return name.partition(":")[2]
     if name in _FIXED_WORDS:
@@ -146,7 +283,13 @@ def template_words(
         return _century(name, args)
     if ordinal := _ORDINAL_NAME.match(name):
         return ordinal[1].upper() + ordinal[2] + (ordinal[3] or "")
-    return _argument_words(name, [arg for arg in args if arg])
+    if name in _SHOW_BRACKETED and any(args):
+        return _bracketed(args, *_SHOW_BRACKETED[name])
+    named = named or {}
+    words = _argument_words(name, [arg for arg in args if arg])
+    if name == "as of" and "lc" in named:
+        words = words.lower()
+    return words or _named_words(name, named)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #6a89d7af
 _ITEM = "\ue001"
@@ -201,12 +344,11 @@ def _link(node: Any) -> str:
 
 
 def _template(node: Any) -> str:
-    args = [
-        _render(param.value).strip()
+    args, named = sort_arguments(
+        (str(param.name).strip() if param.showkey else None, _render(param.value).strip())
         for param in node.params
-        if not param.showkey or str(param.name).strip() in ("texte", "text")
-    ]
-    return template_words(str(node.name).strip(), args)
+    )
+    return template_words(str(node.name).strip(), args, named)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #2835b2bc
 def _node(node: Any) -> str:
@@ -240,29 +382,103 @@ def render(wikitext: str) -> str:
     return _render(mwp.parse(wikitext, skip_style_tags=True))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #fb1b3cdf
-_VARIANT = re.compile(r"-\{((?:[^{}]|\{\{[^{}]*\}\})*)\}-")
-_VARIANT_FORM = re.compile(r"\s*(zh[\w-]*)\s*:")
+_VARIANT_SUFFIXES = word_list(
+    "hans hant cn hk mo my sg tw",  # zh, gan, wuu
+    "ec el cyrl latn arab kz tr tfng cans",  # sr, kk, ku, uz, tg, crh, shi, iu
+)
+_VARIANT_CODE = rf"(?:zh|[a-z]{{2,3}}-(?:{'|'.join(_VARIANT_SUFFIXES)}))"
+_VARIANT_RULE = re.compile(
+    rf"\s*(?:(?P<source>[^;]*?)=>\s*)?(?P<code>{_VARIANT_CODE})\s*:(?P<text>.*)",
+    re.I | re.S,
+)
+_NEXT_RULE = re.compile(rf";\s*(?=(?:[^;]*?=>\s*)?{_VARIANT_CODE}\s*:|$)", re.I)
+# MediaWiki's order for a reader of zh-hans
+_VARIANTS_READ = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")
 
 
-def _choose_variant(markup: re.Match[str]) -> str:
-    flags, _, body = markup[1].rpartition("|")
-    if set(flags.upper()) & set("THD-"):
-        return ""
+def _choose_form(rules: str) -> str:
+    "What rules show: the text of one variant; if they are no rules, they themselves."
     forms = {}
-    for piece in body.split(";"):
-        if form := _VARIANT_FORM.match(piece):
-            forms[form[1]] = piece[form.end() :]
-    for code in ("zh-hans", "zh-cn", *forms):
+    for piece in _NEXT_RULE.split(rules):
+        if not piece.strip():
+            continue
+        rule = _VARIANT_RULE.fullmatch(piece)
+        if not rule:
+            return rules
+        code = rule["code"].lower()
+        # a rule for one direction counts where there is none for both
+        if code not in forms or rule["source"] is None:
+            forms[code] = rule["text"].strip()
+    for code in (*_VARIANTS_READ, *forms):
         if code in forms:
             return forms[code]
-    return body
+    return rules
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #b72ce6c5
+_BAR_OR_NESTING = re.compile(r"\[\[|\]\]|\{\{|\}\}|\|")
+
+
+def _split_flags(markup: str) -> tuple[str, str]:
+    "What stands before the first bar of the markup itself, and the rest."
+    depth = 0
+    for mark in _BAR_OR_NESTING.finditer(markup):
+        if mark[0] == "|" and depth <= 0:
+            return markup[: mark.start()], markup[mark.end() :]
+        if mark[0] != "|":
+            depth += 1 if mark[0] in ("[[", "{{") else -1
+    return "", markup
+
+
+def _choose_variant(
+    markup: str,  # what stands between -{ and }-
+) -> str:
+    before, body = _split_flags(markup)
+    flags = {flag.strip() for flag in before.split(";")}
+    if "R" in flags:
+        return body
+    if flags & {"N", "-", "H"} or "A" not in flags and flags & {"T", "D"}:
+        return ""
+    return _choose_form(body)
+
+# %% ../../nbs/21_ingest.wikitext.ipynb #510d5905
+_VARIANT_MARK = re.compile(r"-\{(?!\{(?!\{))|\}-|\{\{|\}\}|\[\[|\]\]")
+_OPENS = {"}}": "{{", "]]": "[["}
+_MAX_VARIANTS = 10  # levels
 
 
 def _choose_variants(wikitext: str) -> str:
-    return _VARIANT.sub(_choose_variant, wikitext) if "-{" in wikitext else wikitext
+    "The source of a page with one variant in place of several."
+    if "-{" not in wikitext:
+        return wikitext
+    pieces: list[str] = []
+    opened: list[tuple[str, int]] = []  # marks that are open, with their piece
+    n_variants = 0
+    at = 0
+    while found := _VARIANT_MARK.search(wikitext, at):
+        mark = found[0]
+        pieces.append(wikitext[at : found.start()])
+        at = found.end()
+        if mark == "}-" and n_variants:
+            while opened[-1][0] != "-{":  # what was not closed within is text
+                opened.pop()
+            _, start = opened.pop()
+            n_variants -= 1
+            pieces[start:] = [_choose_variant("".join(pieces[start + 1 :]))]
+            continue
+        if mark == "-{" and n_variants < _MAX_VARIANTS or mark in ("{{", "[["):
+            opened.append((mark, len(pieces)))
+            n_variants += mark == "-{"
+        elif opened and opened[-1][0] == _OPENS.get(mark):
+            opened.pop()
+        else:  # of }}- the last two characters may be what is to come
+            mark = mark[0]
+            at = found.start() + 1
+        pieces.append(mark)
+    return "".join(pieces) + wikitext[at:]
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #0cc11edd
 _QUOTES = re.compile(r"'{2,}")
+_EMPTY_BOLD = re.compile(r"(?<!')'{6}(?!')")  # what was bold showed nothing
 _ONE_LETTER = re.compile(r"(?:^|\W)\w$")
 
 
@@ -282,6 +498,8 @@ def _runs_with_apostrophe(line: str) -> set[int]:
 
 def _unquote(line: str) -> str:
     "The line without its marks of bold and italic."
+    if "''''''" in line:
+        line = _EMPTY_BOLD.sub("", line)
     if "''''" not in line:  # runs of two and three only
         bold = line.count("'''")
         if not bold % 2 or not (line.count("''") - bold) % 2:
@@ -325,37 +543,13 @@ def _tidy(text: str) -> str:
     return _COMMAS.sub(r"\1", text).strip()
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #7ea8088b
-_RESIDUE = re.compile(
+RESIDUE = re.compile(
     r"\s*(?:[|!}]|\{\||\{\{"
     r"|(?:\[\[)?(?:" + "|".join(FILE_PREFIXES) + r")\s*:"
     r"|(?:thumb|mini|miniatur|vignette|miniaturadeimagen|thumbnail"
     r"|left|right|center|\d+px)\s*\|)",
     re.I,
 )
-_SENTENCE = re.compile(
-    rf"[{SPACED_STOPS}{UNSPACED_STOPS}:：;；](?:[\"'”’»)）」』\]]|$|\s|[{UNSPACED}])"
-)
-_WORD = re.compile(r"[^\W\d_]{2,}")
-_CJK_LETTER = re.compile(f"[{CJK}]")
-
-# %% ../../nbs/21_ingest.wikitext.ipynb #7c0517ff
-def is_prose(paragraph: str) -> bool:
-    """Is this a paragraph of prose?
-
-    Four words or eight CJK characters, with a sentence's end or some length, and not
-    just the opening of a list.
-    """
-    if len(paragraph) < 120 and paragraph.endswith((":", "：")):
-        return False
-    # the beginning decides most of them
-    first_words = paragraph[:120].split()
-    if sum(len(word) > 1 and word[:2].isalpha() for word in first_words) >= 12:
-        return True
-    n_cjk = len(_CJK_LETTER.findall(paragraph))
-    n_words = len(_WORD.findall(paragraph))
-    if n_cjk < 8 and n_words < 4:
-        return False
-    return n_cjk >= 40 or n_words >= 12 or bool(_SENTENCE.search(paragraph))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #988d9e64
 _ITALIC = re.compile(r"\s*''(?!')(?:[^']|'(?!'))*''[.\s]*$")
@@ -363,7 +557,7 @@ _ITALIC = re.compile(r"\s*''(?!')(?:[^']|'(?!'))*''[.\s]*$")
 
 def _text_weight(texts: list[str]) -> int:
     "Characters, where a CJK one counts for three others."
-    return sum(len(text) + 2 * len(_CJK_LETTER.findall(text)) for text in texts)
+    return sum(len(text) + 2 * count_cjk(text) for text in texts)
 
 
 def _is_list(paragraphs: list[str], items: list[str]) -> bool:
@@ -383,7 +577,7 @@ def _prose_lines(
     "The lines of a block that are no list items, headings or residue."
     prose = []
     for line in block.split("\n"):
-        if _RESIDUE.match(line):
+        if RESIDUE.match(line):
             continue
         if line.lstrip().startswith(_ITEM):
             items.append(line.strip(_ITEM + " "))
@@ -591,6 +785,47 @@ def _cut_tags(wikitext: str) -> str:
         raise _Unsure
     return wikitext
 
+# %% ../../nbs/21_ingest.wikitext.ipynb #f11d0f5e
+_SILENT_TEMPLATES = _names(
+    # notes, references, and marks of their absence
+    "sfn sfnp sfnm harv harvnb harvtxt efn efn-la efn-ua refn ref r rp ref_label note",
+    "notetag noteref #tag:ref refun reflist cite citation_needed cn fact source?",
+    "when who what which whom where why clarify dubious by_whom according_to_whom",
+    "better_source_needed additional_citation_needed page_needed verify_source failed",
+    "failed_verification verification_needed update_inline full",
+    "要出典 要説明 要検証 いつ 誰 要ページ番号 どこ 誰？ 来源请求 來源請求 需要引用 非参考",
+    "fn fnz belege unklar cita_requerida demostrar",
+    # pronunciation
+    "api msapi kia api-es ipa respell pronunciation pron listen audio-de écouter prononciation",
+    # places and anchors
+    "coord coor coordonnées 坐标 ウィキ座標 anchors link_note",
+    # flags and remarks on languages
+    "flagicon ov en_langue en fr de es it",
+)
+_SILENT_NAME = re.compile(
+    r"(?:ipac?|cite|sfn|efn|refn|citation|coor|short desc)\b.*|#.*|.*:.*"
+)
+_BEFORE = 200  # characters of the line that are looked at
+_NO_SENTENCE = frozenset("|!*#:;")  # begin a line of a table or an item
+
+
+@lru_cache(1 << 14)
+def _is_unknown(name: str) -> bool:
+    plain = _plain_name(name)
+    return plain not in _SILENT_TEMPLATES and not _SILENT_NAME.fullmatch(plain)
+
+
+def _is_in_sentence(wikitext: str, at: int) -> bool:
+    "Do words of a sentence stand before this on its line, outside other markup?"
+    before = wikitext[max(0, at - _BEFORE) : at]
+    line = before.rpartition("\n")[2]
+    if line.count("{{") > line.count("}}") or line.lstrip()[:1] in _NO_SENTENCE:
+        return False
+    # of a table or a template that began on a line before
+    if "|" in line[max(line.rfind("]]"), line.rfind("}}")) + 1 :]:
+        return False
+    return any(map(str.isalpha, line))
+
 # %% ../../nbs/21_ingest.wikitext.ipynb #5f1346e9
 _TEMPLATE_SOURCE = re.compile(r"\{\{([^{}]*)\}\}")
 _TABLE = re.compile(rf"^[ \t{_ITEM}]*\{{\|[^{{}}]*\|\}}(?!\}})", re.M)
@@ -598,24 +833,29 @@ _TABLE = re.compile(rf"^[ \t{_ITEM}]*\{{\|[^{{}}]*\|\}}(?!\}})", re.M)
 
 @lru_cache(1 << 14)
 def _renders_words(name: str) -> bool:
+    plain = _plain_name(name)
+    if plain in _NAMED_WORDS or _NAMED_NAME.fullmatch(plain):
+        return True
     return bool(template_words(name, []) or template_words(name, ["x"] * 4))
 
 
-def _unnamed_args(source: str) -> Iterator[str]:
+def _arguments(source: str) -> Iterator[tuple[str | None, str]]:
     if not source:
         return
     for arg in source.split("|"):
         name, equals, value = arg.partition("=")
-        if not equals:
-            yield arg.strip()
-        elif name.strip() in ("texte", "text"):
-            yield value.strip()
+        yield (name.strip(), value.strip()) if equals else (None, arg.strip())
 
 
-def _render_template(template: re.Match[str]) -> str:
+def _render_template(
+    template: re.Match[str],
+    unknown: Counter,  # templates within sentences that show nothing, by name
+) -> str:
     name, _, args = template[1].partition("|")
     name = name.strip()
     if not _renders_words(name):
+        if _is_unknown(name) and _is_in_sentence(template.string, template.start()):
+            unknown[_plain_name(name)] += 1
         return ""
     if "<" in args or "[" in args:
         try:
@@ -625,17 +865,21 @@ def _render_template(template: re.Match[str]) -> str:
         # of an argument's name, or within what a link shows
         if "=" in args:
             return render(template[0])
-    return template_words(name, list(_unnamed_args(html.unescape(args))))
+    return template_words(name, *sort_arguments(_arguments(html.unescape(args))))
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #c7c32055
-def _cut_templates(wikitext: str) -> str:
+def _cut_templates(
+    wikitext: str,
+    unknown: Counter,  # as of _render_template
+) -> str:
     if "{{{" in wikitext:
         raise _Unsure
     for _ in range(_ROUNDS):
         n_templates = 0
         n_tables = 0
         if "{{" in wikitext:
-            wikitext, n_templates = _TEMPLATE_SOURCE.subn(_render_template, wikitext)
+            show = partial(_render_template, unknown=unknown)
+            wikitext, n_templates = _TEMPLATE_SOURCE.subn(show, wikitext)
         if "{|" in wikitext:
             wikitext, n_tables = _TABLE.subn("", wikitext)
         if not n_templates and not n_tables:
@@ -651,12 +895,12 @@ _RULE = re.compile("\n-{4,}")
 _HEADING_LINE = re.compile(r"=(?<![^\n]=)={0,5}[^\n]+={1,6}[ \t]*$", re.M)
 
 
-def _render_section(wikitext: str) -> str:
+def _render_section(wikitext: str, unknown: Counter) -> str:
     wikitext = _LIST_LINE.sub("\n" + _ITEM, "\n" + wikitext)
     if "<" in wikitext:
         wikitext = _cut_raw(wikitext)
     if "{" in wikitext or "}" in wikitext:
-        wikitext = _cut_templates(wikitext)
+        wikitext = _cut_templates(wikitext, unknown)
     wikitext = _cut_links(wikitext)
     if "<" in wikitext:
         wikitext = _cut_tags(wikitext)
@@ -665,7 +909,10 @@ def _render_section(wikitext: str) -> str:
     return html.unescape(wikitext)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #9a62c000
-def render_sections(wikitext: str) -> Iterator[str]:
+def render_sections(
+    wikitext: str,
+    unknown: Counter,  # unknown templates in the sentences before the first heading
+) -> Iterator[str]:
     """What a page shows, section by section.
 
     From the first section that is not well formed on, the careful parser reads it.
@@ -675,7 +922,8 @@ def render_sections(wikitext: str) -> Iterator[str]:
         wikitext = _cut_comments(wikitext)
         for heading in chain(_HEADING_LINE.finditer(wikitext), [None]):
             end = heading.start() if heading else None
-            yield _render_section(wikitext[start:end])
+            yield _render_section(wikitext[start:end], unknown)
+            unknown = Counter()  # only the lead is asked
             if heading:
                 yield f"\n\n{_HEADING}\n\n"
                 start = heading.end()
@@ -686,11 +934,13 @@ def render_sections(wikitext: str) -> Iterator[str]:
 def wiki_paragraphs(
     wikitext: str,  # the source of a page
     max_paragraphs: int = 20,  # read no further than this
+    unknown: Counter | None = None,  # unknown templates of the lead are added, by name
 ) -> tuple[list[str], str | None]:  # paragraphs and None, or [] and the reason
     """Paragraphs of prose of a page, the lead first.
 
     A page without any gives an empty list and why: `list`, `no lead` or
     `broken wikitext`.
     """
-    sections = render_sections(_choose_variants(wikitext))
+    unknown = Counter() if unknown is None else unknown
+    sections = render_sections(_choose_variants(wikitext), unknown)
     return _read_sections(sections, max_paragraphs)
