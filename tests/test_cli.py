@@ -174,6 +174,11 @@ def mistakes() -> list[list[str]]:
     ]
     lines += [["ingest", "corpus/de.jsonl", "--out", out] for out in ("file", "")]
     lines += [["ingest", "corpus/de.jsonl", "--out", "new", "--lang", "Deutsch"]]
+    lines += [[*mine, "new", "--clusterer=hdbscan", "--tau=1"]]
+    for option, n in itertools.product(
+        ("--sample", "--jobs", "--max-paragraphs"), "0 -1".split()
+    ):
+        lines += [["ingest", "corpus/de.jsonl", "--out", "new", f"{option}={n}"]]
     numbers = ("--sample", "--jobs", "--max-paragraphs", "--seed")
     for option, n in itertools.product(numbers, ("x", "nan", "2.5", str(10**30))):
         lines += [["ingest", "corpus/de.jsonl", "--out", "new", f"{option}={n}"]]
