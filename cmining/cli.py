@@ -169,9 +169,9 @@ def whole_number(text: str) -> int:
     try:
         number = int(text)
     except ValueError as e:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from e
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from e
     if abs(number) > sys.maxsize:
-        raise argparse.ArgumentTypeError(f"{text} is too large a number")
+        raise argparse.ArgumentTypeError(f"{text[:40]} is too large a number")
     return number
 
 
@@ -180,7 +180,7 @@ def finite_number(text: str) -> float:
     try:
         number = float(text)
     except ValueError as e:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from e
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from e
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text} is no number to compute with")
     return number

@@ -350,6 +350,18 @@ def test_a_language_that_lost_most_rows_is_named(tmp_path, capsys):
     assert "lost of en" not in told
 
 
+@pytest.mark.parametrize("projection", ["center", "lir"])
+def test_a_projection_of_a_language_whose_entries_are_all_pruned(tmp_path, projection):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    shutil.copy(SAMPLE / "ja.jsonl", corpus)
+    write(corpus / "de.jsonl", [{"title": "1987", "text": "Ein Jahr."}])
+    write(corpus / "en.jsonl", [])
+    params = Params.of(projection=projection)
+    assert len(mine_corpus(corpus, tmp_path / "run", params, jobs=1)) == 0
+    assert "warning" in read_record(tmp_path / "run")["control"]
+
+
 def test_one_language_is_not_enough(tmp_path, capsys):
     corpus = tmp_path / "corpus"
     corpus.mkdir()

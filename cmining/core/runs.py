@@ -195,6 +195,8 @@ class Params:
             if parameter.name != "ner":
                 check_kind(parameter, value)
             check_limits(parameter, value)
+        if self.clusterer == "hdbscan" and self.tau < 2:
+            raise RunError("tau is at least 2 for clusterer 'hdbscan', not 1")
 
     @property
     def rule(self) -> Rule:

@@ -669,20 +669,28 @@ def collect_stage_one(
 
 # %% ../../nbs/38_mine.pipeline.ipynb #bf30ebc7
 def save_offset(target: Path, shards: list[Path | UPath], kind: str) -> None:
-    "language_offset of a language."
+    "language_offset of a language; zeros where all its entries were pruned."
     stacked = target.with_name(f"{target.name}.npy")
-    save_array(target, language_offset(stack_shards(stacked, shards), kind))
+    vectors = stack_shards(stacked, shards)
+    if len(vectors):
+        offset = language_offset(vectors, kind)
+    else:
+        offset = np.zeros((1, vectors.shape[1]), np.float32)
+    save_array(target, offset)
     stacked.unlink()
 
 
 def load_offsets(
     work: Work, languages: list[Language], candidates: Path | UPath
 ) -> dict[str, np.ndarray]:
-    "The offset of each language; none without a projection."
+    "The offset of each language that has one; none without a projection."
     if work.params.projection == "none":
         return {}
     langs = [language.lang for language in languages]
-    return {lang: np.load(fetch_local(work.offset(candidates, lang))) for lang in langs}
+    offsets = {
+        lang: np.load(fetch_local(work.offset(candidates, lang))) for lang in langs
+    }
+    return {lang: offset for lang, offset in offsets.items() if offset.any()}
 
 
 def candidate_vectors(
