@@ -59,7 +59,7 @@ from cmining.core.runs import (
     read_run,
     vector_shards,
 )
-from ..ingest.corpus import corpus_files, read_chunks, read_entries
+from ..ingest.corpus import corpus_files, read_chunks, read_entries, unread_files
 from .control import encoder_control
 from .discover import find_groups, language_offset, project
 from .prune import load_ner, prune_reasons
@@ -1172,8 +1172,12 @@ PACKAGES = (
 )
 
 
-def input_record(corpus: Any, work: Work) -> dict[str, Any]:
-    "What went in: parameters, encoder, corpus files."
+def input_record(
+    corpus: Any,
+    work: Work,
+    unread: dict[str, str],  # from unread_files
+) -> dict[str, Any]:
+    "What went in: parameters, encoder, corpus files, and files that were not read."
     encoder = work.encoder
     files = [
         {
@@ -1192,7 +1196,7 @@ def input_record(corpus: Any, work: Work) -> dict[str, Any]:
             "dim": encoder.dim,
             "fingerprint": encoder.fingerprint,
         },
-        "corpus": {"path": str(corpus), "files": files},
+        "corpus": {"path": str(corpus), "files": files, "unread": unread},
     }
 
 
@@ -1307,6 +1311,7 @@ def mine_corpus(
     params = params or Params()
     log = RunLog(quiet)
     files = corpus_files(as_path(corpus))
+    unread = unread_files(as_path(corpus))
     own_work = open_run(out)
     folder = open_run(as_path(work)) if work else own_work
     prepare = partial(warm_up, params.encoder)
@@ -1317,6 +1322,8 @@ def mine_corpus(
                 log.say(
                     plan_text(corpus, needs, cached_encoder(params.encoder).name, n_jobs)
                 )
+                for name, why in unread.items():
+                    log.say(f"Not read: {name}, {why}")
                 check_plan(needs, out)
                 digests = {
                     file: file_digest(file) for same in files.values() for file in same
@@ -1333,7 +1340,7 @@ def mine_corpus(
             )
             if control["warning"]:
                 log.say(f"Careful: {control['warning']}")
-            record = input_record(corpus, run) | count_record(out, run)
+            record = input_record(corpus, run, unread) | count_record(out, run)
             record |= {"control": control}
             record |= run_record(needs, workers, time.perf_counter() - start)
             record |= work_record(run, out, languages)
