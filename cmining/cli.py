@@ -32,6 +32,7 @@ try:
     from cmining.core.basics import CorpusError, RunError
     from cmining.core.engine import BACKENDS, as_path, hold_folder
     from cmining.core.runs import Params, read_record
+    from cmining.core.scripts import check_lang
     from cmining.evidence.cost import cost_text, run_cost
     from cmining.evidence.explain import (
         explain_entry,
@@ -288,7 +289,7 @@ def ingest_command(options: argparse.Namespace) -> None:
     source = options.what
     lang = options.lang
     if source.startswith("wikipedia:") and not Path(source).exists():
-        lang = lang or wikipedia_lang(source)
+        lang = check_lang(lang) if lang else wikipedia_lang(source)
         source = download_wikipedia(
             source, options.source, options.downloads, options.date, quiet=False
         )
