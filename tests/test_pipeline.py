@@ -290,8 +290,6 @@ WITHOUT_ENTRIES = {
     "an array over lines": ("de.jsonl", b'[\n{\n"title": "Tee"\n}\n]', "is a JSON array"),
     "an array after a mark": ("de.jsonl", f"[{ROW}]".encode("utf-8-sig"), "JSON array"),
     "an indented object": ("de.jsonl", b'{\n "title": "Tee"\n}', "over several lines"),
-    "UTF-16": ("de.jsonl", ROW.encode("utf-16"), "is UTF-16: save it as UTF-8"),
-    "UTF-16 without a mark": ("de.jsonl", ROW.encode("utf-16-le"), "save it as UTF-8"),
     "UTF-32": ("de.jsonl", ROW.encode("utf-32-be"), "save it as UTF-8"),
     "gzip": ("de.jsonl", gzip.compress(ROW.encode()), "name it .jsonl.gz"),
     "no gzip": ("de.jsonl.gz", ROW.encode(), "is no whole gzip file"),
