@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 
 # %% auto #0
 __all__ = ['sample_rows', 'take_rows', 'nearest_center', 'fit_centers', 'kmeans', 'Cells', 'cell_centers', 'make_cells',
-           'nearest_by_lang']
+           'compare_by_cell', 'nearest_by_lang']
 
 # %% ../../nbs/31_mine.vectors.ipynb #f2c192e9
 def sample_rows(
@@ -207,6 +207,33 @@ def keep_best(
     there = np.ix_(rows, code[first_columns])
     best[there] = np.maximum(best[there], of_columns)
 
+# %% ../../nbs/31_mine.vectors.ipynb #d7a7b87f
+def compare_by_cell(
+    asked: np.ndarray,  # rows of the entries asked about, int [a]
+    vectors: np.ndarray,  # unit length, float16 or float32 [n, d], may be a memory map
+    code: np.ndarray,  # number of each vector's language, int [n]
+    cells: Cells,
+    probes: int,  # cells that an entry looks into
+    block: int,  # entries on either side of a product
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Some of those who ask (int [s], numbers from 0 to a - 1), some members of a cell (their rows, int [m],
+    ascending by language and row), and the cosines between them (float32 [s, m]), part by part.
+
+    Of an entry with itself the cosine is -inf."""
+    n_cells = len(cells.centers)
+    visits = nearest_cells(vectors, asked, cells.centers, min(probes, n_cells))
+    by_cell_and_lang = np.lexsort((code, cells.cell))
+    ends = np.searchsorted(cells.cell[by_cell_and_lang], np.arange(n_cells + 1))
+    place = np.argsort(by_cell_and_lang)
+    for start, end, visitors in zip(ends, ends[1:], visitors_by_cell(visits, n_cells)):
+        for some in blocks(visitors, block):
+            x = take_rows(vectors, asked[some])
+            for first in range(start, end, block):
+                members = by_cell_and_lang[first : min(first + block, end)]
+                cosine = x @ take_rows(vectors, members).T
+                hide_itself(cosine, place[asked[some]] - first)
+                yield some, members, cosine
+
 # %% ../../nbs/31_mine.vectors.ipynb #ad837903
 def nearest_by_lang(
     asked: np.ndarray,  # rows of the entries asked about, int [a]
@@ -219,18 +246,8 @@ def nearest_by_lang(
     np.ndarray
 ):  # float32 [a, languages]; -inf where no cell that was looked into has an entry
     "Cosine of some entries to the nearest other entry in each language."
-    n_cells = len(cells.centers)
-    visits = nearest_cells(vectors, asked, cells.centers, min(probes, n_cells))
-    by_cell_and_lang = np.lexsort((code, cells.cell))
-    ends = np.searchsorted(cells.cell[by_cell_and_lang], np.arange(n_cells + 1))
-    place = np.argsort(by_cell_and_lang)
     best = np.full((len(asked), code.max(initial=-1) + 1), -np.inf, np.float32)
-    for start, end, visitors in zip(ends, ends[1:], visitors_by_cell(visits, n_cells)):
-        for some in blocks(visitors, block):
-            x = take_rows(vectors, asked[some])
-            for first in range(start, end, block):
-                members = by_cell_and_lang[first : min(first + block, end)]
-                cosine = x @ take_rows(vectors, members).T
-                hide_itself(cosine, place[asked[some]] - first)
-                keep_best(best, some, cosine, code[members])
+    parts = compare_by_cell(asked, vectors, code, cells, probes, block)
+    for rows, members, cosine in parts:
+        keep_best(best, rows, cosine, code[members])
     return best
