@@ -103,6 +103,23 @@ class Params:
     preset: str = param(
         "default", "the values to start from", choices=("default", "paper", "authors")
     )
+    select: str = param(
+        "isolation",
+        "what makes a culture point: its isolation from other languages, the island (group)"
+        " that it is on, or both; islands when a parameter of theirs is given",
+        choices=("isolation", "islands", "both"),
+    )
+    alpha: float = param(
+        0.01,
+        "isolation: share of a language's entries that would be selected if the languages"
+        " were shuffled",
+        within=SHARE,
+    )
+    min_isolation: float | None = param(
+        None,
+        "isolation: smallest isolation of a culture point; the line of alpha when left out",
+        within=(-4, 4),
+    )
     encoder: str | None = param(
         None,
         "a sentence-transformers model by name or path; the bundled encoder when"
@@ -151,7 +168,7 @@ class Params:
     )
     n_groups: int | None = param(
         None,
-        "Stage-2 groups; four times the cube root of the candidates, at most 1000, when"
+        "Stage-2 groups; four times the cube root of what is grouped, at most 1000, when"
         " left out",
         within=COUNT,
     )
@@ -220,10 +237,50 @@ class Params:
                     else f"there are {', '.join(names)}"
                 )
                 raise RunError(f"unknown parameter {name!r}; {hint}")
-        return cls(**{"preset": preset, **PRESETS[preset], **changes})
+        usual = PRESETS[preset].get("select", "isolation")
+        select = selected_by(changes, usual)
+        return cls(**{"preset": preset, **PRESETS[preset], **changes, "select": select})
+
+# %% ../../nbs/03_core.runs.ipynb #5495124f
+OF_ISLANDS = (
+    "density_quantile",
+    "entropy_keep",
+    "clusterer",
+    "n_repeats",
+    "balanced",
+    "tau",
+    "theta",
+    "counterparts",
+    "max_q",
+)
+OF_ISOLATION = ("alpha", "min_isolation")
+
+
+def selected_by(
+    changes: dict[str, Any],  # the parameters that are given
+    usual: str,  # what selects when none of them says
+) -> str:
+    """What selects, by the parameters that are given.
+
+    Raises `RunError` when `select` is given beside a parameter that would decide nothing."""
+    of_islands = [name for name in OF_ISLANDS if name in changes]
+    of_isolation = [name for name in OF_ISOLATION if name in changes]
+    if "select" in changes:
+        select = changes["select"]
+        idle = {"isolation": of_islands, "islands": of_isolation}.get(select)
+        if idle:
+            raise RunError(
+                f"{idle[0]} decides nothing when select is {select!r}: leave it out, or"
+                " give select='both'"
+            )
+        return select
+    if of_isolation:
+        return "both" if of_islands or usual == "islands" else "isolation"
+    return "islands" if of_islands else usual
 
 # %% ../../nbs/03_core.runs.ipynb #1d0ab2ab
 _PAPER: dict[str, Any] = {
+    "select": "islands",
     "n_paragraphs": 1,
     "density_quantile": 0.5,
     "entropy": "paper",
@@ -246,6 +303,7 @@ STOPPED_BY = {
     "incoherent": "entropy",
     "small": "group size",
     "mixed": "dominance",
+    "shared": "isolation",
 }
 STAGES = (*STOPPED_BY, "culture_point")
 
@@ -275,6 +333,9 @@ TABLES: dict[str, dict[str, str]] = {
         "dispersion": "float32",
         "entropy": "float32",
         "group": "int32",
+        "isolation": "float32",
+        "foreign_row": "int32",
+        "foreign_similarity": "float32",
     },
     "groups": {
         "group": "int32",
@@ -299,6 +360,10 @@ TABLES: dict[str, dict[str, str]] = {
         "centrality": "float32",
         "rank": "int32",
         "stability": "float32",
+        "isolation": "float32",
+        "foreign_lang": "str",
+        "foreign_title": "str",
+        "foreign_similarity": "float32",
     },
 }
 

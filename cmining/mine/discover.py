@@ -12,7 +12,7 @@ from scipy.stats import false_discovery_control, hypergeom
 from .vectors import kmeans, take_rows
 
 # %% auto #0
-__all__ = ['find_groups', 'describe_groups', 'language_offset', 'project', 'centrality', 'rank_in_group']
+__all__ = ['find_groups', 'find_themes', 'describe_groups', 'language_offset', 'project', 'centrality', 'rank_in_group']
 
 # %% ../../nbs/33_mine.discover.ipynb #666da634
 def default_n_groups(
@@ -47,6 +47,25 @@ def hdbscan_groups(vectors: np.ndarray, tau: int) -> np.ndarray:
         return np.full(len(vectors), -1, np.int32)
     clusterer = HDBSCAN(min_cluster_size=tau, core_dist_n_jobs=1)
     return clusterer.fit_predict(np.asarray(vectors, np.float64)).astype(np.int32)
+
+# %% ../../nbs/33_mine.discover.ipynb #38920b65
+def find_themes(
+    vectors: np.ndarray,  # culture points of all languages, float16 or float32 [n, d]
+    lang: np.ndarray,  # language code of each, str [n]
+    n_groups: int
+    | None = None,  # K, of all languages together; default_n_groups when None
+    seed: int = 0,
+) -> np.ndarray:  # group of each row, int32 [n]
+    "Cluster the culture points of each language into themes, numbered by language."
+    k = n_groups or default_n_groups(len(vectors))
+    theme = np.full(len(vectors), -1, np.int32)
+    n_themes = 0
+    for code in np.unique(lang):
+        rows = np.flatnonzero(lang == code)
+        of_lang = max(round(k * len(rows) / len(vectors)), 1)
+        theme[rows] = n_themes + kmeans(take_rows(vectors, rows), of_lang, seed)
+        n_themes = int(theme.max()) + 1
+    return theme
 
 # %% ../../nbs/33_mine.discover.ipynb #769d0c2f
 def count_langs(
