@@ -63,6 +63,13 @@ from ..ingest.corpus import corpus_files, read_chunks, read_entries, unread_file
 from ..ingest.sort import merge_language, sort_file
 from .control import encoder_control
 from .discover import find_groups, language_offset, project
+from cmining.mine.isolation import (
+    Isolation,
+    hubness,
+    isolation_line,
+    isolation_of,
+    shuffle_languages,
+)
 from .prune import load_ner, prune_reasons
 from cmining.mine.refine import (
     default_n_domains,
@@ -72,7 +79,13 @@ from cmining.mine.refine import (
     is_coherent,
     is_dense,
 )
-from .select import has_counterpart, select_points
+from cmining.mine.select import (
+    Selection,
+    has_counterpart,
+    select_candidates,
+    select_isolated,
+    select_points,
+)
 from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
 from ..models.encode import StaticEncoder, cached_encoder, entry_text
 
@@ -368,20 +381,26 @@ class Work:
         refined = self.folder / "refined" / f"{refined_name}.parquet"
         return Language(lang, shards, encoded, refined, entropies)
 
+    def offset(self, lang: str) -> Path | UPath:
+        "What the vectors of a language have in common."
+        name = f"{self.encoded_name(lang)}-{self.params.projection}.npy"
+        return self.folder / "offsets" / name
+
     def kept(self, languages: list[Language]) -> Path | UPath:
-        "The vectors of all kept entries, one under the other."
-        name = digest(
-            [self.relative(e) for language in languages for e in language.encoded]
-        )
+        "The vectors of all kept entries, projected, one under the other."
+        parts = [self.relative(e) for language in languages for e in language.encoded]
+        name = digest(parts, self.params.projection)
         return self.folder / "kept" / f"{name}.npy"
 
     def candidates(self, languages: list[Language]) -> Path | UPath:
-        "The vectors of all candidates as Stage 2 sees them."
+        "The vectors of all candidates; without islands every kept entry is one."
+        if self.params.select == "isolation":
+            return self.kept(languages)
         parts = [
             p for language in languages for p in (language.refined, *language.entropies)
         ]
-        choosing = (self.params.entropy_keep, self.params.projection)
-        name = digest([self.relative(part) for part in parts], *choosing)
+        kept = self.relative(self.kept(languages))
+        name = digest([self.relative(p) for p in parts], self.params.entropy_keep, kept)
         return self.folder / "candidates" / f"{name}.npy"
 
     def groups(self, candidates: Path | UPath, seed: int) -> Path | UPath:
@@ -390,10 +409,6 @@ class Work:
         tau = params.tau if params.clusterer == "hdbscan" else None
         name = f"{candidates.stem}-{digest(params.n_groups, params.clusterer, tau)}"
         return self.folder / "groups" / f"{name}-{seed}.npy"
-
-    def offset(self, candidates: Path | UPath, lang: str) -> Path | UPath:
-        "What the vectors of a language have in common."
-        return self.folder / "offsets" / f"{lang}-{candidates.stem}.npy"
 
     def relative(self, path: Path | UPath) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -651,6 +666,8 @@ def collect_stage_one(
     stage = np.full(n, kinds.index("pruned"), np.int8)
     stage[kept] = kinds.index("sparse")
     stage[dense] = np.where(coherent, kinds.index("candidate"), kinds.index("incoherent"))
+    if params.select == "isolation":
+        stage[kept] = kinds.index("candidate")
     domain = np.full(n, -1, np.int32)
     domain[kept] = refined["domain"]
     delta = np.full(n, np.nan, np.float32)
@@ -680,40 +697,65 @@ def save_offset(target: Path, shards: list[Path | UPath], kind: str) -> None:
     stacked.unlink()
 
 
-def load_offsets(
-    work: Work, languages: list[Language], candidates: Path | UPath
-) -> dict[str, np.ndarray]:
+def load_offsets(work: Work) -> dict[str, np.ndarray]:
     "The offset of each language that has one; none without a projection."
     if work.params.projection == "none":
         return {}
-    langs = [language.lang for language in languages]
-    offsets = {
-        lang: np.load(fetch_local(work.offset(candidates, lang))) for lang in langs
-    }
+    offsets = {lang: np.load(fetch_local(work.offset(lang))) for lang in work.langs}
     return {lang: offset for lang, offset in offsets.items() if offset.any()}
+
+
+def stack_kept(
+    target: Path,
+    languages: list[Language],
+    projection: str,
+    offsets: dict[str, np.ndarray],  # from load_offsets
+) -> None:
+    "The vectors of all kept entries, projected, float16 [kept, d], in the order of rows."
+    shards = [encoded for language in languages for encoded in language.encoded]
+    n = sum(map(len, vector_shards(shards)))
+
+    def parts() -> Iterator[np.ndarray]:
+        for language in languages:
+            offset = {l: o for l, o in offsets.items() if l == language.lang}
+            for vectors in vector_shards(language.encoded):
+                lang = np.full(len(vectors), language.lang, object)
+                projected = project(vectors, lang, projection, offset)
+                yield np.asarray(projected, np.float16)
+
+    stack_vectors(target, parts(), n)
+
+
+def collect_kept(work: Work, languages: list[Language], workers: Workers) -> np.ndarray:
+    "The vectors of all kept entries, as a memory map: float16 [kept, d]."
+    projection = work.params.projection
+    if projection != "none":
+        tasks = [
+            Task(work.offset(language.lang), save_offset, (language.encoded, projection))
+            for language in languages
+        ]
+        workers.run("project", tasks)
+    kept = work.kept(languages)
+    if not is_complete(kept):
+        run_task(Task(kept, stack_kept, (languages, projection, load_offsets(work))))
+    return np.load(fetch_local(kept), mmap_mode="r")
+
+# %% ../../nbs/39_mine.pipeline.ipynb #0dc5d16d
+CANDIDATE_ROWS = 65_536  # rows of all kept entries that are looked at in one step
 
 
 def candidate_vectors(
     target: Path,
-    work: Work,
-    languages: list[Language],
+    kept: np.ndarray,  # from collect_kept
     is_candidate: np.ndarray,  # of every kept entry, bool [kept]
-    offsets: dict[str, np.ndarray],
 ) -> None:
-    "The vectors of all candidates as Stage 2 sees them, float16 [candidates, d], in the order of rows."
-
-    def parts() -> Iterator[np.ndarray]:
-        row = 0
-        for language in languages:
-            offset = {l: o for l, o in offsets.items() if l == language.lang}
-            for vectors in vector_shards(language.encoded):
-                chosen = vectors[is_candidate[row : row + len(vectors)]]
-                lang = np.full(len(chosen), language.lang, object)
-                projected = project(chosen, lang, work.params.projection, offset)
-                yield np.asarray(projected, np.float16)
-                row += len(vectors)
-
-    stack_vectors(target, parts(), is_candidate.sum())
+    "The vectors of all candidates, float16 [candidates, d], in the order of rows."
+    starts = range(0, len(kept), CANDIDATE_ROWS)
+    parts = (
+        kept[start : start + CANDIDATE_ROWS][is_candidate[start : start + CANDIDATE_ROWS]]
+        for start in starts
+    )
+    stack_vectors(target, parts, is_candidate.sum())
 
 
 def group_candidates(
@@ -738,24 +780,11 @@ def group_repeatedly(
     "The groups of the candidates, once for each repeat."
     params = work.params
     candidates = work.candidates(languages)
-    if params.projection != "none":
-        workers.run(
-            "project",
-            [
-                Task(
-                    work.offset(candidates, language.lang),
-                    save_offset,
-                    (language.encoded, params.projection),
-                )
-                for language in languages
-            ],
-        )
     if not is_complete(candidates):
         stage = entries["stage"]
         is_candidate = (stage[stage != "pruned"] == "candidate").to_numpy()
-        offsets = load_offsets(work, languages, candidates)
-        args = (work, languages, is_candidate, offsets)
-        run_task(Task(candidates, candidate_vectors, args))
+        kept = np.load(fetch_local(work.kept(languages)), mmap_mode="r")
+        run_task(Task(candidates, candidate_vectors, (kept, is_candidate)))
     n_repeats = (
         params.n_repeats if params.clusterer == "kmeans" else 1
     )  # hdbscan has no seed
@@ -768,37 +797,17 @@ def group_repeatedly(
     return [np.load(fetch_local(task.target)) for task in tasks]
 
 # %% ../../nbs/39_mine.pipeline.ipynb #90596889
-def stack_kept(target: Path, languages: list[Language]) -> None:
-    "The vectors of all kept entries of all languages, float16 [kept, d], in the order of rows."
-    stack_shards(
-        target, [encoded for language in languages for encoded in language.encoded]
-    )
-
-
 def fit_cells(target: Path, kept: Path | UPath) -> None:
     "cell_centers of what stack_kept wrote."
     save_array(target, cell_centers(np.load(fetch_local(kept), mmap_mode="r")))
 
 
-def assign_cells(target: Path, shards: list[Path | UPath], centers: Path | UPath) -> None:
-    "The nearest centre of each kept entry of some shards, int32 [kept]."
-    at = np.load(fetch_local(centers))
-    cells = [nearest_center(vectors, at) for vectors in vector_shards(shards)]
-    save_array(target, np.concatenate(cells))
-
-
-def compare_entries(
-    target: Path,
-    asked: np.ndarray,  # places among the kept entries, int [a]
-    kept: Path | UPath,
-    lang: np.ndarray,  # a number for the language of each kept entry, int8 [kept]
-    centers: Path | UPath,
-    cell: np.ndarray,  # int32 [kept]
+def assign_cells(
+    target: Path, kept: Path | UPath, rows: slice, centers: Path | UPath
 ) -> None:
-    "has_counterpart of some of the kept entries, bool [a]."
-    cells = Cells(np.load(fetch_local(centers)), cell)
-    vectors = np.load(fetch_local(kept), mmap_mode="r")
-    save_array(target, has_counterpart(asked, vectors, lang, cells))
+    "The nearest centre of some of the kept entries, int32 [rows]."
+    vectors = np.load(fetch_local(kept), mmap_mode="r")[rows]
+    save_array(target, nearest_center(vectors, np.load(fetch_local(centers))))
 
 # %% ../../nbs/39_mine.pipeline.ipynb #3b36dacd
 def kept_rows(
@@ -809,65 +818,184 @@ def kept_rows(
     lang = entries["lang"].astype("category").cat.codes.to_numpy()
     return lang[not_pruned], np.cumsum(not_pruned) - 1
 
+# %% ../../nbs/39_mine.pipeline.ipynb #90596891
+ROWS_PER_TASK = 32_768  # entries, where there are cells
+EXACT_ROWS_PER_TASK = 4_096  # entries, where each is compared with all
+ASSIGNED_PER_TASK = 262_144
+
+
+class Space(NamedTuple):
+    "All kept entries, ready to be compared."
+
+    kept: Path | UPath  # their vectors, from stack_kept
+    centers: Path | UPath  # of the cells, from fit_cells
+    cell: np.ndarray  # of each entry, int32 [kept]
+    code: np.ndarray  # number of each entry's language, int8 [kept]
+
+    def open(self) -> tuple[np.ndarray, Cells]:
+        "The vectors as a memory map, and the cells."
+        vectors = np.load(fetch_local(self.kept), mmap_mode="r")
+        return vectors, Cells(np.load(fetch_local(self.centers)), self.cell)
+
+    def cut(self, asked: np.ndarray) -> list[np.ndarray]:
+        "Rows in the order of their cells, in the parts that a task does."
+        if not len(asked):
+            return []
+        has_cells = len(np.load(fetch_local(self.centers))) > 1
+        size = ROWS_PER_TASK if has_cells else EXACT_ROWS_PER_TASK
+        by_cell = asked[np.argsort(self.cell[asked], kind="stable")]
+        return np.split(by_cell, range(size, len(asked), size))
+
+
+def cells_task(work: Work, languages: list[Language]) -> Task:
+    "The task that fits the centres of the cells."
+    kept = work.kept(languages)
+    return Task(work.folder / "cells" / kept.name, fit_cells, (kept,))
+
+
+def open_space(
+    work: Work, languages: list[Language], code: np.ndarray, workers: Workers
+) -> Space:
+    "Find the cell of every kept entry."
+    kept = work.kept(languages)
+    centers = cells_task(work, languages).target
+    tasks = []
+    for start in range(0, len(code), ASSIGNED_PER_TASK):
+        rows = slice(start, start + ASSIGNED_PER_TASK)
+        target = centers.with_name(f"{centers.stem}-{start:010}.npy")
+        tasks.append(Task(target, assign_cells, (kept, rows, centers)))
+    workers.run("assign", tasks)
+    cells = [np.load(fetch_local(task.target)) for task in tasks]
+    return Space(kept, centers, np.concatenate([np.empty(0, np.int32), *cells]), code)
+
 # %% ../../nbs/39_mine.pipeline.ipynb #8bef90ec
 def counterpart_tester(
-    kept: np.ndarray,  # from stack_kept, memory-mapped
+    kept: np.ndarray,  # from collect_kept, memory-mapped
     entries: pd.DataFrame,  # lang and stage of every entry
 ) -> Callable[[np.ndarray], np.ndarray]:  # of row numbers: bool
     "has_counterpart, asked by row number: for notebooks."
     lang, place = kept_rows(entries)
     return lambda rows: has_counterpart(place[rows], kept, lang)
 
-# %% ../../nbs/39_mine.pipeline.ipynb #90596891
-ROWS_PER_TASK = 32_768
-SHARDS_PER_TASK = 32
+# %% ../../nbs/39_mine.pipeline.ipynb #9ea4f42d
+def find_counterparts(target: Path, asked: np.ndarray, space: Space) -> None:
+    "has_counterpart of some of the kept entries, bool [a]."
+    vectors, cells = space.open()
+    save_array(target, has_counterpart(asked, vectors, space.code, cells))
 
 
-def parallel_counterpart_tester(
+def counterparts_of(
+    asked: np.ndarray,  # places among the kept entries, int [a]
+    space: Space,
     work: Work,
-    languages: list[Language],
-    entries: pd.DataFrame,  # lang and stage of every entry
     workers: Workers,
-) -> Callable[[np.ndarray], np.ndarray]:  # of row numbers: bool
+) -> np.ndarray:  # bool [a]
     "The same, by tasks."
-    kept = work.kept(languages)
-    centers = work.folder / "cells" / kept.name
-    lang, place = kept_rows(entries)
-
-    def test(rows: np.ndarray) -> np.ndarray:
-        cell = cells_of_kept(centers, languages, workers)
-        asked = place[rows]
-        by_cell = np.argsort(cell[asked], kind="stable")
-        parts = np.split(asked[by_cell], range(ROWS_PER_TASK, len(rows), ROWS_PER_TASK))
-        tasks = []
-        for part in parts:
-            target = (
-                work.folder / "counterparts" / f"{digest(kept.stem, part.tolist())}.npy"
-            )
-            tasks.append(Task(target, compare_entries, (part, kept, lang, centers, cell)))
-        workers.run("compare", tasks)
-        answers = np.empty(len(rows), bool)
-        answers[by_cell] = np.concatenate([np.load(fetch_local(t.target)) for t in tasks])
-        return answers
-
-    return test
-
-
-def cells_of_kept(
-    centers: Path | UPath,  # from fit_cells
-    languages: list[Language],
-    workers: Workers,
-) -> np.ndarray:  # int32 [kept]
-    "The cell of every kept entry."
-    shards = [encoded for language in languages for encoded in language.encoded]
-    tasks = []
-    for i in range(0, len(shards), SHARDS_PER_TASK):
-        target = centers.with_name(f"{centers.stem}-{i:07}.npy")
-        tasks.append(
-            Task(target, assign_cells, (shards[i : i + SHARDS_PER_TASK], centers))
+    parts = space.cut(asked)
+    names = [digest(space.kept.stem, part.tolist()) for part in parts]
+    tasks = [
+        Task(
+            work.folder / "counterparts" / f"{name}.npy", find_counterparts, (part, space)
         )
-    workers.run("assign", tasks)
-    return np.concatenate([np.load(fetch_local(task.target)) for task in tasks])
+        for name, part in zip(names, parts)
+    ]
+    workers.run("compare", tasks)
+    answers = np.zeros(len(space.code), bool)
+    for part, task in zip(parts, tasks):
+        answers[part] = np.load(fetch_local(task.target))
+    return answers[asked]
+
+# %% ../../nbs/39_mine.pipeline.ipynb #200e9be0
+def save_hubness(target: Path, asked: np.ndarray, space: Space) -> None:
+    "hubness of some of the kept entries, float32 [a]."
+    save_array(target, hubness(asked, *space.open()))
+
+
+def save_isolation(
+    target: Path, asked: np.ndarray, space: Space, hub: Path | UPath
+) -> None:
+    "isolation_of some of the kept entries: its three columns, float64 [a, 3]."
+    vectors, cells = space.open()
+    hubs = np.load(fetch_local(hub))
+    columns = isolation_of(asked, vectors, space.code, hubs, cells)
+    save_array(target, np.column_stack(columns).astype(np.float64))
+
+
+def save_shuffled(
+    target: Path,
+    number: int,  # of the shuffle
+    space: Space,
+    hub: Path | UPath,
+    seed: int,
+) -> None:
+    "Isolation of entries whose language is shuffled: language and isolation, float64 [a, 2]."
+    vectors, cells = space.open()
+    hubs = np.load(fetch_local(hub))
+    code, asked = shuffle_languages(space.code, seed)[number]
+    isolation = isolation_of(asked, vectors, code, hubs, cells).isolation
+    save_array(target, np.column_stack([code[asked], isolation]).astype(np.float64))
+
+
+def ask_in_parts(
+    step: str,
+    measure: Callable[..., None],  # target, asked, space, …
+    rest: tuple[Any, ...],  # what else it is given
+    space: Space,
+    work: Work,
+    workers: Workers,
+) -> np.ndarray:  # [kept, …], in the order of rows
+    "What a task says of each of the kept entries."
+    parts = space.cut(np.arange(len(space.code)))
+    tasks = []
+    for number, part in enumerate(parts):
+        target = work.folder / step / f"{space.kept.stem}-{number:05}.npy"
+        tasks.append(Task(target, measure, (part, space, *rest)))
+    workers.run(step, tasks)
+    answers = np.concatenate([np.load(fetch_local(task.target)) for task in tasks])
+    in_order = np.empty_like(answers)
+    in_order[np.concatenate(parts)] = answers
+    return in_order
+
+
+def measure_hubness(space: Space, work: Work, workers: Workers) -> Path | UPath:
+    "The hubness of every kept entry in one file, float32 [kept]."
+    target = work.folder / "hubness" / space.kept.name
+    if not is_complete(target):
+        hubs = ask_in_parts("hubness", save_hubness, (), space, work, workers)
+        run_task(Task(target, save_array, (hubs,)))
+    return target
+
+
+def measure_isolation(
+    hub: Path | UPath, space: Space, work: Work, workers: Workers
+) -> Isolation:
+    "The isolation of every kept entry."
+    columns = ask_in_parts("isolation", save_isolation, (hub,), space, work, workers)
+    isolation, foreign_row, similarity = columns.T
+    return Isolation(
+        isolation.astype(np.float32),
+        foreign_row.astype(np.int64),
+        similarity.astype(np.float32),
+    )
+
+
+def draw_lines(
+    hub: Path | UPath, space: Space, work: Work, workers: Workers
+) -> np.ndarray:  # float64 [languages]
+    "The isolation above which an entry of each language is a culture point."
+    n_langs = int(space.code.max(initial=-1)) + 1
+    if work.params.min_isolation is not None:
+        return np.full(n_langs, work.params.min_isolation)
+    seed = work.params.seed
+    tasks = []
+    for number in range(len(shuffle_languages(space.code, seed))):
+        target = work.folder / "shuffled" / f"{space.kept.stem}-{seed}-{number:02}.npy"
+        tasks.append(Task(target, save_shuffled, (number, space, hub, seed)))
+    workers.run("shuffle", tasks)
+    parts = [np.load(fetch_local(task.target)) for task in tasks]
+    lang, isolation = np.concatenate([np.empty((0, 2)), *parts]).T
+    alpha = work.params.alpha
+    return np.array([isolation_line(isolation[lang == l], alpha) for l in range(n_langs)])
 
 # %% ../../nbs/39_mine.pipeline.ipynb #f9dfffbf
 SHARDS_AT_ONCE = 16
@@ -914,6 +1042,9 @@ def join_entries(
         dispersion=numbers["dispersion"],
         entropy=numbers["entropy"],
         group=numbers["group"].where(numbers["group"] >= -1),
+        isolation=numbers["isolation"],
+        foreign_row=numbers["foreign_row"].where(numbers["foreign_row"] >= 0),
+        foreign_similarity=numbers["foreign_similarity"],
     )
 
 
@@ -941,6 +1072,25 @@ def write_points(
             )
             arrays = {n: (texts if n in given else numbers)[n] for n in columns}
             out.write_table(pa.table(arrays))
+
+
+def add_foreign_titles(
+    points: pd.DataFrame,  # foreign_row of each; -1 for none
+    entries: pd.DataFrame,  # lang of every entry
+    languages: list[Language],
+) -> pd.DataFrame:
+    "The points with the language and the title of the nearest entry of another language."
+    row = points["foreign_row"].to_numpy()
+    rows = np.unique(row[row >= 0])
+    shards = [shard for language in languages for shard in language.shards]
+    titles = [table["title"] for table in read_by_row(shards, rows, ["title"])]
+    of_rows = pa.chunked_array(titles, pa.string()).to_numpy()
+    lang = entries["lang"].iloc[rows].to_numpy(object)
+    place = np.where(row >= 0, np.searchsorted(rows, row), len(rows))  # the last: none
+    return points.assign(
+        foreign_lang=np.append(lang, None)[place],
+        foreign_title=np.append(of_rows, None)[place],
+    )
 
 
 def read_leads(
@@ -1148,7 +1298,7 @@ def plan_text(corpus: Any, needs: dict[str, Any], encoder: str, jobs: int) -> st
 def control_run(work: Work, languages: list[Language]) -> dict[str, Any]:
     "The encoder control of a run, from encoder_control."
     params = work.params
-    offsets = load_offsets(work, languages, work.candidates(languages))
+    offsets = load_offsets(work)
     control = encoder_control(
         work.encoder,
         work.langs,
@@ -1258,36 +1408,95 @@ def work_record(
     }
 
 # %% ../../nbs/39_mine.pipeline.ipynb #7a5c0f0e
-def discover(
-    work: Work, languages: list[Language], workers: Workers
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    "Stage 2 as far as it is not done, and the selection: entries, groups, points."
-    collected = [collect_stage_one(w, work.langs, work.params) for w in languages]
+def lines_text(lines: dict[str, float]) -> str:
+    "The isolation that makes a culture point, for a terminal."
+    of_langs = ", ".join(f"{lang} {line:.3f}" for lang, line in lines.items())
+    return f"Isolated is what lies above: {of_langs}"
+
+
+class Discovered(NamedTuple):
+    "What Stage 2 found."
+
+    entries: (
+        pd.DataFrame
+    )  # of select_points, with isolation and the nearest foreign entry
+    groups: pd.DataFrame
+    points: pd.DataFrame
+    lines: dict[str, float]  # the isolation that selects, by language; empty for islands
+
+
+def add_isolation(
+    entries: pd.DataFrame,  # of all languages, from collect_stage_one
+    measured: Isolation,  # of the kept entries
+) -> pd.DataFrame:
+    "The entries with isolation, the row of the nearest foreign entry (-1: none), and its similarity."
+    rows = np.flatnonzero(entries["stage"] != "pruned")
+    isolation = np.full(len(entries), np.nan, np.float32)
+    isolation[rows] = measured.isolation
+    foreign_row = np.full(len(entries), -1, np.int32)
+    has_foreign = measured.foreign_row >= 0
+    foreign_row[rows[has_foreign]] = rows[measured.foreign_row[has_foreign]]
+    similarity = np.full(len(entries), np.nan, np.float32)
+    similarity[rows] = measured.foreign_similarity
+    return entries.assign(
+        isolation=isolation, foreign_row=foreign_row, foreign_similarity=similarity
+    )
+
+
+def discover(work: Work, languages: list[Language], workers: Workers) -> Discovered:
+    "Stage 2 as far as it is not done, and the selection."
+    params = work.params
+    collected = [collect_stage_one(w, work.langs, params) for w in languages]
     entries = pd.concat(collected, ignore_index=True)
-    kept = work.kept(languages)
-    if not is_complete(kept):
-        run_task(Task(kept, stack_kept, (languages,)))
-    beside = []
-    if work.params.counterparts == "drop":
-        beside = [Task(work.folder / "cells" / kept.name, fit_cells, (kept,))]
-    repeats = group_repeatedly(work, languages, entries, workers, beside)
+    collect_kept(work, languages, workers)
+    by_islands = params.select != "isolation"
+    beside = [cells_task(work, languages)]
+    repeats = []
+    if by_islands:
+        repeats = group_repeatedly(work, languages, entries, workers, beside)
+    else:
+        workers.run("cells", beside)
+    code, place = kept_rows(entries)
+    space = open_space(work, languages, code, workers)
+    hub = measure_hubness(space, work, workers)
+    entries = add_isolation(entries, measure_isolation(hub, space, work, workers))
+    by_isolation = params.select != "islands"
+    lines = draw_lines(hub, space, work, workers) if by_isolation else np.empty(0)
+
+    def select(rows: np.ndarray, vectors: np.ndarray, lang: np.ndarray) -> Selection:
+        "What becomes of the candidates, by what the parameters ask for."
+        isolated = None
+        if by_isolation:
+            isolated = entries["isolation"].to_numpy()[rows] >= lines[code[place[rows]]]
+        if not by_islands:
+            return select_isolated(vectors, lang, isolated, params.n_groups, params.seed)
+
+        def counterpart(some: np.ndarray) -> np.ndarray:
+            return counterparts_of(place[rows[some]], space, work, workers)
+
+        return select_candidates(
+            vectors, lang, repeats, params.rule, counterpart, isolated
+        )
+
     vectors = np.load(fetch_local(work.candidates(languages)), mmap_mode="r")
-    test = parallel_counterpart_tester(work, languages, entries, workers)
     with threadpool_limits(1):
-        return select_points(entries, vectors, repeats, work.params.rule, test)
+        tables = select_points(entries, vectors, select)
+    langs = np.unique(code) if by_isolation else []
+    return Discovered(*tables, {work.langs[l]: float(lines[l]) for l in langs})
 
 
 def write_run(
     out: Path | UPath,
     languages: list[Language],
-    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],  # from discover
+    found: Discovered,
 ) -> None:
     "The three tables of the run folder."
-    entries, groups, points = tables
+    groups = found.groups
     per_lang = {column: "int32" for column in groups if column.startswith("n_")}
-    write_entries(out / "entries.parquet", languages, entries)
+    write_entries(out / "entries.parquet", languages, found.entries)
     write_table(out / "groups.parquet", groups, TABLES["groups"] | per_lang)
-    write_points(out / "culture_points.parquet", languages, entries, points)
+    points = add_foreign_titles(found.points, found.entries, languages)
+    write_points(out / "culture_points.parquet", languages, found.entries, points)
 
 # %% ../../nbs/39_mine.pipeline.ipynb #1e00658d
 def mine_corpus(
@@ -1332,8 +1541,10 @@ def mine_corpus(
                 workers = Workers(n_jobs, log)
                 languages = run_stage_one(run, workers)
                 discovering = time.perf_counter() - log.seconds()
-                tables = discover(run, languages, workers)
-            write_run(out, languages, tables)
+                found = discover(run, languages, workers)
+            write_run(out, languages, found)
+            if found.lines:
+                log.say(lines_text(found.lines))
             control = control_run(run, languages)
             log.finish(
                 "discover", 1, 0, time.perf_counter() - discovering - log.seconds()
@@ -1341,7 +1552,7 @@ def mine_corpus(
             if control["warning"]:
                 log.say(f"Careful: {control['warning']}")
             record = input_record(corpus, run, unread) | count_record(out, run)
-            record |= {"control": control}
+            record |= {"control": control, "isolation_lines": found.lines}
             record |= run_record(needs, workers, time.perf_counter() - start)
             record |= work_record(run, out, languages)
             write_json(out / "run.json", record)
