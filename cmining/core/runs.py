@@ -26,8 +26,9 @@ from .basics import RunError
 from .engine import as_path, fetch_local, scratch_folder
 
 # %% auto #0
-__all__ = ['STOPPED_BY', 'STAGES', 'CANDIDATE', 'TABLES', 'Rule', 'Params', 'read_run', 'read_record', 'read_params',
-           'work_shards', 'read_texts', 'read_by_row', 'vector_shards', 'read_vectors', 'read_candidates']
+__all__ = ['STOPPED_BY', 'STAGES', 'CANDIDATE', 'TABLES', 'Rule', 'Params', 'stopped_by', 'read_run', 'read_record',
+           'read_params', 'work_shards', 'read_texts', 'read_by_row', 'vector_shards', 'read_vectors',
+           'read_candidates']
 
 # %% ../../nbs/03_core.runs.ipynb #bc5a7fd3
 SHARE = (0, 1)
@@ -306,6 +307,17 @@ STOPPED_BY = {
     "shared": "isolation",
 }
 STAGES = (*STOPPED_BY, "culture_point")
+
+
+def stopped_by(
+    select: str,  # isolation, islands or both
+) -> dict[str, str]:
+    "The part of `STOPPED_BY` that a run can have, by what selects its culture points."
+    if select == "isolation":
+        return {stage: STOPPED_BY[stage] for stage in ("pruned", "shared")}
+    if select == "islands":
+        return {stage: test for stage, test in STOPPED_BY.items() if stage != "shared"}
+    return STOPPED_BY
 
 # %% ../../nbs/03_core.runs.ipynb #0e46a0b8
 REASONS = ("unstable", "counterpart")

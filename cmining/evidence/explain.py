@@ -22,11 +22,12 @@ from ..core.basics import RunError
 from ..core.engine import scratch_folder
 from cmining.core.runs import (
     CANDIDATE,
-    STOPPED_BY,
     Params,
     read_candidates,
     read_params,
+    read_record,
     read_run,
+    stopped_by,
     vector_shards,
     work_shards,
 )
@@ -46,11 +47,12 @@ def funnel(
 
     A row a language and step. Raises `RunError` when the folder is no finished run."""
     entries = read_run(run, "entries")
+    tests = stopped_by(read_params(run).select)
     rows = []
     for lang, stages in [*entries.groupby("lang")["stage"], ("all", entries["stage"])]:
         n_stopped = stages.value_counts()
         entered = len(stages)
-        for stage, step in STOPPED_BY.items():
+        for stage, step in tests.items():
             stopped = int(n_stopped.get(stage, 0))
             remain = entered - stopped
             rows.append((lang, step, stage, entered, stopped, remain))
@@ -191,8 +193,8 @@ def explain_group(
     """What a group of Stage 2 is about.
 
     Has group, size, lang, dominance, p_value, q_value, languages (entries of each),
-    tau and theta, island (does it hold culture points?), stability, and terms (title,
-    lang, centrality). Raises `RunError` when there is no group of that number."""
+    tau and theta, select (of the run), island (does it hold culture points?), stability,
+    and terms (title, lang, centrality). Raises `RunError` when there is no group of that number."""
     return describe_group(run, read_tables(run), group, k)
 
 # %% ../../nbs/43_evidence.explain.ipynb #342943bb
@@ -230,9 +232,10 @@ def describe_group(
         if column.startswith("n_")
     }
     record["languages"] = {lang: n for lang, n in n_by_lang.items() if n}
-    rule = read_params(run).rule
-    record["tau"] = rule.tau
-    record["theta"] = rule.theta
+    params = read_params(run)
+    record["tau"] = params.tau
+    record["theta"] = params.theta
+    record["select"] = params.select
     stability = tables.points["stability"][tables.points["group"] == group]
     is_island = len(stability) > 0
     record["island"] = is_island
@@ -320,6 +323,15 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Foreign:
+    "The nearest entry of another language."
+
+    foreign_lang: str
+    foreign_title: str
+    foreign_similarity: float  # its cosine
+
+
+@dataclass(frozen=True)
 class Test:
     "One test that an entry was put to."
 
@@ -328,7 +340,7 @@ class Test:
     value: Any = None
     must_be: str = ""  # how the value must stand to the threshold: below, at least, …
     threshold: Any = None
-    context: Peers | Share | None = None
+    context: Peers | Share | Foreign | None = None
 
     def as_record(self) -> dict[str, Any]:
         "The test in an explanation, as JSON can hold it."
@@ -348,7 +360,8 @@ class Test:
         rest = {name: value for name, value in record.items() if name not in names}
         context = None
         if rest:
-            context = Peers(**rest) if "peers" in rest else Share(**rest)
+            kinds = {"peers": Peers, "own": Share, "foreign_title": Foreign}
+            context = next(kind(**rest) for key, kind in kinds.items() if key in rest)
         return cls(*(record[name] for name in names), context)
 
 # %% ../../nbs/43_evidence.explain.ipynb #63d63d24
@@ -438,6 +451,27 @@ def counterpart_test(entry: pd.Series) -> Test:
     "Has the entry no counterpart in another language?"
     return Test("counterpart", entry["reason"] != "counterpart")
 
+
+def isolation_test(
+    entry: pd.Series,
+    foreign: Foreign | None,
+    line: float,  # of the entry's language
+) -> Test:
+    "Is the entry further from other languages than chance explains?"
+    passed = bool(entry["isolation"] >= line)
+    value = number(entry["isolation"])
+    return Test("isolation", passed, value, "at least", number(line), foreign)
+
+# %% ../../nbs/43_evidence.explain.ipynb #e952c8cb
+def nearest_foreign(entries: pd.DataFrame, row: int) -> Foreign | None:
+    "The nearest entry of another language; None without one."
+    entry = entries.iloc[row]
+    if pd.isna(entry["foreign_row"]):
+        return None
+    other = entries.iloc[int(entry["foreign_row"])]
+    similarity = round(float(entry["foreign_similarity"]), 3)
+    return Foreign(other["lang"], other["title"], similarity)
+
 # %% ../../nbs/43_evidence.explain.ipynb #fc9a17ff
 def stage_one_tests(entries: pd.DataFrame, row: int, params: Params) -> list[Test]:
     "The tests of Stage 1, up to the first that the entry fails."
@@ -461,8 +495,30 @@ def run_tests(
     stability: float | None,  # share of the repeats that select the entry, where known
     params: Params,
     n_candidates: pd.Series | None = None,  # of each language, by column n_<lang>
+    lines: dict[str, float] | None = None,  # isolation_lines of the run
 ) -> list[Test]:
     "The tests that an entry was put to, in their order."
+    entry = entries.iloc[row]
+    line = (lines or {}).get(entry["lang"], np.nan)
+    isolation = isolation_test(entry, nearest_foreign(entries, row), line)
+    if params.select == "isolation":
+        title = title_test(entry)
+        return [title, isolation] if title.passed else [title]
+    tests = island_tests(entries, row, group, stability, params, n_candidates)
+    if params.select == "both" and all(test.passed for test in tests):
+        tests.append(isolation)
+    return tests
+
+
+def island_tests(
+    entries: pd.DataFrame,  # this and the rest as for run_tests
+    row: int,
+    group: pd.Series | None,
+    stability: float | None,
+    params: Params,
+    n_candidates: pd.Series | None,
+) -> list[Test]:
+    "The tests that ask whether an entry is on an island."
     tests = stage_one_tests(entries, row, params)
     if not tests[-1].passed:
         return tests
@@ -506,6 +562,22 @@ def change_majority(test: Test) -> str:
 
 def change_counterpart(test: Test) -> str:
     return "its nearest entry of all would have to be in its own language"
+
+
+def foreign_text(foreign: Foreign) -> str:
+    "The nearest entry of another language, in words."
+    return f"{foreign.foreign_title} ({foreign.foreign_lang})"
+
+
+def change_isolation(test: Test) -> str:
+    if test.value is None:
+        return "it would need a neighbour in its own language and one in another"
+    if test.threshold is None:
+        return "its language would need more entries, so that a line can be drawn"
+    return (
+        f"isolation would have to rise from {test.value:.3f} to {test.threshold:.3f}:"
+        f" {foreign_text(test.context)} is too near"
+    )
 
 # %% ../../nbs/43_evidence.explain.ipynb #1eb5b572
 def count_noun(n: int, one: str, many: str) -> str:
@@ -554,6 +626,7 @@ CHANGES: dict[str, Callable[[Test], str]] = {
     "chance": change_chance,
     "majority": change_majority,
     "counterpart": change_counterpart,
+    "isolation": change_isolation,
 }
 
 # %% ../../nbs/43_evidence.explain.ipynb #17d6d975
@@ -574,6 +647,15 @@ def undo_counterpart(test: Test) -> str:
     return "if an entry of another language were nearer to it than any of its own"
 
 
+def undo_isolation(test: Test) -> str:
+    nearer = (test.value - test.threshold) / 2  # s counts the cosine twice
+    cosine = test.context.foreign_similarity
+    return (
+        f"if an entry of another language were nearer than {foreign_text(test.context)}:"
+        f" by a cosine of about {cosine + nearer:.2f} instead of {cosine:.2f}"
+    )
+
+
 def undo_dominance(test: Test) -> str | None:
     "None when no number of foreign members would do."
     share = test.context
@@ -592,6 +674,7 @@ UNDOES: dict[str, Callable[[Test], str | None]] = {
     "group size": undo_size,
     "counterpart": undo_counterpart,
     "dominance": undo_dominance,
+    "isolation": undo_isolation,
 }
 
 # %% ../../nbs/43_evidence.explain.ipynb #6875000e
@@ -622,7 +705,7 @@ def explain_entry(
     Has id, lang, title, stage and reason; tests (each a dict: test, passed, value,
     rule, threshold, and peers or the share of the group); changes; group, as
     `explain_group` gives it; neighbors; and rank, centrality and stability of a
-    culture point. All of it can be written as JSON. Raises `RunError` when the run is
+    culture point; isolation and nearest_foreign of an entry that was kept. All of it can be written as JSON. Raises `RunError` when the run is
     not finished or no entry has the title."""
     tables = read_tables(run)
     entries, groups, points = tables
@@ -639,8 +722,17 @@ def explain_entry(
     facts = groups[groups["group"] == entry["group"]]  # none for a missing group, or -1
     group = facts.iloc[0] if len(facts) else None
     n_candidates = groups.filter(like="n_").sum()
+    foreign = nearest_foreign(entries, row)
+    record["isolation"] = number(entry["isolation"])
+    record["nearest_foreign"] = asdict(foreign) if foreign else None
     tests = run_tests(
-        entries, row, group, record.get("stability"), read_params(run), n_candidates
+        entries,
+        row,
+        group,
+        record.get("stability"),
+        read_params(run),
+        n_candidates,
+        read_record(run).get("isolation_lines"),
     )
     record["tests"] = [test.as_record() for test in tests]
     record["changes"] = what_would_change(tests)
@@ -657,6 +749,7 @@ VERDICTS = {
     "incoherent": "stopped at entropy",
     "small": "stopped at the size of its group",
     "mixed": "stopped at dominance",
+    "shared": "stopped at isolation",
     "culture_point": "a culture point",
 }
 
@@ -694,8 +787,13 @@ def test_line(test: Test) -> str:
         if test.passed:
             return "selected by half of the repeats of Stage 2, or more"
         return "selected by fewer than half of the repeats of Stage 2"
+    if test.name == "isolation" and test.value is None:
+        return "undefined: no neighbour in its own language, or none in another"
     value = format_value(test.value)
     line = f"{value}, must be {test.must_be} {format_value(test.threshold)}"
+    if isinstance(test.context, Foreign):
+        cosine = f"cosine {test.context.foreign_similarity:.2f}"
+        line += f"; nearest abroad is {foreign_text(test.context)}, {cosine}"
     if isinstance(test.context, Peers):
         line += f"; {test.context.below:.0%} of the {test.context.peers} are lower"
     return line
@@ -704,6 +802,9 @@ def test_line(test: Test) -> str:
 def group_line(group: dict[str, Any]) -> str:
     "A group in one line."
     langs = ", ".join(f"{n} {lang}" for lang, n in group["languages"].items())
+    if group["select"] == "isolation":
+        points = count_noun(group["size"], "culture point", "culture points")
+        return f"{group['group']}, {points} ({langs})"
     line = (
         f"{group['group']}, {group['size']} entries ({langs}),"
         f" γ {group['dominance']:.2f} of {group['lang']},"
@@ -769,7 +870,10 @@ def explain_group_text(
     group: dict[str, Any],  # from explain_group
 ) -> str:
     "A group's explanation for a terminal."
-    verdict = "an island" if group["island"] else "no island"
+    if group["select"] == "isolation":
+        verdict = "a theme"
+    else:
+        verdict = "an island" if group["island"] else "no island"
     lines = [f"group {group_line(group)}: {verdict}"]
     for term in group["terms"]:
         cosine = term["centrality"]
