@@ -18,6 +18,7 @@ from ..core.basics import RunError
 from ..core.engine import fetch_local, scratch_folder
 from cmining.core.runs import (
     CANDIDATE,
+    Params,
     Rule,
     read_candidates,
     read_params,
@@ -26,8 +27,10 @@ from cmining.core.runs import (
     work_folder,
 )
 from ..mine.discover import find_groups
+from ..mine.isolation import hubness, isolation_lines
 from ..mine.pipeline import counterpart_tester
 from ..mine.select import jaccard, select_candidates
+from ..mine.vectors import make_cells
 
 # %% auto #0
 __all__ = ['permutation_tail', 'select_by_majority', 'stability']
@@ -120,6 +123,26 @@ def compare_selections(
         "lowest": np.min(overlap),
     }
 
+# %% ../../nbs/40_evidence.chance.ipynb #8fe6b4b5
+def shuffled_selections(
+    entries: pd.DataFrame,  # entries.parquet of a run that selects by isolation
+    vectors: np.ndarray,  # of its candidates, float16 [candidates, d]
+    params: Params,
+    n_seeds: int,
+) -> list[np.ndarray]:  # bool [candidates] each
+    "What is above the lines that other shuffles of the languages draw."
+    candidates = entries[entries["stage"].isin(CANDIDATE)]
+    code = pd.factorize(candidates["lang"], sort=True)[0]
+    isolation = candidates["isolation"].to_numpy()
+    selections = []
+    with threadpool_limits(1):
+        cells = make_cells(vectors)
+        hub = hubness(np.arange(len(code)), vectors, cells)
+        for seed in range(params.seed, params.seed + n_seeds):
+            lines = isolation_lines(vectors, code, hub, cells, params.alpha, seed)
+            selections.append(isolation >= lines[code])
+    return selections
+
 # %% ../../nbs/40_evidence.chance.ipynb #25c3a959
 def stability(
     run: str | Path | UPath,  # a run folder with its work/
@@ -127,7 +150,8 @@ def stability(
 ) -> pd.DataFrame:  # selections, culture_points, jaccard, lowest; two rows
     """Do other seeds select the same? Asked of single seeds, and of majorities.
 
-    A majority is one of `n_repeats` seeds, as many as the run repeats Stage 2.
+    A majority is one of `n_repeats` seeds, as many as the run repeats Stage 2. Where isolation
+    selects, the seed shuffles the languages, and there is one row.
 
     `jaccard` is the mean over all pairs of selections, `lowest` the least. Raises
     `RunError` when the run's work was removed."""
@@ -141,6 +165,9 @@ def stability(
             f"{run} has no work/ any more, so there are no vectors to group again:"
             " mine the corpus again without `clean`"
         )
+    if params.select == "isolation":
+        selections = shuffled_selections(entries, vectors, params, n_sets)
+        return pd.DataFrame({"other shuffles": compare_selections(selections)}).T
     n_repeats = params.n_repeats
     with threadpool_limits(1), scratch_folder():
         counterpart = run_counterpart_tester(run, entries)
