@@ -20,12 +20,13 @@ from upath import UPath
 from ..core.basics import RunError
 from ..core.engine import as_path, atomic_write, scratch_folder
 from cmining.core.runs import (
-    STAGES,
     Params,
     read_by_row,
     read_params,
+    read_record,
     read_run,
     read_vectors,
+    stopped_by,
     work_shards,
 )
 from ..core.scripts import shorten
@@ -131,6 +132,19 @@ def read_leads(
                 leads.append(shorten(lead, LEAD_CHARACTERS))
     return leads
 
+# %% ../../nbs/92_viz.atlas.ipynb #0b4f5bdf
+def name_foreign(
+    entries: pd.DataFrame,  # entries.parquet of a run
+    foreign_row: pd.Series,  # of some of them; missing for none
+) -> list[str]:
+    "Title and language of the nearest entry of another language; empty for none."
+    titles = entries["title"].to_numpy(object)
+    langs = entries["lang"].to_numpy(object)
+    return [
+        "" if pd.isna(row) else f"{shorten(titles[int(row)], 60)} ({langs[int(row)]})"
+        for row in foreign_row
+    ]
+
 # %% ../../nbs/92_viz.atlas.ipynb #97fb135f
 TITLE_CHARACTERS = 200
 
@@ -141,8 +155,9 @@ def atlas_table(
 ) -> pd.DataFrame:
     """All that the page knows of each point, a row each, in the order of entries.parquet.
 
-    The columns of entries.parquet, and max_dispersion, min_entropy, rank, centrality,
-    stability, lead, x and y.
+    The columns of entries.parquet, and max_dispersion, min_entropy, line (of isolation, NaN
+    where it selects nothing), foreign (title and language of the nearest entry abroad), rank,
+    centrality, stability, lead, x and y.
     """
     entries = read_run(run, "entries")
     points = read_run(run, "culture_points")
@@ -153,7 +168,10 @@ def atlas_table(
     table = pd.concat([entries, thresholds(entries, params)], axis=1).iloc[rows]
     ranks = points[["lang", "id", "rank", "centrality", "stability"]]
     table = table.merge(ranks, "left", ["lang", "id"])
+    lines = read_record(run).get("isolation_lines", {})
     return table.assign(
+        line=table["lang"].map(lines).astype(float),
+        foreign=name_foreign(entries, table["foreign_row"]),
         title=[shorten(title, TITLE_CHARACTERS) for title in table["title"]],
         lead=read_leads(run, rows),
         x=xy[:, 0],
@@ -251,8 +269,7 @@ def bokeh_style(lang: str) -> tuple[str, str, str]:
     return style["color"], *BOKEH_MARKERS[style["marker"]]
 
 # %% ../../nbs/92_viz.atlas.ipynb #02b96c21
-MAP_STAGES = STAGES[:0:-1]  # culture points first; pruned entries are not on the map
-TEXT_COLUMNS = ("title", "lang", "stage", "lead")
+TEXT_COLUMNS = ("title", "lang", "stage", "lead", "foreign")
 FLOAT_COLUMNS = (
     "x",
     "y",
@@ -262,12 +279,21 @@ FLOAT_COLUMNS = (
     "min_entropy",
     "centrality",
     "stability",
+    "isolation",
+    "line",
+    "foreign_similarity",
 )
 INT_COLUMNS = ("domain", "group", "rank")
 FONT = (
     'system-ui, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", "PingFang SC",'
     ' "Hiragino Sans", "Noto Sans CJK SC", "Yu Gothic", "Microsoft YaHei", sans-serif'
 )
+
+
+def map_stages(params: Params) -> list[str]:
+    "The stages of a run that are on its map, culture points first; pruned entries are not."
+    stopped = list(stopped_by(params.select))
+    return ["culture_point", *stopped[:0:-1]]
 
 
 def bokeh_source(
@@ -492,6 +518,7 @@ def draw_controls(
     source: Any,  # from bokeh_source
     langs: list[str],
     menu: dict[str, list[tuple[str, str]]],  # from group_menu
+    stages: list[str],  # from map_stages
 ) -> list[Any]:
     "Search field, buttons of languages, menu of groups, buttons of stages."
     from bokeh.models import AutocompleteInput, CustomJS, Select
@@ -507,7 +534,7 @@ def draw_controls(
     )
     lang_buttons = toggle_buttons(source, "lang", langs, legend_css(langs))
     group = Select(name="group", value="", options=menu, width=230)
-    stage_buttons = toggle_buttons(source, "stage", list(MAP_STAGES))
+    stage_buttons = toggle_buttons(source, "stage", stages)
 
     show = CustomJS(code="atlas.filter()")
     search.js_on_change("value", CustomJS(code="atlas.search()"))
@@ -584,11 +611,8 @@ Object.assign(atlas, {
   label: i => `${d.title[i]} · ${d.lang[i]}`,
 
   hover(i) {
-    const parts = [
-      facts.verdicts[d.stage[i]],
-      `dispersion ${format(d.dispersion[i])}`,
-      `entropy ${format(d.entropy[i])}`,
-    ]
+    const parts = [facts.verdicts[d.stage[i]], `isolation ${format(d.isolation[i])}`]
+    if (d.foreign[i]) parts.push(`nearest abroad: ${d.foreign[i]}`)
     if (d.group[i] >= 0) parts.push(`group ${d.group[i]}`)
     return parts.join(" · ")
   },
@@ -748,15 +772,22 @@ Object.assign(atlas, {
 
   chance(i) {
     const group = facts.groups[d.group[i]]
-    return `Rank ${d.rank[i]} of the group (centrality ${format(d.centrality[i])}). `
+    const rank = `Rank ${d.rank[i]} of the group (centrality ${format(d.centrality[i])}).`
+    if (facts.params.select == "isolation") return rank
+    return `${rank} `
       + "If languages mixed at random, so pure a group would come with a chance of "
       + `${format(group.p)}; corrected for the number of groups, q is ${format(group.q)}.`
   },
 
   verdict(i) {
     const group = facts.groups[d.group[i]]
-    const {tau, theta, max_q} = facts.params
+    const {tau, theta, max_q, select} = facts.params
+    if (d.stage[i] == "culture_point" && select == "isolation")
+      return "A culture point: it is further from other languages than an entry would be "
+        + `by chance. The nearest abroad is ${d.foreign[i]}.`
     switch (d.stage[i]) {
+      case "shared":
+        return `Not selected: ${d.foreign[i] || "an entry of another language"} is too near.`
       case "culture_point":
         return `A culture point: ${group.own} of the ${group.size} entries of its group `
           + `are ${group.lang}, an island of its language.`
@@ -785,9 +816,15 @@ Object.assign(atlas, {
   tests(i) {
     const stage = d.stage[i]
     const group = facts.groups[d.group[i]]
-    const {tau, theta, max_q} = facts.params
+    const {tau, theta, max_q, select} = facts.params
     const tests = []
     const add = (...test) => tests.push(test)
+    const isolation = () => add("isolation", stage != "shared", format(d.isolation[i]),
+      `at least ${format(d.line[i])}`)
+    if (select == "isolation") {
+      isolation()
+      return tests
+    }
     const dispersion = format(d.dispersion[i])
     const limit = format(d.max_dispersion[i])
     add("dispersion", stage != "sparse", dispersion, `below ${limit}`)
@@ -807,6 +844,8 @@ Object.assign(atlas, {
       const share = `${Math.round(100 * d.stability[i])} %`
       add("majority", true, share, "half of the repeats")
     }
+    const reached = stage == "shared" || stage == "culture_point"
+    if (select == "both" && reached) isolation()
     return tests
   },
 })
@@ -925,16 +964,20 @@ def bokeh_item(
     facts: dict[str, dict[str, Any]],  # from group_facts
     langs: list[str],
     menu: dict[str, list[tuple[str, str]]],  # from group_menu
+    stages: list[str],  # from map_stages
 ) -> Any:
     "Map and controls as JSON, from which Bokeh draws them in the page."
     from bokeh.embed import json_item
     from bokeh.layouts import column, row
 
     source = bokeh_source(table, name_islands(table, facts))
-    controls = draw_controls(source, langs, menu)
+    controls = draw_controls(source, langs, menu, stages)
     above = row(controls, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
     layout = column(above, draw_map(source, langs), sizing_mode="stretch_both")
     return renumber_ids(json_item(layout))
+
+
+PAGE_PARAMS = ("select", "tau", "theta", "max_q")  # that the page tells tests by
 
 
 def atlas_page(
@@ -949,13 +992,14 @@ def atlas_page(
     by_group = group_facts(groups, table)
     langs = sorted(table["lang"].unique())
     menu = group_menu(by_group, params.tau)
+    stages = map_stages(params)
     facts = {
         "langs": langs,
-        "verdicts": {stage: VERDICTS[stage] for stage in MAP_STAGES},
+        "verdicts": {stage: VERDICTS[stage] for stage in stages},
         "groups": by_group,
         "menu": [group for options in menu.values() for group, _ in options],
         "examples": pick_examples(table, by_group),
-        "params": {"tau": params.tau, "theta": params.theta, "max_q": params.max_q},
+        "params": {name: getattr(params, name) for name in PAGE_PARAMS},
     }
     bokeh = Resources(mode="inline", components=["bokeh", "bokeh-widgets"])
     return PAGE.format(
@@ -963,7 +1007,7 @@ def atlas_page(
         bokeh=bokeh.render_js(),
         intro=INTRO.format(counts=html.escape(count_points(entries, table))),
         facts=safe_json(facts),
-        item=safe_json(bokeh_item(table, by_group, langs, menu)),
+        item=safe_json(bokeh_item(table, by_group, langs, menu, stages)),
         script=SCRIPT,
     )
 

@@ -219,7 +219,7 @@ def write_title(
 SAMPLE = Path(str(files("cmining"))).parent / "data" / "sample"
 
 # %% ../../nbs/91_viz.plots.ipynb #603eee48
-def sample_run() -> str:  # the run folder
+def sample_run(select: str = "isolation") -> str:  # the run folder
     """Mine the bundled sample into a folder that is removed when the process ends.
 
     Needs the checkout, whose data/ it reads; a RunError without.
@@ -231,7 +231,7 @@ def sample_run() -> str:  # the run folder
         )
     run = tempfile.mkdtemp(prefix="cmining-")
     atexit.register(shutil.rmtree, run, ignore_errors=True)
-    mine_corpus(SAMPLE, run, jobs=1)
+    mine_corpus(SAMPLE, run, Params.of(select=select), jobs=1)
     return run
 
 # %% ../../nbs/91_viz.plots.ipynb #8afd528a
@@ -583,9 +583,9 @@ def run_pairs(
     run: str | Path,
     renderings: pd.DataFrame,  # from read_renderings
 ) -> pd.DataFrame:  # lang, title, culture, gloss_en
-    "Culture points and mixed candidates of a run that have a rendering."
+    "Culture points, and candidates that other languages share, that have a rendering."
     entries = read_run(run, "entries")
-    entries = entries[entries["stage"].isin(["culture_point", "mixed"])]
+    entries = entries[entries["stage"].isin(["culture_point", "mixed", "shared"])]
     sides = entries.assign(culture=entries["stage"] == "culture_point")
     return sides[["lang", "title", "culture"]].merge(renderings, on=["lang", "title"])
 
@@ -628,7 +628,7 @@ def resistance(
 def plot_radar(
     ax: Axes,  # a polar one
     table: pd.DataFrame,  # from resistance
-    names: tuple[str, str] = ("culture points", "mixed candidates"),
+    names: tuple[str, str] = ("culture points", "shared candidates"),
 ) -> Axes:
     "Fig. 3: a spoke a language, each side's mean distance on it, its interval as a bar."
     langs = sorted(table["lang"].unique())
@@ -677,6 +677,7 @@ STAGE_COLORS = {
     "incoherent": "#BDBDBD",
     "small": "#969696",
     "mixed": OTHER_COLOR,
+    "shared": "#B8C4CC",
     "culture_point": CULTURE_COLOR,
 }
 
@@ -726,6 +727,8 @@ def plot_stages(
     left = np.zeros(len(counts))
     edge = dict(edgecolor="white", linewidth=0.5)
     for stage, color in STAGE_COLORS.items():
+        if not counts[stage].any():  # not every rule of selection has every stage
+            continue
         share = (counts[stage] / counts["entries"]).to_numpy()
         label = stage.replace("_", " ")
         ax.barh(counts["lang"], share, left=left, color=color, label=label, **edge)
@@ -803,9 +806,15 @@ def theta_curve(
     """What the groups of a run give at other values of θ, a row a value.
 
     Columns theta, groups and culture_point (how many); with labels also precision, its
-    95 % interval (precision lo, precision hi), and recall.
+    95 % interval (precision lo, precision hi), and recall. Raises `RunError` for a run
+    that does not select by islands.
     """
     params = read_params(run)
+    if params.select != "islands":
+        raise RunError(
+            f"{run} selects by {params.select}, and θ decides about islands: mine the"
+            " corpus with select='islands'"
+        )
     groups = read_run(run, "groups")
     entries = read_run(run, "entries")
     candidates = entries[entries["group"].notna()].reset_index(drop=True)
