@@ -182,6 +182,12 @@ class Params:
         " when left out",
         within=SHARE,
     )
+    max_langs: int | None = param(
+        None,
+        "languages of the corpus that may know an entry by the counterparts table; one"
+        " that more know is no culture point; no limit when left out",
+        within=COUNT,
+    )
     seed: int = param(0, "seed of everything random", within=(0, 2**31 - 1))
 
     def __post_init__(self) -> None:
@@ -250,7 +256,7 @@ STOPPED_BY = {
 STAGES = (*STOPPED_BY, "culture_point")
 
 # %% ../../nbs/03_core.runs.ipynb #0e46a0b8
-REASONS = ("unstable", "counterpart")
+REASONS = ("unstable", "counterpart", "known elsewhere")
 
 # %% ../../nbs/03_core.runs.ipynb #1264ce4d
 CANDIDATE = STAGES[STAGES.index("small") :]
@@ -275,6 +281,7 @@ TABLES: dict[str, dict[str, str]] = {
         "dispersion": "float32",
         "entropy": "float32",
         "group": "int32",
+        "n_langs": "int32",
     },
     "groups": {
         "group": "int32",
@@ -299,6 +306,7 @@ TABLES: dict[str, dict[str, str]] = {
         "centrality": "float32",
         "rank": "int32",
         "stability": "float32",
+        "n_langs": "int32",
     },
 }
 

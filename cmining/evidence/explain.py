@@ -438,6 +438,14 @@ def counterpart_test(entry: pd.Series) -> Test:
     "Has the entry no counterpart in another language?"
     return Test("counterpart", entry["reason"] != "counterpart")
 
+
+def languages_test(entry: pd.Series, max_langs: int) -> Test:
+    "Do few enough languages know the entry, by the counterparts table?"
+    n_langs = entry["n_langs"]
+    value = None if pd.isna(n_langs) else int(n_langs)
+    passed = value is None or value <= max_langs
+    return Test("languages", passed, value, "at most", max_langs)
+
 # %% ../../nbs/43_evidence.explain.ipynb #fc9a17ff
 def stage_one_tests(entries: pd.DataFrame, row: int, params: Params) -> list[Test]:
     "The tests of Stage 1, up to the first that the entry fails."
@@ -480,6 +488,8 @@ def run_tests(
         tests.append(majority_test(entry, stability))
     if params.counterparts == "drop" and all(test.passed for test in tests):
         tests.append(counterpart_test(entry))
+    if params.max_langs is not None and all(test.passed for test in tests):
+        tests.append(languages_test(entry, params.max_langs))
     return tests
 
 # %% ../../nbs/43_evidence.explain.ipynb #9242069a
@@ -543,6 +553,13 @@ def change_chance(test: Test) -> str:
         f"q of its group would have to fall from {test.value:.1e} to {test.threshold:g}"
     )
 
+# %% ../../nbs/43_evidence.explain.ipynb #135df127
+def change_languages(test: Test) -> str:
+    return (
+        f"max_langs would have to be {test.value}: by the counterparts table so many"
+        " languages of the corpus have an article on it"
+    )
+
 # %% ../../nbs/43_evidence.explain.ipynb #fd69a315
 CHANGES: dict[str, Callable[[Test], str]] = {
     "title": change_title,
@@ -554,6 +571,7 @@ CHANGES: dict[str, Callable[[Test], str]] = {
     "chance": change_chance,
     "majority": change_majority,
     "counterpart": change_counterpart,
+    "languages": change_languages,
 }
 
 # %% ../../nbs/43_evidence.explain.ipynb #17d6d975
@@ -619,7 +637,7 @@ def explain_entry(
 ) -> dict[str, Any]:
     """An entry's path through the stages, and what would change the verdict.
 
-    Has id, lang, title, stage and reason; tests (each a dict: test, passed, value,
+    Has id, lang, title, stage, reason and n_langs; tests (each a dict: test, passed, value,
     rule, threshold, and peers or the share of the group); changes; group, as
     `explain_group` gives it; neighbors; and rank, centrality and stability of a
     culture point. All of it can be written as JSON. Raises `RunError` when the run is
@@ -632,6 +650,8 @@ def explain_entry(
         name: None if pd.isna(entry[name]) else entry[name]
         for name in ("id", "lang", "title", "stage", "reason")
     }
+    n_langs = entry.get("n_langs")  # runs of earlier versions have none
+    record["n_langs"] = None if pd.isna(n_langs) else int(n_langs)
     point = points[(points["id"] == entry["id"]) & (points["lang"] == entry["lang"])]
     if len(point):
         for name in ("rank", "centrality", "stability"):
@@ -664,6 +684,7 @@ VERDICTS = {
 REASON_TEXTS = {
     "unstable": "not selected by half of the repeats",
     "counterpart": "has a counterpart in another language",
+    "known elsewhere": "known in other languages, by the counterparts table",
 }
 
 
@@ -688,6 +709,8 @@ def test_line(test: Test) -> str:
         if test.passed:
             return f"none: {nearest} its own language"
         return f"{nearest} another language"
+    if test.name == "languages" and test.value is None:
+        return "not in the counterparts table"
     if test.name == "dispersion" and test.value is None:
         return "undefined: alone in its domain"
     if test.name == "majority" and test.value is None:

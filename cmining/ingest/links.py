@@ -489,6 +489,12 @@ def link_files(
         raise CorpusError(f"No counterparts table in {table}. {_KINDS}")
     return readable
 
+# %% ../../nbs/26_ingest.links.ipynb #e33f3839
+def source_files(table: str | Path) -> list[Path]:
+    "All files that a counterparts table is read from, page tables among them."
+    files = link_files(table)
+    return files + [page_file(file) for file in files if _plain_suffix(file) == ".sql"]
+
 # %% ../../nbs/26_ingest.links.ipynb #c9083cee
 def read_links(
     table: str | Path,  # a file, or a folder of them

@@ -50,6 +50,7 @@ from cmining.core.engine import (
     write_json,
 )
 from cmining.core.runs import (
+    REASONS,
     STAGES,
     TABLES,
     Params,
@@ -60,8 +61,21 @@ from cmining.core.runs import (
     vector_shards,
 )
 from ..ingest.corpus import corpus_files, read_chunks, read_entries, unread_files
+from cmining.ingest.links import (
+    count_links,
+    link_record,
+    rows_of,
+    save_links,
+    source_files,
+    title_keys,
+)
 from ..ingest.sort import merge_language, sort_file
-from .control import encoder_control
+from cmining.mine.control import (
+    cldr_links,
+    comparability,
+    encoder_control,
+    lonely_topics,
+)
 from .discover import find_groups, language_offset, project
 from .prune import load_ner, prune_reasons
 from cmining.mine.refine import (
@@ -914,6 +928,7 @@ def join_entries(
         dispersion=numbers["dispersion"],
         entropy=numbers["entropy"],
         group=numbers["group"].where(numbers["group"] >= -1),
+        n_langs=numbers["n_langs"],
     )
 
 
@@ -1160,6 +1175,101 @@ def control_run(work: Work, languages: list[Language]) -> dict[str, Any]:
         control["warning"] = ONE_LANGUAGE.format(lang=langs[0])
     return control
 
+# %% ../../nbs/39_mine.pipeline.ipynb #97dff59f
+def read_table(
+    work: Work, table: str | Path | None, log: RunLog
+) -> tuple[Path | UPath | None, dict[str, Any] | None]:  # from save_links; for run.json
+    """The rows of a counterparts table, as far as they are not there, and its record.
+
+    Raises `RunError` when `max_langs` is set and there is no table, `CorpusError` when it
+    cannot be read."""
+    if table is None:
+        if work.params.max_langs is not None:
+            raise RunError("max_langs needs a table: give one as counterparts_table")
+        return None, None
+    start = time.perf_counter()
+    files = source_files(as_path(table))
+    digests = [file_digest(file) for file in files]
+    name = digest([file.name for file in files], digests, work.langs)
+    target = work.folder / "links" / name
+    is_there = is_complete(target)
+    if not is_there:
+        run_task(Task(target, save_links, (as_path(table), work.langs)))
+    log.finish("table", 1, int(is_there), time.perf_counter() - start)
+    read = [
+        {"name": file.name, "bytes": file.stat().st_size, "blake2b": content}
+        for file, content in zip(files, digests)
+    ]
+    return target, {"path": str(table), "files": read} | link_record(fetch_local(target))
+
+
+def entry_keys(languages: list[Language], first_letter: bool) -> np.ndarray:
+    "title_keys of every entry, uint64 [entries]."
+    keys = [np.empty(0, np.uint64)]
+    for language in languages:
+        for encoded in language.encoded:
+            path = fetch_local(encoded / "titles.parquet")
+            titles = pq.read_table(path, columns=["title"])["title"].to_pylist()
+            keys.append(title_keys(language.lang, titles, first_letter))
+    return np.concatenate(keys)
+
+
+def compare_languages(
+    work: Work,
+    languages: list[Language],
+    entries: pd.DataFrame,  # lang and stage of every entry
+    table: Path | UPath | None,  # from read_table
+) -> tuple[np.ndarray, dict[str, Any]]:
+    "n_langs of every entry, int16, 0 where it is not known; and the record of comparability."
+    kept_row = np.flatnonzero(entries["stage"] != "pruned")
+    lang = entries["lang"].to_numpy(object)
+    if table is None:
+        linked = cldr_links(entry_keys(languages, True), work.langs)
+        n_langs = np.zeros(len(lang), np.int16)
+    else:
+        links = fetch_local(table)
+        keys = entry_keys(languages, link_record(links)["first_letter"])
+        linked = count_links(keys, rows_of(links, np.unique(keys)), len(work.langs))
+        n_langs = linked.n_langs
+    vectors = np.load(fetch_local(work.kept(languages)), mmap_mode="r")
+    with threadpool_limits(1):
+        topics = lonely_topics(vectors, lang[kept_row], work.params.seed)
+    shards = [shard for language in languages for shard in language.shards]
+
+    def titles(places: list[int]) -> list[str]:
+        rows = kept_row[np.sort(places)]
+        tables = read_by_row(shards, rows, ["title"])
+        return pa.concat_tables(tables)["title"].to_pylist()
+
+    source = "CLDR names" if table is None else "counterparts table"
+    return n_langs, comparability(lang, linked, source, topics, titles)
+
+
+def join_links(
+    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],  # from discover
+    n_langs: np.ndarray,  # of every entry, int16 [entries]; 0: not known
+    max_langs: int | None,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    "The tables of a run with n_langs, and without the points that too many languages know."
+    entries, groups, points = tables
+    column = pd.array(n_langs, "Int16")
+    column[n_langs == 0] = pd.NA
+    rows = points["row"].to_numpy(int)
+    entries = entries.assign(n_langs=column)
+    points = points.assign(n_langs=column[rows])
+    if max_langs is None:
+        return entries, groups, points
+    is_known = n_langs[rows] > max_langs
+    stage = entries["stage"].cat.codes.to_numpy().copy()
+    stage[rows[is_known]] = STAGES.index("mixed")
+    reason = entries["reason"].cat.codes.to_numpy().copy()
+    reason[rows[is_known]] = REASONS.index("known elsewhere")
+    entries = entries.assign(
+        stage=pd.Categorical.from_codes(stage, STAGES),
+        reason=pd.Categorical.from_codes(reason, REASONS),
+    )
+    return entries, groups, points[~is_known].reset_index(drop=True)
+
 # %% ../../nbs/39_mine.pipeline.ipynb #ce4e83c5
 PACKAGES = (
     "numpy",
@@ -1300,10 +1410,12 @@ def mine_corpus(
     backend: str = "loky",  # who runs the tasks: loky, ray or dask
     address: str | None = None,  # of a Ray or Dask cluster
     work: str | Path | UPath | None = None,  # a run whose work is shared
+    counterparts_table: str | Path | None = None,  # titles by concept, see ingest.links
 ) -> pd.DataFrame:  # the culture points, as culture_points.parquet has them
     """C-Mining, Algorithm 1: a corpus folder becomes a run folder.
 
-    Raises `CorpusError` when there is no corpus or no entry in it, `RunError` for a run folder
+    Raises `CorpusError` when there is no corpus or no entry in it, or a table of counterparts
+    cannot be read, `RunError` for a run folder
     that cannot be used or is in use by another process, for an encoder whose vectors are
     useless, and where more is needed than there is."""
     start = time.perf_counter()
@@ -1330,18 +1442,22 @@ def mine_corpus(
                 }
                 run = Work(folder, files, digests, params)
                 workers = Workers(n_jobs, log)
+                table, table_record = read_table(run, counterparts_table, log)
                 languages = run_stage_one(run, workers)
                 discovering = time.perf_counter() - log.seconds()
                 tables = discover(run, languages, workers)
-            write_run(out, languages, tables)
+            n_langs, comparable = compare_languages(run, languages, tables[0], table)
+            write_run(out, languages, join_links(tables, n_langs, params.max_langs))
             control = control_run(run, languages)
             log.finish(
                 "discover", 1, 0, time.perf_counter() - discovering - log.seconds()
             )
-            if control["warning"]:
-                log.say(f"Careful: {control['warning']}")
+            for warning in (control["warning"], comparable["warning"]):
+                if warning:
+                    log.say(f"Careful: {warning}")
             record = input_record(corpus, run, unread) | count_record(out, run)
-            record |= {"control": control}
+            record |= {"counterparts_table": table_record}
+            record |= {"control": control, "comparability": comparable}
             record |= run_record(needs, workers, time.perf_counter() - start)
             record |= work_record(run, out, languages)
             write_json(out / "run.json", record)
