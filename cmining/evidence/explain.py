@@ -780,6 +780,11 @@ def explain_text(
     if "rank" in record:
         place = f"{record['centrality']:.3f}, rank {record['rank']} of its group"
         lines.append(f"    {'centrality':<12}{place}")
+    if record.get("n_langs"):
+        known = (
+            f"{record['n_langs']} of the corpus's languages, by the counterparts table"
+        )
+        lines.append(f"    {'known in':<12}{known}")
     if record["group"]:
         lines += group_lines(record)
     is_point = record["stage"] == "culture_point"
