@@ -433,7 +433,7 @@ def test_a_run_knows_its_table_and_sees_another(corpus, tmp_path):
     first = (run / "culture_points.parquet").read_bytes()
     mine_corpus(corpus, run, params, jobs=1, counterparts_table=table)
     assert (run / "culture_points.parquet").read_bytes() == first
-    resumed = {step["name"]: step for step in read_record(run)["steps"]}
+    resumed = {step["step"]: step for step in read_record(run)["steps"]}
     assert resumed["table"]["resumed"] == 1
     table.write_text("concept,lang,title\nx,de,Photosynthese\n", encoding="utf-8")
     mine_corpus(corpus, run, params, jobs=1, counterparts_table=table)

@@ -24,9 +24,9 @@ from .vectors import fit_centers, nearest_center, sample_rows, take_rows
 from ..models.encode import Encoder
 
 # %% auto #0
-__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'MIN_CONTROLS', 'MIN_FOUND', 'cldr_names',
-           'cldr_terms', 'tidy_terms', 'pair_scores', 'language_identity', 'encoder_control', 'control_warning',
-           'cldr_links', 'found_controls', 'lonely_topics', 'comparability', 'comparability_warning']
+__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'BY_TABLE', 'BY_NAMES', 'MIN_CONTROLS', 'MIN_FOUND',
+           'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores', 'language_identity', 'encoder_control',
+           'control_warning', 'cldr_links', 'found_controls', 'lonely_topics', 'comparability', 'comparability_warning']
 
 # %% ../../nbs/36_mine.control.ipynb #e4d87ce2
 def cldr_names(lang: str) -> dict[str, str]:
@@ -337,7 +337,9 @@ def lonely_topics(
         ["entries", "lang"], ascending=[False, True], ignore_index=True
     )
 
-# %% ../../nbs/36_mine.control.ipynb #81e657c5
+# %% ../../nbs/36_mine.control.ipynb #9161ef7b
+BY_TABLE = "counterparts table"
+BY_NAMES = "CLDR names"
 MIN_CONTROLS = 20
 MIN_FOUND = 0.5
 
@@ -345,7 +347,7 @@ MIN_FOUND = 0.5
 def comparability(
     lang: np.ndarray,  # of every entry, str [n]
     linked: Linked,  # of the same; by a table, or from cldr_links
-    source: str,  # where the controls are from, in words
+    source: str,  # where the controls are from: BY_TABLE or BY_NAMES, or other words
     topics: pd.DataFrame,  # from lonely_topics
     titles: Callable[[list[int]], list[str]] = list,  # the titles of a topic's rows
 ) -> dict[str, Any]:
@@ -375,7 +377,7 @@ def comparability(
     }
     return record | {"warning": comparability_warning(record)}
 
-# %% ../../nbs/36_mine.control.ipynb #0167fed1
+# %% ../../nbs/36_mine.control.ipynb #26dc5f2c
 def comparability_warning(
     record: dict[str, Any],  # of comparability
 ) -> str | None:
@@ -395,7 +397,10 @@ def comparability_warning(
         )
     if not reasons:
         return None
+    way_out = "give a counterparts table"
+    if record["source"] == BY_TABLE:
+        way_out = "set max_langs, which drops what more languages know"
     return (
         f"islands may be gaps of the corpus: {'; '.join(reasons)}; give entries on the"
-        " same subjects in all languages, or a counterparts table"
+        f" same subjects in all languages, or {way_out}"
     )

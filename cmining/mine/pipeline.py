@@ -71,6 +71,8 @@ from cmining.ingest.links import (
 )
 from ..ingest.sort import merge_language, sort_file
 from cmining.mine.control import (
+    BY_NAMES,
+    BY_TABLE,
     cldr_links,
     comparability,
     encoder_control,
@@ -1175,7 +1177,7 @@ def control_run(work: Work, languages: list[Language]) -> dict[str, Any]:
         control["warning"] = ONE_LANGUAGE.format(lang=langs[0])
     return control
 
-# %% ../../nbs/39_mine.pipeline.ipynb #97dff59f
+# %% ../../nbs/39_mine.pipeline.ipynb #a67cfdf1
 def read_table(
     work: Work, table: str | Path | None, log: RunLog
 ) -> tuple[Path | UPath | None, dict[str, Any] | None]:  # from save_links; for run.json
@@ -1241,7 +1243,7 @@ def compare_languages(
         tables = read_by_row(shards, rows, ["title"])
         return pa.concat_tables(tables)["title"].to_pylist()
 
-    source = "CLDR names" if table is None else "counterparts table"
+    source = BY_NAMES if table is None else BY_TABLE
     return n_langs, comparability(lang, linked, source, topics, titles)
 
 
