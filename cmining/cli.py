@@ -416,6 +416,7 @@ def mine_command(options: argparse.Namespace) -> None:
         quiet=False,
         backend=options.backend,
         address=options.address,
+        counterparts_table=options.counterparts_table,
     )
     record = read_record(options.out)
     print("\n" + show_points(points, record["counts"], columns=terminal_columns()))
@@ -461,6 +462,16 @@ def mine_options(sub: argparse.ArgumentParser) -> None:
         help=(
             "remove OUT/work at the end: explain then knows no neighbours, and nothing"
             " can be resumed"
+        ),
+    )
+    sub.add_argument(
+        "--counterparts-table",
+        type=Path,
+        metavar="FILE",
+        help=(
+            "titles by concept (TSV, CSV, Parquet or JSONL, langlinks.sql.gz with"
+            " page.sql.gz beside it, or a Wikidata dump; or a folder of them): every entry"
+            " gets n_langs, the corpus languages that have an article on it"
         ),
     )
     add_param_options(sub)

@@ -200,6 +200,12 @@ class Params:
         " when left out",
         within=SHARE,
     )
+    max_langs: int | None = param(
+        None,
+        "languages of the corpus that may know an entry by the counterparts table; one"
+        " that more know is no culture point; no limit when left out",
+        within=COUNT,
+    )
     seed: int = param(0, "seed of everything random", within=(0, 2**31 - 1))
 
     def __post_init__(self) -> None:
@@ -320,7 +326,7 @@ def stopped_by(
     return STOPPED_BY
 
 # %% ../../nbs/03_core.runs.ipynb #0e46a0b8
-REASONS = ("unstable", "counterpart")
+REASONS = ("unstable", "counterpart", "known elsewhere")
 
 # %% ../../nbs/03_core.runs.ipynb #1264ce4d
 CANDIDATE = STAGES[STAGES.index("small") :]
@@ -348,6 +354,7 @@ TABLES: dict[str, dict[str, str]] = {
         "isolation": "float32",
         "foreign_row": "int32",
         "foreign_similarity": "float32",
+        "n_langs": "int32",
     },
     "groups": {
         "group": "int32",
@@ -376,6 +383,7 @@ TABLES: dict[str, dict[str, str]] = {
         "foreign_lang": "str",
         "foreign_title": "str",
         "foreign_similarity": "float32",
+        "n_langs": "int32",
     },
 }
 

@@ -462,6 +462,14 @@ def isolation_test(
     value = number(entry["isolation"])
     return Test("isolation", passed, value, "at least", number(line), foreign)
 
+
+def languages_test(entry: pd.Series, max_langs: int) -> Test:
+    "Do few enough languages know the entry, by the counterparts table?"
+    n_langs = entry["n_langs"]
+    value = None if pd.isna(n_langs) else int(n_langs)
+    passed = value is None or value <= max_langs
+    return Test("languages", passed, value, "at most", max_langs)
+
 # %% ../../nbs/43_evidence.explain.ipynb #e952c8cb
 def nearest_foreign(entries: pd.DataFrame, row: int) -> Foreign | None:
     "The nearest entry of another language; None without one."
@@ -500,13 +508,14 @@ def run_tests(
     "The tests that an entry was put to, in their order."
     entry = entries.iloc[row]
     line = (lines or {}).get(entry["lang"], np.nan)
-    isolation = isolation_test(entry, nearest_foreign(entries, row), line)
     if params.select == "isolation":
-        title = title_test(entry)
-        return [title, isolation] if title.passed else [title]
-    tests = island_tests(entries, row, group, stability, params, n_candidates)
-    if params.select == "both" and all(test.passed for test in tests):
-        tests.append(isolation)
+        tests = [title_test(entry)]
+    else:
+        tests = island_tests(entries, row, group, stability, params, n_candidates)
+    if params.select != "islands" and all(test.passed for test in tests):
+        tests.append(isolation_test(entry, nearest_foreign(entries, row), line))
+    if params.max_langs is not None and all(test.passed for test in tests):
+        tests.append(languages_test(entry, params.max_langs))
     return tests
 
 
@@ -615,6 +624,13 @@ def change_chance(test: Test) -> str:
         f"q of its group would have to fall from {test.value:.1e} to {test.threshold:g}"
     )
 
+# %% ../../nbs/43_evidence.explain.ipynb #135df127
+def change_languages(test: Test) -> str:
+    return (
+        f"max_langs would have to be {test.value}: by the counterparts table so many"
+        " languages of the corpus have an article on it"
+    )
+
 # %% ../../nbs/43_evidence.explain.ipynb #fd69a315
 CHANGES: dict[str, Callable[[Test], str]] = {
     "title": change_title,
@@ -627,6 +643,7 @@ CHANGES: dict[str, Callable[[Test], str]] = {
     "majority": change_majority,
     "counterpart": change_counterpart,
     "isolation": change_isolation,
+    "languages": change_languages,
 }
 
 # %% ../../nbs/43_evidence.explain.ipynb #17d6d975
@@ -702,7 +719,7 @@ def explain_entry(
 ) -> dict[str, Any]:
     """An entry's path through the stages, and what would change the verdict.
 
-    Has id, lang, title, stage and reason; tests (each a dict: test, passed, value,
+    Has id, lang, title, stage, reason and n_langs; tests (each a dict: test, passed, value,
     rule, threshold, and peers or the share of the group); changes; group, as
     `explain_group` gives it; neighbors; and rank, centrality and stability of a
     culture point; isolation and nearest_foreign of an entry that was kept. All of it can be written as JSON. Raises `RunError` when the run is
@@ -715,6 +732,8 @@ def explain_entry(
         name: None if pd.isna(entry[name]) else entry[name]
         for name in ("id", "lang", "title", "stage", "reason")
     }
+    n_langs = entry.get("n_langs")  # runs of earlier versions have none
+    record["n_langs"] = None if pd.isna(n_langs) else int(n_langs)
     point = points[(points["id"] == entry["id"]) & (points["lang"] == entry["lang"])]
     if len(point):
         for name in ("rank", "centrality", "stability"):
@@ -757,6 +776,7 @@ VERDICTS = {
 REASON_TEXTS = {
     "unstable": "not selected by half of the repeats",
     "counterpart": "has a counterpart in another language",
+    "known elsewhere": "known in other languages, by the counterparts table",
 }
 
 
@@ -781,6 +801,8 @@ def test_line(test: Test) -> str:
         if test.passed:
             return f"none: {nearest} its own language"
         return f"{nearest} another language"
+    if test.name == "languages" and test.value is None:
+        return "not in the counterparts table"
     if test.name == "dispersion" and test.value is None:
         return "undefined: alone in its domain"
     if test.name == "majority" and test.value is None:
@@ -858,6 +880,11 @@ def explain_text(
     if "rank" in record:
         place = f"{record['centrality']:.3f}, rank {record['rank']} of its group"
         lines.append(f"    {'centrality':<12}{place}")
+    if record.get("n_langs"):
+        known = (
+            f"{record['n_langs']} of the corpus's languages, by the counterparts table"
+        )
+        lines.append(f"    {'known in':<12}{known}")
     if record["group"]:
         lines += group_lines(record)
     is_point = record["stage"] == "culture_point"

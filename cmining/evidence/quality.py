@@ -17,12 +17,14 @@ import pandas as pd
 from ..core.runs import CANDIDATE, STAGES, read_record, read_run
 from ..core.scripts import words
 from ..ingest.corpus import corpus_files, read_entries
+from ..ingest.links import link_entries
 
 # %% auto #0
-__all__ = ['LABELS', 'POINTS', 'read_labels', 'Measure', 'measures_of', 'evaluate', 'evaluate_run', 'evaluate_dishes']
+__all__ = ['LABELS', 'POINTS', 'read_labels', 'Measure', 'measures_of', 'evaluate', 'evaluate_run', 'rank_auc',
+           'silver_counterparts', 'evaluate_dishes']
 
 # %% ../../nbs/41_evidence.quality.ipynb #4f994c40
-LABELS = ("kind", "split", "n_langs6", "n_small_wikis")
+LABELS = ("kind", "split", "n_langs6", "n_small_wikis", "n_present")
 
 
 def read_labels(
@@ -38,9 +40,9 @@ def read_labels(
     table = labels if isinstance(labels, pd.DataFrame) else read_label_file(labels)
     key = ["lang", "id" if "id" in table else "title"]
     has_key = set(key) <= set(table)
-    if not has_key or not {"kind", "n_langs6"} & set(table):
+    if not has_key or not {"kind", "n_langs6", "n_present"} & set(table):
         raise ValueError(
-            "labels need lang, id or title, and kind or n_langs6; the table has"
+            "labels need lang, id or title, and kind, n_langs6 or n_present; the table has"
             f" {', '.join(table)}"
         )
     columns = [name for name in LABELS if name in table]
@@ -102,6 +104,9 @@ def measures_of(
     if "n_small_wikis" in labels:
         n_small_wikis = labels["n_small_wikis"].fillna(0).to_numpy(float)
         measures["small wikis"] = Measure(n_small_wikis, 1, no_truth)
+    if "n_present" in labels:
+        is_present = (labels["n_present"].fillna(0) > 0).to_numpy(float)
+        measures["counterpart present"] = Measure(is_present, 1, no_truth)
     return measures
 
 # %% ../../nbs/41_evidence.quality.ipynb #b3223a17
@@ -383,6 +388,57 @@ def evaluate_labels(
     "Selections of a run's entries against labels."
     joined, known = join_labels(labels, entries, split)
     return evaluate(entries, selections, measures_of(joined), known, n_boot, seed)
+
+# %% ../../nbs/41_evidence.quality.ipynb #ff90fa87
+def rank_auc(
+    score: np.ndarray,  # float [n]
+    positive: np.ndarray,  # bool [n]
+) -> float:
+    "Probability that a positive scores above a negative, ties by half; NaN without one of each."
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return float("nan")
+    ranks = pd.Series(score).rank().to_numpy()
+    n_below = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
+    return float(n_below / (n_positive * n_negative))
+
+# %% ../../nbs/41_evidence.quality.ipynb #2bfcd8f1
+def silver_counterparts(
+    entries: pd.DataFrame,  # entries.parquet of a run: lang, title, stage
+    table: str | Path,  # a counterparts table
+    score: np.ndarray | str = "isolation",  # of each entry, or its column; NaN: none
+) -> (
+    pd.DataFrame
+):  # present, alone, auc, selected_present, selected; a row a language, and all
+    """Does a score tell entries that are alone from those whose counterpart is an entry?
+
+    `present` and `alone` are numbers of entries that were not pruned and have a score;
+    `selected_present` is the share of the present that are culture points, `selected`
+    that of present and alone together. Where the table has no concept of one language,
+    as one that was joined from translations, a title that it does not have counts as
+    alone. Raises `CorpusError` when the table cannot be read, `KeyError` when the
+    entries have no such column."""
+    values = entries[score] if isinstance(score, str) else score
+    values = np.asarray(values, float)
+    linked = link_entries(entries, table)
+    n_langs = linked["n_langs"].fillna(0).to_numpy()
+    counts = (entries["stage"] != "pruned").to_numpy() & ~np.isnan(values)
+    present = counts & (linked["n_present"].fillna(0) > 0).to_numpy()
+    alone = counts & (n_langs == (1 if (n_langs == 1).any() else 0))
+    lang = entries["lang"].to_numpy(object)
+    point = (entries["stage"] == "culture_point").to_numpy()
+    rows = {}
+    for name in [*sorted(set(lang)), "all"]:
+        here = (present | alone) & ((lang == name) | (name == "all"))
+        rows[name] = {
+            "present": int((here & present).sum()),
+            "alone": int((here & alone).sum()),
+            "auc": rank_auc(values[here], alone[here]),
+            "selected_present": pd.Series(point[here & present], dtype=float).mean(),
+            "selected": pd.Series(point[here], dtype=float).mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("lang")
 
 # %% ../../nbs/41_evidence.quality.ipynb #cc296c15
 def evaluate_dishes(

@@ -17,14 +17,16 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from threadpoolctl import threadpool_limits
 
 from ..core.runs import Params
-from .discover import find_groups
+from ..ingest.links import Link, Linked, count_links, key_rows, wiki_title
+from .discover import count_langs, find_groups
 from .select import is_selected
-from .vectors import sample_rows
+from .vectors import fit_centers, nearest_center, sample_rows, take_rows
 from ..models.encode import Encoder
 
 # %% auto #0
-__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'cldr_names', 'cldr_terms', 'tidy_terms',
-           'pair_scores', 'language_identity', 'encoder_control', 'control_warning']
+__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'BY_TABLE', 'BY_NAMES', 'MIN_CONTROLS', 'MIN_FOUND',
+           'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores', 'language_identity', 'encoder_control',
+           'control_warning', 'cldr_links', 'found_controls', 'lonely_topics', 'comparability', 'comparability_warning']
 
 # %% ../../nbs/36_mine.control.ipynb #e4d87ce2
 def cldr_names(lang: str) -> dict[str, str]:
@@ -255,3 +257,150 @@ def control_warning(
             " another encoder"
         )
     return None
+
+# %% ../../nbs/36_mine.control.ipynb #609b32b5
+def cldr_links(
+    keys: np.ndarray,  # of the titles of entries, from title_keys, uint64 [n]
+    langs: Sequence[str],  # of the corpus
+) -> Linked:
+    "What a table of all names of territories and languages in CLDR would say of entries."
+    names = {lang: names for lang in langs if (names := cldr_names(lang))}
+    concepts = sorted(set.intersection(*map(set, names.values()))) if names else []
+    links = [
+        Link(concept, lang, wiki_title(of_lang[concept]))
+        for concept in concepts
+        for lang, of_lang in names.items()
+    ]
+    rows = np.concatenate(list(key_rows(links, langs)))
+    return count_links(keys, rows, len(langs))
+
+# %% ../../nbs/36_mine.control.ipynb #213447ca
+def found_controls(
+    lang: np.ndarray,  # str [n]
+    linked: Linked,  # of the same entries
+) -> pd.DataFrame:  # controls, found: numbers of entries, a row a language
+    "How many universal entries each language has, and how many find their counterpart."
+    most = linked.n_langs.max(initial=0)
+    is_control = (linked.n_langs == most) & (most > 1)
+    found = is_control & (linked.n_present > 0)
+    table = pd.DataFrame({"controls": is_control, "found": found})
+    return table.groupby(np.asarray(lang, object)).sum()
+
+# %% ../../nbs/36_mine.control.ipynb #3fcb09f0
+TOPIC_ROWS = 5_000  # entries of a language that are looked at
+MIN_TOPIC = 20  # entries of a topic that is worth a word
+MAX_SHARE = 0.8
+
+
+def centered_sample(
+    vectors: np.ndarray,  # [n, d], may be a memory map
+    lang: np.ndarray,  # [n]
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:  # rows, ascending, int [m]; float32 [m, d], unit norm
+    "Some entries of each language without what all of the language have in common."
+    parts = []
+    for code in np.unique(lang):
+        of_lang = np.flatnonzero(lang == code)
+        parts.append(of_lang[sample_rows(len(of_lang), TOPIC_ROWS, seed)])
+    rows = np.sort(np.concatenate(parts))
+    sample = take_rows(vectors, rows)
+    for code in np.unique(lang):
+        sample[lang[rows] == code] -= sample[lang[rows] == code].mean(axis=0)
+    norms = np.linalg.norm(sample, axis=1, keepdims=True)
+    return rows, sample / np.maximum(norms, 1e-9)
+
+# %% ../../nbs/36_mine.control.ipynb #e2fa2005
+def lonely_topics(
+    vectors: np.ndarray,  # of entries of all languages, [n, d], may be a memory map
+    lang: np.ndarray,  # str [n]
+    seed: int = 0,
+) -> pd.DataFrame:  # lang, entries, share; rows, the three most central; largest first
+    "Topics that only one language has: clusters with a balanced share above MAX_SHARE."
+    columns = ["lang", "entries", "share", "rows"]
+    if len(np.unique(lang)) < 2:
+        return pd.DataFrame(columns=columns)
+    rows, sample = centered_sample(vectors, lang, seed)
+    centers = fit_centers(sample, round(2 * len(rows) ** (1 / 3)), seed)
+    topic = nearest_center(sample, centers)
+    counts = count_langs(topic, lang[rows])
+    weights = counts / counts.sum()
+    share = weights.max(axis=1) / weights.sum(axis=1)
+    size = counts.sum(axis=1)
+    found = []
+    for t in share.index[(share > MAX_SHARE) & (size >= MIN_TOPIC)]:
+        members = np.flatnonzero(topic == t)
+        central = np.argsort(-(sample[members] @ centers[t]), kind="stable")[:3]
+        nearest = rows[members[central]].tolist()
+        found.append((weights.loc[t].idxmax(), int(size[t]), float(share[t]), nearest))
+    table = pd.DataFrame(found, columns=columns)
+    return table.sort_values(
+        ["entries", "lang"], ascending=[False, True], ignore_index=True
+    )
+
+# %% ../../nbs/36_mine.control.ipynb #9161ef7b
+BY_TABLE = "counterparts table"
+BY_NAMES = "CLDR names"
+MIN_CONTROLS = 20
+MIN_FOUND = 0.5
+
+
+def comparability(
+    lang: np.ndarray,  # of every entry, str [n]
+    linked: Linked,  # of the same; by a table, or from cldr_links
+    source: str,  # where the controls are from: BY_TABLE or BY_NAMES, or other words
+    topics: pd.DataFrame,  # from lonely_topics
+    titles: Callable[[list[int]], list[str]] = list,  # the titles of a topic's rows
+) -> dict[str, Any]:
+    """How comparable the languages of a corpus are.
+
+    The record has the number of universal controls and the share that finds its
+    counterpart, of all and by language; topics of one language; and `warning`, None when
+    all is well or nothing can be said."""
+    table = found_controls(lang, linked)
+    n = int(table["controls"].sum())
+    by_lang = table["found"] / table["controls"]
+    record: dict[str, Any] = {
+        "source": source,
+        "controls": n,
+        "found": round(float(table["found"].sum() / n), 4) if n else None,
+        "controls_by_lang": table["controls"].to_dict(),
+        "found_by_lang": by_lang.dropna().round(4).to_dict(),
+        "topics": [
+            {
+                "lang": topic.lang,
+                "entries": topic.entries,
+                "share": round(topic.share, 4),
+                "titles": titles(topic.rows),
+            }
+            for topic in topics.itertuples()
+        ],
+    }
+    return record | {"warning": comparability_warning(record)}
+
+# %% ../../nbs/36_mine.control.ipynb #26dc5f2c
+def comparability_warning(
+    record: dict[str, Any],  # of comparability
+) -> str | None:
+    "One sentence, with the way out, when islands are likely to be gaps of the corpus."
+    reasons = []
+    n = record["controls"]
+    if n >= MIN_CONTROLS and record["found"] < MIN_FOUND:
+        reasons.append(
+            f"of {n:,} entries that every language knows ({record['source']}),"
+            f" {record['found']:.0%} have a counterpart among the entries"
+        )
+    if topics := record["topics"]:
+        largest = topics[0]
+        reasons.append(
+            f"{len(topics)} topic{'s are' if len(topics) > 1 else ' is'} in one language"
+            f" only, the largest in {largest['lang']}: {', '.join(map(str, largest['titles']))}"
+        )
+    if not reasons:
+        return None
+    way_out = "give a counterparts table"
+    if record["source"] == BY_TABLE:
+        way_out = "set max_langs, which drops what more languages know"
+    return (
+        f"islands may be gaps of the corpus: {'; '.join(reasons)}; give entries on the"
+        f" same subjects in all languages, or {way_out}"
+    )

@@ -60,8 +60,23 @@ from cmining.core.runs import (
     vector_shards,
 )
 from ..ingest.corpus import corpus_files, read_chunks, read_entries, unread_files
+from cmining.ingest.links import (
+    count_links,
+    link_record,
+    rows_of,
+    save_links,
+    source_files,
+    title_keys,
+)
 from ..ingest.sort import merge_language, sort_file
-from .control import encoder_control
+from cmining.mine.control import (
+    BY_NAMES,
+    BY_TABLE,
+    cldr_links,
+    comparability,
+    encoder_control,
+    lonely_topics,
+)
 from .discover import find_groups, language_offset, project
 from cmining.mine.isolation import (
     Isolation,
@@ -81,6 +96,7 @@ from cmining.mine.refine import (
 )
 from cmining.mine.select import (
     Selection,
+    bar_points,
     has_counterpart,
     select_candidates,
     select_isolated,
@@ -1045,6 +1061,7 @@ def join_entries(
         isolation=numbers["isolation"],
         foreign_row=numbers["foreign_row"].where(numbers["foreign_row"] >= 0),
         foreign_similarity=numbers["foreign_similarity"],
+        n_langs=numbers["n_langs"],
     )
 
 
@@ -1310,6 +1327,93 @@ def control_run(work: Work, languages: list[Language]) -> dict[str, Any]:
         control["warning"] = ONE_LANGUAGE.format(lang=langs[0])
     return control
 
+# %% ../../nbs/39_mine.pipeline.ipynb #a67cfdf1
+def read_table(
+    work: Work, table: str | Path | None, log: RunLog
+) -> tuple[Path | UPath | None, dict[str, Any] | None]:  # from save_links; for run.json
+    """The rows of a counterparts table, as far as they are not there, and its record.
+
+    Raises `RunError` when `max_langs` is set and there is no table, `CorpusError` when it
+    cannot be read."""
+    if table is None:
+        if work.params.max_langs is not None:
+            raise RunError("max_langs needs a table: give one as counterparts_table")
+        return None, None
+    start = time.perf_counter()
+    files = source_files(as_path(table))
+    digests = [file_digest(file) for file in files]
+    name = digest([file.name for file in files], digests, work.langs)
+    target = work.folder / "links" / name
+    is_there = is_complete(target)
+    if not is_there:
+        run_task(Task(target, save_links, (as_path(table), work.langs)))
+    log.finish("table", 1, int(is_there), time.perf_counter() - start)
+    read = [
+        {"name": file.name, "bytes": file.stat().st_size, "blake2b": content}
+        for file, content in zip(files, digests)
+    ]
+    return target, {"path": str(table), "files": read} | link_record(fetch_local(target))
+
+
+def entry_keys(languages: list[Language], first_letter: bool) -> np.ndarray:
+    "title_keys of every entry, uint64 [entries]."
+    keys = [np.empty(0, np.uint64)]
+    for language in languages:
+        for encoded in language.encoded:
+            path = fetch_local(encoded / "titles.parquet")
+            titles = pq.read_table(path, columns=["title"])["title"].to_pylist()
+            keys.append(title_keys(language.lang, titles, first_letter))
+    return np.concatenate(keys)
+
+
+def compare_languages(
+    work: Work,
+    languages: list[Language],
+    entries: pd.DataFrame,  # lang and stage of every entry
+    table: Path | UPath | None,  # from read_table
+) -> tuple[np.ndarray, dict[str, Any]]:
+    "n_langs of every entry, int16, 0 where it is not known; and the record of comparability."
+    kept_row = np.flatnonzero(entries["stage"] != "pruned")
+    lang = entries["lang"].to_numpy(object)
+    if table is None:
+        linked = cldr_links(entry_keys(languages, True), work.langs)
+        n_langs = np.zeros(len(lang), np.int16)
+    else:
+        links = fetch_local(table)
+        keys = entry_keys(languages, link_record(links)["first_letter"])
+        linked = count_links(keys, rows_of(links, np.unique(keys)), len(work.langs))
+        n_langs = linked.n_langs
+    vectors = np.load(fetch_local(work.kept(languages)), mmap_mode="r")
+    with threadpool_limits(1):
+        topics = lonely_topics(vectors, lang[kept_row], work.params.seed)
+    shards = [shard for language in languages for shard in language.shards]
+
+    def titles(places: list[int]) -> list[str]:
+        rows = kept_row[np.sort(places)]
+        tables = read_by_row(shards, rows, ["title"])
+        return pa.concat_tables(tables)["title"].to_pylist()
+
+    source = BY_NAMES if table is None else BY_TABLE
+    return n_langs, comparability(lang, linked, source, topics, titles)
+
+
+def join_links(
+    found: Discovered,
+    n_langs: np.ndarray,  # of every entry, int16 [entries]; 0: not known
+    params: Params,
+) -> Discovered:
+    "What was found with n_langs, and without the points that too many languages know."
+    column = pd.array(n_langs, "Int16")
+    column[n_langs == 0] = pd.NA
+    rows = found.points["row"].to_numpy(int)
+    entries = found.entries.assign(n_langs=column)
+    points = found.points.assign(n_langs=column[rows])
+    if params.max_langs is not None:
+        is_known = n_langs[rows] > params.max_langs
+        barred = (is_known, "known elsewhere", params.select)
+        entries, points = bar_points(entries, points, *barred)
+    return found._replace(entries=entries, points=points)
+
 # %% ../../nbs/39_mine.pipeline.ipynb #ce4e83c5
 PACKAGES = (
     "numpy",
@@ -1509,10 +1613,12 @@ def mine_corpus(
     backend: str = "loky",  # who runs the tasks: loky, ray or dask
     address: str | None = None,  # of a Ray or Dask cluster
     work: str | Path | UPath | None = None,  # a run whose work is shared
+    counterparts_table: str | Path | None = None,  # titles by concept, see ingest.links
 ) -> pd.DataFrame:  # the culture points, as culture_points.parquet has them
     """C-Mining, Algorithm 1: a corpus folder becomes a run folder.
 
-    Raises `CorpusError` when there is no corpus or no entry in it, `RunError` for a run folder
+    Raises `CorpusError` when there is no corpus or no entry in it, or a table of counterparts
+    cannot be read, `RunError` for a run folder
     that cannot be used or is in use by another process, for an encoder whose vectors are
     useless, and where more is needed than there is."""
     start = time.perf_counter()
@@ -1539,20 +1645,25 @@ def mine_corpus(
                 }
                 run = Work(folder, files, digests, params)
                 workers = Workers(n_jobs, log)
+                table, table_record = read_table(run, counterparts_table, log)
                 languages = run_stage_one(run, workers)
                 discovering = time.perf_counter() - log.seconds()
                 found = discover(run, languages, workers)
-            write_run(out, languages, found)
+            n_langs, comparable = compare_languages(run, languages, found.entries, table)
+            write_run(out, languages, join_links(found, n_langs, params))
             if found.lines:
                 log.say(lines_text(found.lines))
             control = control_run(run, languages)
             log.finish(
                 "discover", 1, 0, time.perf_counter() - discovering - log.seconds()
             )
-            if control["warning"]:
-                log.say(f"Careful: {control['warning']}")
+            for warning in (control["warning"], comparable["warning"]):
+                if warning:
+                    log.say(f"Careful: {warning}")
             record = input_record(corpus, run, unread) | count_record(out, run)
-            record |= {"control": control, "isolation_lines": found.lines}
+            record |= {"counterparts_table": table_record}
+            record |= {"control": control, "comparability": comparable}
+            record |= {"isolation_lines": found.lines}
             record |= run_record(needs, workers, time.perf_counter() - start)
             record |= work_record(run, out, languages)
             write_json(out / "run.json", record)

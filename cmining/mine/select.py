@@ -190,7 +190,7 @@ def select_candidates(
     stage = stage_of(group, lang, groups, rule)
     on_island = stage == "culture_point"
     reason = np.full(len(lang), None, object)
-    unstable, has_other = REASONS
+    unstable, has_other, _ = REASONS
     reason[on_island & barred] = has_other
     reason[on_island & ~chosen] = unstable
     if isolated is not None:
@@ -277,3 +277,24 @@ def mark_entries(
         group=group,
         reason=pd.Categorical.from_codes(reason, REASONS),
     )
+
+# %% ../../nbs/35_mine.select.ipynb #dea8815b
+def bar_points(
+    entries: pd.DataFrame,  # from select_points
+    points: pd.DataFrame,  # from select_points, with the row of each
+    barred: np.ndarray,  # bool [points]
+    reason: str,  # of REASONS
+    select: str,  # what selected them: isolation, islands or both
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "The entries, and the points that are left."
+    rows = points["row"].to_numpy(int)[barred]
+    last_stage = "mixed" if select == "islands" else "shared"
+    stage = entries["stage"].cat.codes.to_numpy().copy()
+    stage[rows] = STAGES.index(last_stage)
+    reasons = entries["reason"].cat.codes.to_numpy().copy()
+    reasons[rows] = REASONS.index(reason)
+    entries = entries.assign(
+        stage=pd.Categorical.from_codes(stage, STAGES),
+        reason=pd.Categorical.from_codes(reasons, REASONS),
+    )
+    return entries, points[~barred].reset_index(drop=True)

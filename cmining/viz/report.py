@@ -245,6 +245,19 @@ def runs_table(runs: dict[str, Path]) -> str:
     return pd.DataFrame(rows).to_html(index=False, border=0)
 
 # %% ../../nbs/93_viz.report.ipynb #5d6248d1
+def warnings_html(runs: dict[str, Path]) -> str:
+    "What is to be feared of each run, by its encoder control and its comparability."
+    lines = []
+    for name, run in runs.items():
+        record = read_record(run)
+        of_run = f"{name}: " if len(runs) > 1 else ""
+        for check in ("control", "comparability"):
+            if warning := record.get(check, {}).get("warning"):
+                text = html.escape(f"Careful: {of_run}{warning}.")
+                lines.append(f'<p class="failed">{text}</p>')
+    return "\n".join(lines)
+
+# %% ../../nbs/93_viz.report.ipynb #af16e9cf
 @dataclass
 class FigureResult:
     "What a figure notebook made of a run."
@@ -309,7 +322,7 @@ def index_page(
     results: dict[tuple[str, str], FigureResult],  # by notebook and run
 ) -> str:
     "The report's index.html."
-    body = ["<h1>Report</h1>", runs_table(runs)]
+    body = ["<h1>Report</h1>", runs_table(runs), warnings_html(runs)]
     for notebook in dict.fromkeys(name for name, _ in results):
         title, promise = results[notebook, next(iter(runs))].headline
         body += [
