@@ -142,15 +142,21 @@ def mask_texts(
     length = HEAD_LETTERS if is_unspaced(texts) else HEAD_WORDS
     return [keep_frequent(tokens, frequent)[:length] for tokens in texts]
 
-# %% ../../nbs/38_mine.series.ipynb #fffee494
+# %% ../../nbs/38_mine.series.ipynb #0e8b3c70
 MIN_SHINGLES = 8
-THETA = 0.3  # Jaccard's index of a pair
+MAX_SLOTS = 1 / 3  # share of a skeleton's tokens
+THETA = 0.25  # Jaccard's index of a pair
 
 
 def shingles(skeleton: list[str], k: int) -> set[tuple[str, ...]]:
     "The runs of k tokens with one slot at most."
     runs = (tuple(skeleton[i : i + k]) for i in range(len(skeleton) - k + 1))
     return {run for run in runs if run.count(SLOT) <= 1}
+
+
+def is_prose_like(skeleton: list[str]) -> bool:
+    "Are no more than a third of the tokens slots?"
+    return skeleton.count(SLOT) <= MAX_SLOTS * len(skeleton)
 
 
 def jaccard_of(a: set, b: set) -> float:
@@ -222,8 +228,8 @@ def number_shingles(skeletons: list[list[str]], k: int) -> Shingled:
     is_new[1:] = (number[1:] != number[:-1]) | (text[1:] != text[:-1])
     return Shingled(number[is_new], text[is_new], len(skeletons))
 
-# %% ../../nbs/38_mine.series.ipynb #3873d90f
-N_BANDS = 64
+# %% ../../nbs/38_mine.series.ipynb #991f11ce
+N_BANDS = 128
 N_ROWS = 3
 TEXTS_AT_ONCE = 2048
 
@@ -370,7 +376,7 @@ WORDS_OF_SHINGLE = 3
 LETTERS_OF_SHINGLE = 5
 COMMON = 0.5  # share of the members that makes a shingle part of the template
 
-# %% ../../nbs/38_mine.series.ipynb #803a5247
+# %% ../../nbs/38_mine.series.ipynb #ce54fd7a
 class Series(NamedTuple):
     "The series among some entries of one language."
 
@@ -395,7 +401,10 @@ def find_series(
     shingled = number_shingles(skeletons, k)
     size = np.bincount(shingled.text, minlength=shingled.n_texts)
     own_order = in_own_order(shingled)
-    judged = own_order[size[own_order] >= MIN_SHINGLES]
+    can_judge = (size >= MIN_SHINGLES) & np.array(
+        list(map(is_prose_like, skeletons)), bool
+    )
+    judged = own_order[can_judge[own_order]]
     shingled = take_texts(shingled, judged)
     has, kinds = incidence(shingled)
     component = connect(shingled, has)
