@@ -182,6 +182,12 @@ class Params:
         " when left out",
         within=SHARE,
     )
+    series: str = param(
+        "one",
+        "which members of a series, texts that differ in little but names and numbers,"
+        " stay culture points: the most typical, all, or none",
+        choices=("one", "keep", "drop"),
+    )
     seed: int = param(0, "seed of everything random", within=(0, 2**31 - 1))
 
     def __post_init__(self) -> None:
@@ -232,6 +238,7 @@ _PAPER: dict[str, Any] = {
     "balanced": False,
     "theta": 0.8,
     "counterparts": "keep",
+    "series": "keep",
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -250,7 +257,7 @@ STOPPED_BY = {
 STAGES = (*STOPPED_BY, "culture_point")
 
 # %% ../../nbs/03_core.runs.ipynb #0e46a0b8
-REASONS = ("unstable", "counterpart")
+REASONS = ("unstable", "counterpart", "series")
 
 # %% ../../nbs/03_core.runs.ipynb #1264ce4d
 CANDIDATE = STAGES[STAGES.index("small") :]
@@ -275,6 +282,7 @@ TABLES: dict[str, dict[str, str]] = {
         "dispersion": "float32",
         "entropy": "float32",
         "group": "int32",
+        "series": "int32",
     },
     "groups": {
         "group": "int32",
@@ -299,6 +307,16 @@ TABLES: dict[str, dict[str, str]] = {
         "centrality": "float32",
         "rank": "int32",
         "stability": "float32",
+        "series": "int32",
+        "series_size": "int32",
+    },
+    "series": {
+        "series": "int32",
+        "lang": "str",
+        "size": "int32",
+        "id": "str",
+        "title": "str",
+        "template": "str",
     },
 }
 

@@ -73,6 +73,7 @@ from cmining.mine.refine import (
     is_dense,
 )
 from .select import has_counterpart, select_points
+from .series import HEAD_PARAGRAPHS, find_series, head_of, settle_series
 from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
 from ..models.encode import StaticEncoder, cached_encoder, entry_text
 
@@ -869,6 +870,75 @@ def cells_of_kept(
     workers.run("assign", tasks)
     return np.concatenate([np.load(fetch_local(task.target)) for task in tasks])
 
+# %% ../../nbs/39_mine.pipeline.ipynb #7b235be3
+def read_heads(
+    shards: list[Path | UPath],  # of a language
+    rows: np.ndarray,  # row numbers within the language, ascending, int [n]
+) -> pa.Table:  # id, title, head
+    "Ids, titles and the beginnings of the texts of some entries, in the order of rows."
+    schema = pa.schema({"id": pa.string(), "title": pa.string(), "head": pa.string()})
+    parts = [schema.empty_table()]
+    for table in read_by_row(shards, rows, ["id", "title", "paragraphs"]):
+        first = pc.list_slice(table["paragraphs"], 0, HEAD_PARAGRAPHS).to_pylist()
+        heads = pa.array([head_of(paragraphs) for paragraphs in first], pa.string())
+        part = pa.table([table["id"], table["title"], heads], schema.names)
+        parts.append(part.cast(schema))
+    return pa.concat_tables(parts)
+
+
+SERIES_COLUMNS = ["id", "title", "series", "typicality", "template"]
+
+
+def series_of_language(
+    target: Path,
+    shards: list[Path | UPath],  # of the language
+    lang: str,
+    rows: np.ndarray,  # of its culture points, within the language, ascending, int [n]
+) -> None:
+    "The culture points that are in a series: place, id, title, series, typicality, template."
+    texts = read_heads(shards, rows)
+    titles = texts["title"].to_pylist()
+    found = find_series(titles, [[head] for head in texts["head"].to_pylist()], lang)
+    places = np.flatnonzero(found.number >= 0)
+    template = dict(zip(found.table["entry"], found.table["template"]))
+    columns = {
+        "place": pa.array(places, pa.int64()),
+        "id": texts["id"].take(places),
+        "title": texts["title"].take(places),
+        "series": pa.array(found.number[places], pa.int32()),
+        "typicality": pa.array(found.typicality[places], pa.float32()),
+        "template": pa.array([template.get(place) for place in places], pa.string()),
+    }
+    pq.write_table(pa.table(columns), target)
+
+
+def find_all_series(
+    work: Work,
+    languages: list[Language],
+    entries: pd.DataFrame,  # lang of every entry
+    points: pd.DataFrame,  # from select_points, with the row of each
+    workers: Workers,
+) -> pd.DataFrame:  # row, lang, id, title, series, typicality, template
+    "The culture points of all languages that are in a series."
+    tasks = []
+    asked: list[tuple[str, np.ndarray]] = []
+    for language in languages:
+        rows = np.sort(points.loc[points["lang"] == language.lang, "row"].to_numpy(int))
+        if not len(rows):
+            continue
+        first = (entries["lang"] == language.lang).to_numpy().argmax()
+        within = rows - first
+        name = f"{work.entries(language.lang).name}-{digest(within.tolist())}.parquet"
+        args = (language.shards, language.lang, within)
+        tasks.append(Task(work.folder / "series" / name, series_of_language, args))
+        asked.append((language.lang, rows))
+    workers.run("series", tasks)
+    found = [pd.DataFrame(columns=["row", "lang", *SERIES_COLUMNS])]
+    for (lang, rows), task in zip(asked, tasks):
+        members = pq.read_table(fetch_local(task.target)).to_pandas()
+        found.append(members.assign(row=rows[members["place"]], lang=lang))
+    return pd.concat([part for part in found if len(part)] or found, ignore_index=True)
+
 # %% ../../nbs/39_mine.pipeline.ipynb #f9dfffbf
 SHARDS_AT_ONCE = 16
 
@@ -882,7 +952,7 @@ def write_table(path: Path | UPath, table: pd.DataFrame, columns: dict[str, str]
 def write_entries(
     path: Path | UPath,
     languages: list[Language],
-    entries: pd.DataFrame,  # from select_points
+    entries: pd.DataFrame,  # from settle_series
 ) -> None:
     "entries.parquet."
     encoded = [path for language in languages for path in language.encoded]
@@ -902,7 +972,7 @@ def write_entries(
 
 def join_entries(
     texts: pd.DataFrame,  # id, title, reason, from the shards
-    numbers: pd.DataFrame,  # the same entries from select_points
+    numbers: pd.DataFrame,  # the same entries from settle_series
 ) -> pd.DataFrame:
     "The columns of entries.parquet; a reason of Stage 2 goes before one of the title."
     stage_two = numbers["reason"].astype(object)
@@ -914,6 +984,7 @@ def join_entries(
         dispersion=numbers["dispersion"],
         entropy=numbers["entropy"],
         group=numbers["group"].where(numbers["group"] >= -1),
+        series=numbers["series"].where(numbers["series"] >= 0),
     )
 
 
@@ -921,7 +992,7 @@ def write_points(
     path: Path | UPath,
     languages: list[Language],
     entries: pd.DataFrame,  # lang of every entry
-    points: pd.DataFrame,  # from select_points, with the row of each
+    points: pd.DataFrame,  # from settle_series, with the row of each
 ) -> None:
     "culture_points.parquet, a language at a time."
     columns = TABLES["culture_points"]
@@ -1258,10 +1329,17 @@ def work_record(
     }
 
 # %% ../../nbs/39_mine.pipeline.ipynb #7a5c0f0e
-def discover(
-    work: Work, languages: list[Language], workers: Workers
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    "Stage 2 as far as it is not done, and the selection: entries, groups, points."
+class Tables(NamedTuple):
+    "The tables of a run, before the texts are read back."
+
+    entries: pd.DataFrame
+    groups: pd.DataFrame
+    points: pd.DataFrame
+    series: pd.DataFrame
+
+
+def discover(work: Work, languages: list[Language], workers: Workers) -> Tables:
+    "Stage 2 as far as it is not done, and the selection."
     collected = [collect_stage_one(w, work.langs, work.params) for w in languages]
     entries = pd.concat(collected, ignore_index=True)
     kept = work.kept(languages)
@@ -1274,19 +1352,24 @@ def discover(
     vectors = np.load(fetch_local(work.candidates(languages)), mmap_mode="r")
     test = parallel_counterpart_tester(work, languages, entries, workers)
     with threadpool_limits(1):
-        return select_points(entries, vectors, repeats, work.params.rule, test)
+        selected = select_points(entries, vectors, repeats, work.params.rule, test)
+    entries, groups, points = selected
+    members = find_all_series(work, languages, entries, points, workers)
+    entries, points, series = settle_series(entries, points, members, work.params.series)
+    return Tables(entries, groups, points, series)
 
 
 def write_run(
     out: Path | UPath,
     languages: list[Language],
-    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],  # from discover
+    tables: Tables,  # from discover
 ) -> None:
-    "The three tables of the run folder."
-    entries, groups, points = tables
+    "The tables of the run folder."
+    entries, groups, points, series = tables
     per_lang = {column: "int32" for column in groups if column.startswith("n_")}
     write_entries(out / "entries.parquet", languages, entries)
     write_table(out / "groups.parquet", groups, TABLES["groups"] | per_lang)
+    write_table(out / "series.parquet", series, TABLES["series"])
     write_points(out / "culture_points.parquet", languages, entries, points)
 
 # %% ../../nbs/39_mine.pipeline.ipynb #1e00658d

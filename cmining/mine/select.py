@@ -180,7 +180,7 @@ def select_candidates(
     stage = stage_of(group, lang, groups, rule)
     on_island = stage == "culture_point"
     reason = np.full(len(lang), None, object)
-    unstable, has_other = REASONS
+    unstable, has_other, _ = REASONS
     reason[on_island & barred] = has_other
     reason[on_island & ~chosen] = unstable
     stage[on_island & (barred | ~chosen)] = "mixed"

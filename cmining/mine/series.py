@@ -22,17 +22,21 @@ from ..core.basics import hash64
 from ..core.scripts import HAN, KANA, SOUTHEAST_ASIAN, sentences
 
 # %% auto #0
-__all__ = ['mask_texts', 'Series', 'find_series', 'number_series', 'describe_series']
+__all__ = ['mask_texts', 'Series', 'find_series', 'number_series', 'describe_series', 'settle_series', 'mark_series']
 
-# %% ../../nbs/38_mine.series.ipynb #420325f3
+# %% ../../nbs/38_mine.series.ipynb #dedabec4
 HEAD_PARAGRAPHS = 5
 HEAD_CHARACTERS = 900  # of each entry, at most
 
 
+def head_of(paragraphs: Sequence[str]) -> str:
+    "The beginning of a text, all that is read of it."
+    return " ".join(paragraphs[:HEAD_PARAGRAPHS])[:HEAD_CHARACTERS]
+
+
 def head_sentences(paragraphs: Sequence[str]) -> list[str]:
     "The sentences at the beginning of a text, in one form of each character (Unicode's NFKC)."
-    text = " ".join(paragraphs[:HEAD_PARAGRAPHS])[:HEAD_CHARACTERS]
-    return sentences(unicodedata.normalize("NFKC", text))
+    return sentences(unicodedata.normalize("NFKC", head_of(paragraphs)))
 
 # %% ../../nbs/38_mine.series.ipynb #6c7f8dd6
 MIN_SIZE = 3  # entries that make a series
@@ -480,3 +484,53 @@ def describe_series(
         described.append((i, len(members), best, template))
     columns = ["series", "size", "entry", "template"]
     return Series(number, typical, pd.DataFrame(described, columns=columns))
+
+# %% ../../nbs/38_mine.series.ipynb #ce9e4571
+def settle_series(
+    entries: pd.DataFrame,  # of a run: stage, reason, … in categories, from select_points
+    points: pd.DataFrame,  # its culture points, with the row of each in entries
+    members: pd.DataFrame,  # row, lang, id, title, series, typicality, template
+    choice: str,  # one, keep or drop
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Number the series of all languages, and let the choice decide about their members.
+
+    `members` has the culture points that are in a series; `series` is a number within the
+    language, and the most typical member has the template. Returns entries with `series` (-1
+    for none), points with `series` and `series_size`, and the table of the series."""
+    number = members.groupby(["lang", "series"], sort=True).ngroup()
+    members = members.assign(series=number.astype(np.int32))
+    size = members.groupby("series")["row"].transform("size").astype(np.int32)
+    members = members.assign(size=size)
+    of_row = members.set_index("row")
+    of_point = points.assign(
+        series=points["row"].map(of_row["series"]).astype("Int32"),
+        series_size=points["row"].map(of_row["size"]).astype("Int32"),
+    )
+    is_typical = members["template"].notna().to_numpy()
+    stays = {"one": is_typical, "keep": np.ones_like(is_typical)}
+    rows = members["row"].to_numpy(np.int64)
+    stopped = rows[~stays.get(choice, np.zeros_like(is_typical))]
+    table = members[is_typical].sort_values("series", ignore_index=True)
+    of_point = of_point[~points["row"].isin(stopped)].reset_index(drop=True)
+    marked = mark_series(entries, rows, members["series"].to_numpy(), stopped)
+    return marked, of_point, table
+
+
+def mark_series(
+    entries: pd.DataFrame,
+    rows: np.ndarray,  # of the entries in a series, int [m]
+    number: np.ndarray,  # of their series, int32 [m]
+    stopped: np.ndarray,  # rows of those that are culture points no more, int
+) -> pd.DataFrame:
+    "The entries with the number of their series, and what became of those that stop."
+    series = np.full(len(entries), -1, np.int32)
+    series[rows] = number
+    stage = entries["stage"].cat.codes.to_numpy().copy()
+    stage[stopped] = entries["stage"].cat.categories.get_loc("mixed")
+    reason = entries["reason"].cat.codes.to_numpy().copy()
+    reason[stopped] = entries["reason"].cat.categories.get_loc("series")
+    return entries.assign(
+        stage=pd.Categorical.from_codes(stage, dtype=entries["stage"].dtype),
+        reason=pd.Categorical.from_codes(reason, dtype=entries["reason"].dtype),
+        series=series,
+    )
