@@ -30,6 +30,7 @@ from cmining.core.runs import (
     vector_shards,
     work_shards,
 )
+from ..core.scripts import shorten
 from ..mine.discover import centrality
 from ..mine.refine import domain_quantile
 from ..mine.select import MAJORITY, is_dominated
@@ -438,6 +439,11 @@ def counterpart_test(entry: pd.Series) -> Test:
     "Has the entry no counterpart in another language?"
     return Test("counterpart", entry["reason"] != "counterpart")
 
+
+def series_test(entry: pd.Series, choice: str) -> Test:
+    "Does the entry stand for its series?"
+    return Test("series", entry["reason"] != "series", choice, "the choice", choice)
+
 # %% ../../nbs/43_evidence.explain.ipynb #fc9a17ff
 def stage_one_tests(entries: pd.DataFrame, row: int, params: Params) -> list[Test]:
     "The tests of Stage 1, up to the first that the entry fails."
@@ -480,6 +486,9 @@ def run_tests(
         tests.append(majority_test(entry, stability))
     if params.counterparts == "drop" and all(test.passed for test in tests):
         tests.append(counterpart_test(entry))
+    in_series = pd.notna(entry.get("series"))
+    if params.series != "keep" and in_series and all(test.passed for test in tests):
+        tests.append(series_test(entry, params.series))
     return tests
 
 # %% ../../nbs/43_evidence.explain.ipynb #9242069a
@@ -506,6 +515,14 @@ def change_majority(test: Test) -> str:
 
 def change_counterpart(test: Test) -> str:
     return "its nearest entry of all would have to be in its own language"
+
+
+def change_series(test: Test) -> str:
+    if test.value == "drop":
+        return (
+            "its text would have to be no member of a series, or series = 'one' or 'keep'"
+        )
+    return "it would have to be the most typical member of its series, or series = 'keep'"
 
 # %% ../../nbs/43_evidence.explain.ipynb #1eb5b572
 def count_noun(n: int, one: str, many: str) -> str:
@@ -554,6 +571,7 @@ CHANGES: dict[str, Callable[[Test], str]] = {
     "chance": change_chance,
     "majority": change_majority,
     "counterpart": change_counterpart,
+    "series": change_series,
 }
 
 # %% ../../nbs/43_evidence.explain.ipynb #17d6d975
@@ -611,6 +629,17 @@ def what_would_change(
         changes.append("what comes after that is not known: the run looked no further")
     return changes
 
+# %% ../../nbs/43_evidence.explain.ipynb #2229e4a1
+def describe_series(run: str | Path | UPath, series: int) -> dict[str, Any]:
+    "Size, most typical member and template of a series."
+    table = read_run(run, "series").set_index("series")
+    facts = table.loc[series]
+    return {
+        "size": int(facts["size"]),
+        "title": facts["title"],
+        "template": facts["template"],
+    }
+
 # %% ../../nbs/43_evidence.explain.ipynb #a500d767
 def explain_entry(
     run: str | Path | UPath,  # a run folder
@@ -621,8 +650,8 @@ def explain_entry(
 
     Has id, lang, title, stage and reason; tests (each a dict: test, passed, value,
     rule, threshold, and peers or the share of the group); changes; group, as
-    `explain_group` gives it; neighbors; and rank, centrality and stability of a
-    culture point. All of it can be written as JSON. Raises `RunError` when the run is
+    `explain_group` gives it; neighbors; series (size, title of the most typical member,
+    template) of an entry that is in one; and rank, centrality and stability of a culture point. All of it can be written as JSON. Raises `RunError` when the run is
     not finished or no entry has the title."""
     tables = read_tables(run)
     entries, groups, points = tables
@@ -647,6 +676,8 @@ def explain_entry(
     record["group"] = None
     if group is not None:
         record["group"] = describe_group(run, tables, int(entry["group"]))
+    if pd.notna(entry.get("series")):
+        record["series"] = describe_series(run, int(entry["series"]))
     record["neighbors"] = neighbors(run, entries, row)
     return record
 
@@ -664,6 +695,7 @@ VERDICTS = {
 REASON_TEXTS = {
     "unstable": "not selected by half of the repeats",
     "counterpart": "has a counterpart in another language",
+    "series": "one of a series, texts that differ in little but names and numbers",
 }
 
 
@@ -688,6 +720,10 @@ def test_line(test: Test) -> str:
         if test.passed:
             return f"none: {nearest} its own language"
         return f"{nearest} another language"
+    if test.name == "series":
+        if test.passed:
+            return "the most typical member stands for all"
+        return "left out" if test.value == "drop" else "another member stands for it"
     if test.name == "dispersion" and test.value is None:
         return "undefined: alone in its domain"
     if test.name == "majority" and test.value is None:
@@ -737,6 +773,15 @@ def group_lines(record: dict[str, Any]) -> list[str]:
     return [f"  group {group_line(group)}", f"    {', '.join(others)}{more}"]
 
 
+def series_lines(record: dict[str, Any]) -> list[str]:
+    "The series of an entry, and what its texts have in common."
+    series = record.get("series")
+    if not series:
+        return []
+    line = f"  series of {series['size']} entries; the most typical: {series['title']}"
+    return [line, f"    {shorten(series['template'], 160)}"]
+
+
 def neighbor_lines(record: dict[str, Any]) -> list[str]:
     "The nearest entries, a line a language, its own first."
     if not record["neighbors"]:
@@ -759,6 +804,7 @@ def explain_text(
         lines.append(f"    {'centrality':<12}{place}")
     if record["group"]:
         lines += group_lines(record)
+    lines += series_lines(record)
     is_point = record["stage"] == "culture_point"
     lines.append(f"  {'it would be no' if is_point else 'to be a'} culture point")
     lines += [f"    {change}" for change in record["changes"]]
@@ -821,6 +867,8 @@ def explain_html(
         terms = ", ".join(term_text(term) for term in group["terms"])
         rows.append(row_html("", "group", escape(group_line(group))))
         rows.append(row_html("", "", escape(terms)))
+    for line in series_lines(record):
+        rows.append(row_html("", "", escape(line)))
     is_point = record["stage"] == "culture_point"
     changes = "<br>".join(escape(change) for change in record["changes"])
     rows.append(row_html("", "it would be none" if is_point else "to be one", changes))
