@@ -206,6 +206,12 @@ class Params:
         " that more know is no culture point; no limit when left out",
         within=COUNT,
     )
+    series: str = param(
+        "one",
+        "which members of a series, texts that differ in little but names and numbers,"
+        " stay culture points: the most typical, all, or none",
+        choices=("one", "keep", "drop"),
+    )
     seed: int = param(0, "seed of everything random", within=(0, 2**31 - 1))
 
     def __post_init__(self) -> None:
@@ -296,6 +302,7 @@ _PAPER: dict[str, Any] = {
     "balanced": False,
     "theta": 0.8,
     "counterparts": "keep",
+    "series": "keep",
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -326,7 +333,7 @@ def stopped_by(
     return STOPPED_BY
 
 # %% ../../nbs/03_core.runs.ipynb #0e46a0b8
-REASONS = ("unstable", "counterpart", "known elsewhere")
+REASONS = ("unstable", "counterpart", "known elsewhere", "series")
 
 # %% ../../nbs/03_core.runs.ipynb #1264ce4d
 CANDIDATE = STAGES[STAGES.index("small") :]
@@ -355,6 +362,7 @@ TABLES: dict[str, dict[str, str]] = {
         "foreign_row": "int32",
         "foreign_similarity": "float32",
         "n_langs": "int32",
+        "series": "int32",
     },
     "groups": {
         "group": "int32",
@@ -384,6 +392,16 @@ TABLES: dict[str, dict[str, str]] = {
         "foreign_title": "str",
         "foreign_similarity": "float32",
         "n_langs": "int32",
+        "series": "int32",
+        "series_size": "int32",
+    },
+    "series": {
+        "series": "int32",
+        "lang": "str",
+        "size": "int32",
+        "id": "str",
+        "title": "str",
+        "template": "str",
     },
 }
 

@@ -31,6 +31,7 @@ from cmining.core.runs import (
     vector_shards,
     work_shards,
 )
+from ..core.scripts import shorten
 from ..mine.discover import centrality
 from ..mine.refine import domain_quantile
 from ..mine.select import MAJORITY, is_dominated
@@ -470,6 +471,11 @@ def languages_test(entry: pd.Series, max_langs: int) -> Test:
     passed = value is None or value <= max_langs
     return Test("languages", passed, value, "at most", max_langs)
 
+
+def series_test(entry: pd.Series, choice: str) -> Test:
+    "Does the entry stand for its series?"
+    return Test("series", entry["reason"] != "series", choice, "the choice", choice)
+
 # %% ../../nbs/43_evidence.explain.ipynb #e952c8cb
 def nearest_foreign(entries: pd.DataFrame, row: int) -> Foreign | None:
     "The nearest entry of another language; None without one."
@@ -545,6 +551,9 @@ def island_tests(
         tests.append(majority_test(entry, stability))
     if params.counterparts == "drop" and all(test.passed for test in tests):
         tests.append(counterpart_test(entry))
+    in_series = pd.notna(entry.get("series"))
+    if params.series != "keep" and in_series and all(test.passed for test in tests):
+        tests.append(series_test(entry, params.series))
     return tests
 
 # %% ../../nbs/43_evidence.explain.ipynb #9242069a
@@ -587,6 +596,14 @@ def change_isolation(test: Test) -> str:
         f"isolation would have to rise from {test.value:.3f} to {test.threshold:.3f}:"
         f" {foreign_text(test.context)} is too near"
     )
+
+
+def change_series(test: Test) -> str:
+    if test.value == "drop":
+        return (
+            "its text would have to be no member of a series, or series = 'one' or 'keep'"
+        )
+    return "it would have to be the most typical member of its series, or series = 'keep'"
 
 # %% ../../nbs/43_evidence.explain.ipynb #1eb5b572
 def count_noun(n: int, one: str, many: str) -> str:
@@ -644,6 +661,7 @@ CHANGES: dict[str, Callable[[Test], str]] = {
     "counterpart": change_counterpart,
     "isolation": change_isolation,
     "languages": change_languages,
+    "series": change_series,
 }
 
 # %% ../../nbs/43_evidence.explain.ipynb #17d6d975
@@ -711,6 +729,17 @@ def what_would_change(
         changes.append("what comes after that is not known: the run looked no further")
     return changes
 
+# %% ../../nbs/43_evidence.explain.ipynb #2229e4a1
+def describe_series(run: str | Path | UPath, series: int) -> dict[str, Any]:
+    "Size, most typical member and template of a series."
+    table = read_run(run, "series").set_index("series")
+    facts = table.loc[series]
+    return {
+        "size": int(facts["size"]),
+        "title": facts["title"],
+        "template": facts["template"],
+    }
+
 # %% ../../nbs/43_evidence.explain.ipynb #a500d767
 def explain_entry(
     run: str | Path | UPath,  # a run folder
@@ -721,8 +750,10 @@ def explain_entry(
 
     Has id, lang, title, stage, reason and n_langs; tests (each a dict: test, passed, value,
     rule, threshold, and peers or the share of the group); changes; group, as
-    `explain_group` gives it; neighbors; and rank, centrality and stability of a
-    culture point; isolation and nearest_foreign of an entry that was kept. All of it can be written as JSON. Raises `RunError` when the run is
+    `explain_group` gives it; neighbors; isolation and nearest_foreign of an entry that
+    was kept; series (size, title of the most typical member, template) of an entry that
+    is in one; and rank, centrality and stability of a culture point. All of it can be
+    written as JSON. Raises `RunError` when the run is
     not finished or no entry has the title."""
     tables = read_tables(run)
     entries, groups, points = tables
@@ -758,6 +789,8 @@ def explain_entry(
     record["group"] = None
     if group is not None:
         record["group"] = describe_group(run, tables, int(entry["group"]))
+    if pd.notna(entry.get("series")):
+        record["series"] = describe_series(run, int(entry["series"]))
     record["neighbors"] = neighbors(run, entries, row)
     return record
 
@@ -777,6 +810,7 @@ REASON_TEXTS = {
     "unstable": "not selected by half of the repeats",
     "counterpart": "has a counterpart in another language",
     "known elsewhere": "known in other languages, by the counterparts table",
+    "series": "one of a series, texts that differ in little but names and numbers",
 }
 
 
@@ -803,6 +837,10 @@ def test_line(test: Test) -> str:
         return f"{nearest} another language"
     if test.name == "languages" and test.value is None:
         return "not in the counterparts table"
+    if test.name == "series":
+        if test.passed:
+            return "the most typical member stands for all"
+        return "left out" if test.value == "drop" else "another member stands for it"
     if test.name == "dispersion" and test.value is None:
         return "undefined: alone in its domain"
     if test.name == "majority" and test.value is None:
@@ -860,6 +898,15 @@ def group_lines(record: dict[str, Any]) -> list[str]:
     return [f"  group {group_line(group)}", f"    {', '.join(others)}{more}"]
 
 
+def series_lines(record: dict[str, Any]) -> list[str]:
+    "The series of an entry, and what its texts have in common."
+    series = record.get("series")
+    if not series:
+        return []
+    line = f"  series of {series['size']} entries; the most typical: {series['title']}"
+    return [line, f"    {shorten(series['template'], 160)}"]
+
+
 def neighbor_lines(record: dict[str, Any]) -> list[str]:
     "The nearest entries, a line a language, its own first."
     if not record["neighbors"]:
@@ -887,6 +934,7 @@ def explain_text(
         lines.append(f"    {'known in':<12}{known}")
     if record["group"]:
         lines += group_lines(record)
+    lines += series_lines(record)
     is_point = record["stage"] == "culture_point"
     lines.append(f"  {'it would be no' if is_point else 'to be a'} culture point")
     lines += [f"    {change}" for change in record["changes"]]
@@ -952,6 +1000,8 @@ def explain_html(
         terms = ", ".join(term_text(term) for term in group["terms"])
         rows.append(row_html("", "group", escape(group_line(group))))
         rows.append(row_html("", "", escape(terms)))
+    for line in series_lines(record):
+        rows.append(row_html("", "", escape(line)))
     is_point = record["stage"] == "culture_point"
     changes = "<br>".join(escape(change) for change in record["changes"])
     rows.append(row_html("", "it would be none" if is_point else "to be one", changes))

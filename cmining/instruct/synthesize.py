@@ -296,8 +296,14 @@ def constellations(
     points: pd.DataFrame,  # culture_points.parquet
     top: int = 10,  # culture points of a group that the model sees
 ) -> dict[int, Constellation]:  # by group
-    "The constellation of each group, in the order of the groups' numbers."
-    central = points.sort_values(["group", "rank", "id"]).groupby("group").head(top)
+    """The constellation of each group, in the order of the groups' numbers.
+
+    Of a series, texts that differ in little but names and numbers, it has one member."""
+    central = points.sort_values(["group", "rank", "id"])
+    if "series" in central:
+        repeats = central["series"].notna() & central.duplicated(["group", "series"])
+        central = central[~repeats]
+    central = central.groupby("group").head(top)
     by_group = {}
     for group, members in central.groupby("group", sort=True):
         identities = zip(members["id"], members["lang"], members["title"])

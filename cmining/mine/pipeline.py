@@ -102,6 +102,7 @@ from cmining.mine.select import (
     select_isolated,
     select_points,
 )
+from .series import HEAD_PARAGRAPHS, find_series, head_of, settle_series
 from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
 from ..models.encode import StaticEncoder, cached_encoder, entry_text
 
@@ -884,6 +885,75 @@ def open_space(
     cells = [np.load(fetch_local(task.target)) for task in tasks]
     return Space(kept, centers, np.concatenate([np.empty(0, np.int32), *cells]), code)
 
+# %% ../../nbs/39_mine.pipeline.ipynb #7b235be3
+def read_heads(
+    shards: list[Path | UPath],  # of a language
+    rows: np.ndarray,  # row numbers within the language, ascending, int [n]
+) -> pa.Table:  # id, title, head
+    "Ids, titles and the beginnings of the texts of some entries, in the order of rows."
+    schema = pa.schema({"id": pa.string(), "title": pa.string(), "head": pa.string()})
+    parts = [schema.empty_table()]
+    for table in read_by_row(shards, rows, ["id", "title", "paragraphs"]):
+        first = pc.list_slice(table["paragraphs"], 0, HEAD_PARAGRAPHS).to_pylist()
+        heads = pa.array([head_of(paragraphs) for paragraphs in first], pa.string())
+        part = pa.table([table["id"], table["title"], heads], schema.names)
+        parts.append(part.cast(schema))
+    return pa.concat_tables(parts)
+
+
+SERIES_COLUMNS = ["id", "title", "series", "typicality", "template"]
+
+
+def series_of_language(
+    target: Path,
+    shards: list[Path | UPath],  # of the language
+    lang: str,
+    rows: np.ndarray,  # of its culture points, within the language, ascending, int [n]
+) -> None:
+    "The culture points that are in a series: place, id, title, series, typicality, template."
+    texts = read_heads(shards, rows)
+    titles = texts["title"].to_pylist()
+    found = find_series(titles, [[head] for head in texts["head"].to_pylist()], lang)
+    places = np.flatnonzero(found.number >= 0)
+    template = dict(zip(found.table["entry"], found.table["template"]))
+    columns = {
+        "place": pa.array(places, pa.int64()),
+        "id": texts["id"].take(places),
+        "title": texts["title"].take(places),
+        "series": pa.array(found.number[places], pa.int32()),
+        "typicality": pa.array(found.typicality[places], pa.float32()),
+        "template": pa.array([template.get(place) for place in places], pa.string()),
+    }
+    pq.write_table(pa.table(columns), target)
+
+
+def find_all_series(
+    work: Work,
+    languages: list[Language],
+    entries: pd.DataFrame,  # lang of every entry
+    points: pd.DataFrame,  # from select_points, with the row of each
+    workers: Workers,
+) -> pd.DataFrame:  # row, lang, id, title, series, typicality, template
+    "The culture points of all languages that are in a series."
+    tasks = []
+    asked: list[tuple[str, np.ndarray]] = []
+    for language in languages:
+        rows = np.sort(points.loc[points["lang"] == language.lang, "row"].to_numpy(int))
+        if not len(rows):
+            continue
+        first = (entries["lang"] == language.lang).to_numpy().argmax()
+        within = rows - first
+        name = f"{work.entries(language.lang).name}-{digest(within.tolist())}.parquet"
+        args = (language.shards, language.lang, within)
+        tasks.append(Task(work.folder / "series" / name, series_of_language, args))
+        asked.append((language.lang, rows))
+    workers.run("series", tasks)
+    found = [pd.DataFrame(columns=["row", "lang", *SERIES_COLUMNS])]
+    for (lang, rows), task in zip(asked, tasks):
+        members = pq.read_table(fetch_local(task.target)).to_pandas()
+        found.append(members.assign(row=rows[members["place"]], lang=lang))
+    return pd.concat([part for part in found if len(part)] or found, ignore_index=True)
+
 # %% ../../nbs/39_mine.pipeline.ipynb #8bef90ec
 def counterpart_tester(
     kept: np.ndarray,  # from collect_kept, memory-mapped
@@ -1026,7 +1096,7 @@ def write_table(path: Path | UPath, table: pd.DataFrame, columns: dict[str, str]
 def write_entries(
     path: Path | UPath,
     languages: list[Language],
-    entries: pd.DataFrame,  # from select_points
+    entries: pd.DataFrame,  # from settle_series
 ) -> None:
     "entries.parquet."
     encoded = [path for language in languages for path in language.encoded]
@@ -1046,7 +1116,7 @@ def write_entries(
 
 def join_entries(
     texts: pd.DataFrame,  # id, title, reason, from the shards
-    numbers: pd.DataFrame,  # the same entries from select_points
+    numbers: pd.DataFrame,  # the same entries from settle_series
 ) -> pd.DataFrame:
     "The columns of entries.parquet; a reason of Stage 2 goes before one of the title."
     stage_two = numbers["reason"].astype(object)
@@ -1062,6 +1132,7 @@ def join_entries(
         foreign_row=numbers["foreign_row"].where(numbers["foreign_row"] >= 0),
         foreign_similarity=numbers["foreign_similarity"],
         n_langs=numbers["n_langs"],
+        series=numbers["series"].where(numbers["series"] >= 0),
     )
 
 
@@ -1069,7 +1140,7 @@ def write_points(
     path: Path | UPath,
     languages: list[Language],
     entries: pd.DataFrame,  # lang of every entry
-    points: pd.DataFrame,  # from select_points, with the row of each
+    points: pd.DataFrame,  # from settle_series, with the row of each
 ) -> None:
     "culture_points.parquet, a language at a time."
     columns = TABLES["culture_points"]
@@ -1526,6 +1597,7 @@ class Discovered(NamedTuple):
     )  # of select_points, with isolation and the nearest foreign entry
     groups: pd.DataFrame
     points: pd.DataFrame
+    series: pd.DataFrame
     lines: dict[str, float]  # the isolation that selects, by language; empty for islands
 
 
@@ -1584,9 +1656,13 @@ def discover(work: Work, languages: list[Language], workers: Workers) -> Discove
 
     vectors = np.load(fetch_local(work.candidates(languages)), mmap_mode="r")
     with threadpool_limits(1):
-        tables = select_points(entries, vectors, select)
+        selected = select_points(entries, vectors, select)
+    entries, groups, points = selected
+    members = find_all_series(work, languages, entries, points, workers)
+    entries, points, series = settle_series(entries, points, members, params)
     langs = np.unique(code) if by_isolation else []
-    return Discovered(*tables, {work.langs[l]: float(lines[l]) for l in langs})
+    line_of = {work.langs[l]: float(lines[l]) for l in langs}
+    return Discovered(entries, groups, points, series, line_of)
 
 
 def write_run(
@@ -1594,11 +1670,12 @@ def write_run(
     languages: list[Language],
     found: Discovered,
 ) -> None:
-    "The three tables of the run folder."
+    "The tables of the run folder."
     groups = found.groups
     per_lang = {column: "int32" for column in groups if column.startswith("n_")}
     write_entries(out / "entries.parquet", languages, found.entries)
     write_table(out / "groups.parquet", groups, TABLES["groups"] | per_lang)
+    write_table(out / "series.parquet", found.series, TABLES["series"])
     points = add_foreign_titles(found.points, found.entries, languages)
     write_points(out / "culture_points.parquet", languages, found.entries, points)
 

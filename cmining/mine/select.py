@@ -190,9 +190,8 @@ def select_candidates(
     stage = stage_of(group, lang, groups, rule)
     on_island = stage == "culture_point"
     reason = np.full(len(lang), None, object)
-    unstable, has_other, _ = REASONS
-    reason[on_island & barred] = has_other
-    reason[on_island & ~chosen] = unstable
+    reason[on_island & barred] = "counterpart"
+    reason[on_island & ~chosen] = "unstable"
     if isolated is not None:
         stage[on_island & ~isolated] = "shared"
     stage[on_island & (barred | ~chosen)] = "mixed"

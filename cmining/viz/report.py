@@ -24,7 +24,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..core.basics import RunError
-from ..core.runs import Params, read_record
+from ..core.runs import Params, read_record, read_run
+from ..core.scripts import shorten
 
 # %% auto #0
 __all__ = ['FIGURES', 'figure_notebooks', 'make_report', 'new_notebook']
@@ -244,6 +245,41 @@ def runs_table(runs: dict[str, Path]) -> str:
         rows.append(row)
     return pd.DataFrame(rows).to_html(index=False, border=0)
 
+# %% ../../nbs/93_viz.report.ipynb #5b39f68e
+SERIES_SHOWN = 20
+TEMPLATE_CHARACTERS = 200
+
+
+def series_table(run: Path) -> pd.DataFrame:
+    "The largest series of a run with three of their members, as text."
+    series = read_run(run, "series").nlargest(SERIES_SHOWN, "size")
+    columns = ["series", "lang", "title"]
+    entries = read_run(run, "entries")[columns].dropna(subset="series")
+    members = entries.groupby("series")["title"].agg(list)
+    rows = []
+    for row in series.itertuples():
+        others = [title for title in members[row.series] if title != row.title]
+        record = {
+            "language": row.lang,
+            "entries": row.size,
+            "members": " · ".join([row.title, *others[:2]]),
+            "in common": shorten(row.template, TEMPLATE_CHARACTERS),
+        }
+        rows.append(record)
+    return pd.DataFrame(rows)
+
+
+def series_html(run: Path) -> str:
+    "The series of a run, or that there are none."
+    record = read_record(run)
+    choice = record["params"].get("series", "keep")
+    table = series_table(run)
+    if table.empty:
+        return "<p>No series: no texts differ in little but names and numbers.</p>"
+    with pd.option_context("display.max_colwidth", None):
+        shown = table.to_html(index=False, border=0)
+    return f"<p>series = {html.escape(choice)}</p>{shown}"
+
 # %% ../../nbs/93_viz.report.ipynb #5d6248d1
 def warnings_html(runs: dict[str, Path]) -> str:
     "What is to be feared of each run, by its encoder control and its comparability."
@@ -316,6 +352,19 @@ def figure_of_run(
     return "\n".join(parts)
 
 
+def series_section(runs: dict[str, Path]) -> list[str]:
+    "The series of all runs, as the last section of the report."
+    parts = [
+        '<h2 id="series">Series</h2>',
+        '<p class="promise">Texts that differ in little but names and numbers.</p>',
+        '<div class="runs">',
+    ]
+    for name, run in runs.items():
+        heading = f"<h3>{html.escape(name)}</h3>" if len(runs) > 1 else ""
+        parts.append(f'<div class="run">{heading}{series_html(run)}</div>')
+    return [*parts, "</div>"]
+
+
 def index_page(
     out: Path,  # the report's folder
     runs: dict[str, Path],
@@ -336,6 +385,7 @@ def index_page(
                 body.append(f"<h3>{html.escape(run)}</h3>")
             body += [figure_of_run(out, results[notebook, run]), "</div>"]
         body.append("</div>")
+    body += series_section(runs)
     width = "60rem" if len(runs) == 1 else "100rem"
     return whole_page(f"Report: {', '.join(runs)}", "\n".join(body), width, "28rem")
 
