@@ -21,7 +21,7 @@ from cmining.core.basics import CorpusError, RunError
 from cmining.core.runs import Params, read_record, read_run
 from cmining.mine import pipeline
 from cmining.mine.pipeline import mine_corpus
-from cmining.models.encode import load_encoder
+from cmining.models.encoders import load_encoder
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -373,7 +373,7 @@ def test_one_language_is_not_enough(tmp_path, capsys):
 def test_an_encoder_with_useless_vectors_ends_the_run(tiny, tmp_path, monkeypatch, value):
     encoder = load_encoder(str(tiny))
     encoder.model.encode = lambda texts, **options: np.full((len(texts), 16), value)
-    monkeypatch.setattr(pipeline, "cached_encoder", lambda name: encoder)
+    monkeypatch.setattr(pipeline, "cached_encoder", lambda *_: encoder)
     with pytest.raises(RunError, match="the encoder .*model' gives .*first for"):
         mine_corpus(SAMPLE, tmp_path / "run", Params.of(encoder=str(tiny)), jobs=1)
     assert not (tmp_path / "run" / "culture_points.parquet").exists()

@@ -11,9 +11,9 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import islice
@@ -61,7 +61,12 @@ from cmining.core.runs import (
 )
 from ..ingest.corpus import corpus_files, read_chunks, read_entries, unread_files
 from ..ingest.sort import merge_language, sort_file
-from .control import encoder_control
+from cmining.mine.control import (
+    PROJECTION_FIGURES,
+    better_projection,
+    control_each,
+    projection_text,
+)
 from .discover import find_groups, language_offset, project
 from .prune import load_ner, prune_reasons
 from cmining.mine.refine import (
@@ -74,7 +79,8 @@ from cmining.mine.refine import (
 )
 from .select import has_counterpart, select_points
 from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
-from ..models.encode import StaticEncoder, cached_encoder, entry_text
+from ..models.encode import StaticEncoder, entry_text
+from ..models.encoders import cached_encoder
 
 # %% auto #0
 __all__ = ['load_vectors', 'Work', 'Workers', 'run_stage_one', 'counterpart_tester', 'mine_corpus']
@@ -126,7 +132,7 @@ def encode_shard(
     of_titles = entries.select(["id", "title"]).append_column("reason", reasons)
     pq.write_table(of_titles, target / "titles.parquet")
     kept = entries.filter(reasons.is_null())
-    encoder = cached_encoder(params.encoder)
+    encoder = cached_encoder(params.encoder, params.base_url)
     if isinstance(encoder, StaticEncoder):
         vectors, entropies = encode_once(encoder, kept, params)
         np.save(target / "entropy.npy", entropies)
@@ -276,7 +282,7 @@ def shard_entropies(
     texts = [
         paragraphs[: params.max_paragraphs] for paragraphs in texts.take(rows).to_pylist()
     ]
-    encoder = cached_encoder(params.encoder)
+    encoder = cached_encoder(params.encoder, params.base_url)
     entropies: list[float] = []
     for start in range(0, len(texts), ENTRIES_AT_ONCE):
         of_entries = texts[start : start + ENTRIES_AT_ONCE]
@@ -300,6 +306,11 @@ class Language(NamedTuple):
     refined: Path | UPath  # domain, dispersion, dense
     entropies: list[Path | UPath]  # H of each kept entry, or of the dense ones
 
+# %% ../../nbs/39_mine.pipeline.ipynb #3df3c1b1
+def offset_kind(projection: str) -> str:
+    "The offsets that a projection takes out; auto decides between none and center."
+    return "center" if projection == "auto" else projection
+
 # %% ../../nbs/39_mine.pipeline.ipynb #9a17fe85
 @dataclass(frozen=True)
 class Work:
@@ -316,7 +327,7 @@ class Work:
 
     @property
     def encoder(self) -> Any:  # an Encoder
-        return cached_encoder(self.params.encoder)
+        return cached_encoder(self.params.encoder, self.params.base_url)
 
     @property
     def reads_once(self) -> bool:
@@ -391,9 +402,10 @@ class Work:
         name = f"{candidates.stem}-{digest(params.n_groups, params.clusterer, tau)}"
         return self.folder / "groups" / f"{name}-{seed}.npy"
 
-    def offset(self, candidates: Path | UPath, lang: str) -> Path | UPath:
+    def offset(self, lang: str) -> Path | UPath:
         "What the vectors of a language have in common."
-        return self.folder / "offsets" / f"{lang}-{candidates.stem}.npy"
+        kind = offset_kind(self.params.projection)
+        return self.folder / "offsets" / f"{self.encoded_name(lang)}-{kind}.npy"
 
     def relative(self, path: Path | UPath) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -422,6 +434,7 @@ def run_stage_one(work: Work, workers: Workers) -> list[Language]:
     refine_languages(work, languages, workers)
     if not work.reads_once:
         cohere_languages(work, languages, workers, a_process_a_gpu)
+    find_offsets(work, languages, workers)
     return languages
 
 # %% ../../nbs/39_mine.pipeline.ipynb #e392a406
@@ -680,17 +693,46 @@ def save_offset(target: Path, shards: list[Path | UPath], kind: str) -> None:
     stacked.unlink()
 
 
-def load_offsets(
-    work: Work, languages: list[Language], candidates: Path | UPath
-) -> dict[str, np.ndarray]:
+def find_offsets(work: Work, languages: list[Language], workers: Workers) -> None:
+    "Measure the offset of each language, unless no projection can come."
+    kind = offset_kind(work.params.projection)
+    if kind == "none":
+        return
+    tasks = [
+        Task(work.offset(language.lang), save_offset, (language.encoded, kind))
+        for language in languages
+    ]
+    workers.run("project", tasks)
+
+
+def load_offsets(work: Work, languages: list[Language]) -> dict[str, np.ndarray]:
     "The offset of each language that has one; none without a projection."
     if work.params.projection == "none":
         return {}
     langs = [language.lang for language in languages]
-    offsets = {
-        lang: np.load(fetch_local(work.offset(candidates, lang))) for lang in langs
-    }
+    offsets = {lang: np.load(fetch_local(work.offset(lang))) for lang in langs}
     return {lang: offset for lang, offset in offsets.items() if offset.any()}
+
+
+def projected_shards(
+    languages: list[Language],
+    kind: str,  # none, center or lir
+    offsets: dict[str, np.ndarray],  # from load_offsets
+    chosen: np.ndarray
+    | None = None,  # of all kept entries, bool [kept]; all when left out
+) -> Iterator[np.ndarray]:  # float16 [chosen entries of the shard, d]
+    "The vectors of kept entries after the projection, shard by shard, in the order of rows."
+    row = 0
+    for language in languages:
+        offset = {l: o for l, o in offsets.items() if l == language.lang}
+        for vectors in vector_shards(language.encoded):
+            if chosen is None:
+                wanted = vectors
+            else:
+                wanted = vectors[chosen[row : row + len(vectors)]]
+            lang = np.full(len(wanted), language.lang, object)
+            yield np.asarray(project(wanted, lang, kind, offset), np.float16)
+            row += len(vectors)
 
 
 def candidate_vectors(
@@ -701,19 +743,9 @@ def candidate_vectors(
     offsets: dict[str, np.ndarray],
 ) -> None:
     "The vectors of all candidates as Stage 2 sees them, float16 [candidates, d], in the order of rows."
-
-    def parts() -> Iterator[np.ndarray]:
-        row = 0
-        for language in languages:
-            offset = {l: o for l, o in offsets.items() if l == language.lang}
-            for vectors in vector_shards(language.encoded):
-                chosen = vectors[is_candidate[row : row + len(vectors)]]
-                lang = np.full(len(chosen), language.lang, object)
-                projected = project(chosen, lang, work.params.projection, offset)
-                yield np.asarray(projected, np.float16)
-                row += len(vectors)
-
-    stack_vectors(target, parts(), is_candidate.sum())
+    kind = work.params.projection
+    parts = projected_shards(languages, kind, offsets, is_candidate)
+    stack_vectors(target, parts, is_candidate.sum())
 
 
 def group_candidates(
@@ -738,22 +770,10 @@ def group_repeatedly(
     "The groups of the candidates, once for each repeat."
     params = work.params
     candidates = work.candidates(languages)
-    if params.projection != "none":
-        workers.run(
-            "project",
-            [
-                Task(
-                    work.offset(candidates, language.lang),
-                    save_offset,
-                    (language.encoded, params.projection),
-                )
-                for language in languages
-            ],
-        )
     if not is_complete(candidates):
         stage = entries["stage"]
         is_candidate = (stage[stage != "pruned"] == "candidate").to_numpy()
-        offsets = load_offsets(work, languages, candidates)
+        offsets = load_offsets(work, languages)
         args = (work, languages, is_candidate, offsets)
         run_task(Task(candidates, candidate_vectors, args))
     n_repeats = (
@@ -1017,6 +1037,7 @@ def remove_unfinished(out: Path) -> None:
 
 # %% ../../nbs/39_mine.pipeline.ipynb #294d5d02
 PROBE_ENTRIES = 64  # of each language, read and encoded before the run
+SLOW_PROBE = 8  # a slow encoder, or one that is paid for, gets every eighth of them
 GZIP_FACTOR = 2.9  # of JSON with text in several scripts
 
 
@@ -1052,13 +1073,15 @@ def probe_language(
     n = sum(count_entries(file, first) for file in files)
     if not first:
         return Probe(n, 0.0, 0, 0.0)
-    titles = [entry_text(e["title"], e["paragraphs"], params.n_paragraphs) for e in first]
-    dense_half = [e["paragraphs"][: params.max_paragraphs] for e in first[::2]]
+    encoder = cached_encoder(params.encoder, params.base_url)
+    timed = first if isinstance(encoder, StaticEncoder) else first[::SLOW_PROBE]
+    titles = [entry_text(e["title"], e["paragraphs"], params.n_paragraphs) for e in timed]
+    dense_half = [e["paragraphs"][: params.max_paragraphs] for e in timed[::2]]
     paragraphs = [text for texts in dense_half for text in texts]
-    start = time.process_time()
+    start = time.perf_counter()
     with threadpool_limits(1):
-        cached_encoder(params.encoder).encode(titles + paragraphs)
-    seconds = time.process_time() - start
+        encoder.encode(titles + paragraphs)
+    seconds = (time.perf_counter() - start) * len(first) / len(timed)
     whole = [" ".join([e["title"], *e["paragraphs"]]) for e in first]
     n_tokens = len(cached_encoder(None).tokens(whole)[0])
     scale = n / len(first)
@@ -1089,7 +1112,7 @@ def plan_run(
     for_workers = (jobs + 1) * process + jobs * min(TASK_BYTES, 10 * characters)
     at_the_end = process + n * ENTRY_BYTES
     vectors = (
-        n * 2 * cached_encoder(params.encoder).dim
+        n * 2 * cached_encoder(params.encoder, params.base_url).dim
     )  # bytes; they are written three times
     return {
         "entries": {lang: probe.entries for lang, probe in probes.items()},
@@ -1145,20 +1168,39 @@ def plan_text(corpus: Any, needs: dict[str, Any], encoder: str, jobs: int) -> st
     )
 
 # %% ../../nbs/39_mine.pipeline.ipynb #8d97e7b7
-def control_run(work: Work, languages: list[Language]) -> dict[str, Any]:
-    "The encoder control of a run, from encoder_control."
-    params = work.params
-    offsets = load_offsets(work, languages, work.candidates(languages))
-    control = encoder_control(
-        work.encoder,
-        work.langs,
-        params,
-        lambda vectors, lang: project(vectors, lang, params.projection, offsets),
-    )
+def control_run(
+    work: Work,
+    languages: list[Language],
+    kinds: Sequence[str],  # of the projections that are compared; only one without auto
+) -> dict[str, dict[str, Any]]:
+    "The encoder control of a run after each projection, from control_each."
+    offsets = load_offsets(work, languages)
+    projections = {kind: partial(project, kind=kind, offsets=offsets) for kind in kinds}
+    controls = control_each(work.encoder, work.langs, work.params, projections)
     langs = langs_with_entries(languages)
     if len(langs) == 1:
-        control["warning"] = ONE_LANGUAGE.format(lang=langs[0])
-    return control
+        for control in controls.values():
+            control["warning"] = ONE_LANGUAGE.format(lang=langs[0])
+    return controls
+
+# %% ../../nbs/39_mine.pipeline.ipynb #495942ad
+def choose_projection(
+    work: Work, languages: list[Language], log: RunLog
+) -> tuple[Work, dict[str, Any]]:
+    "The work with the projection that it gets, and its encoder control."
+    asked = work.params.projection
+    if asked != "auto":
+        return work, control_run(work, languages, [asked])[asked]
+    controls = control_run(work, languages, ["none", "center"])
+    chosen = better_projection(controls)
+    log.say(projection_text(controls, chosen))
+    figures = {
+        kind: {name: control.get(name) for name in PROJECTION_FIGURES}
+        for kind, control in controls.items()
+    }
+    control = controls[chosen] | {"projection": {"chosen": chosen} | figures}
+    params = replace(work.params, projection=chosen)
+    return replace(work, params=params), control
 
 # %% ../../nbs/39_mine.pipeline.ipynb #ce4e83c5
 PACKAGES = (
@@ -1320,7 +1362,12 @@ def mine_corpus(
             with start_engine(backend, jobs, address, prepare) as n_jobs:
                 needs = plan_run(files, params, n_jobs)
                 log.say(
-                    plan_text(corpus, needs, cached_encoder(params.encoder).name, n_jobs)
+                    plan_text(
+                        corpus,
+                        needs,
+                        cached_encoder(params.encoder, params.base_url).name,
+                        n_jobs,
+                    )
                 )
                 for name, why in unread.items():
                     log.say(f"Not read: {name}, {why}")
@@ -1332,15 +1379,16 @@ def mine_corpus(
                 workers = Workers(n_jobs, log)
                 languages = run_stage_one(run, workers)
                 discovering = time.perf_counter() - log.seconds()
+                run, control = choose_projection(run, languages, log)
                 tables = discover(run, languages, workers)
             write_run(out, languages, tables)
-            control = control_run(run, languages)
             log.finish(
                 "discover", 1, 0, time.perf_counter() - discovering - log.seconds()
             )
             if control["warning"]:
                 log.say(f"Careful: {control['warning']}")
             record = input_record(corpus, run, unread) | count_record(out, run)
+            record["params"] = asdict(params)  # as asked: auto stays auto
             record |= {"control": control}
             record |= run_record(needs, workers, time.perf_counter() - start)
             record |= work_record(run, out, languages)
