@@ -330,22 +330,6 @@ def test_a_real_server_gives_what_its_package_gives():
 # ---- the projection that the control chooses
 
 
-def test_auto_takes_none_for_the_bundled_encoder(tmp_path):
-    mine_corpus(SAMPLE, tmp_path / "none", jobs=1)
-    auto = Params.of(projection="auto")
-    mine_corpus(SAMPLE, tmp_path / "auto", auto, jobs=1, work=tmp_path / "none")
-    tables = ("culture_points", "groups", "entries")
-    for name in (f"{table}.parquet" for table in tables):
-        none = (tmp_path / "none" / name).read_bytes()
-        assert (tmp_path / "auto" / name).read_bytes() == none
-    record = read_record(tmp_path / "auto")
-    assert record["params"]["projection"] == "auto"
-    measured = record["control"]["projection"]
-    assert measured["chosen"] == "none"
-    assert measured["none"]["together"] > measured["center"]["together"]
-    assert measured["none"]["own_language"] < measured["center"]["own_language"]
-
-
 def test_auto_is_the_run_of_the_projection_it_takes(
     tmp_path, corpus, monkeypatch, capsys
 ):

@@ -104,6 +104,21 @@ def test_second_run_computes_only_what_changed(reference, tmp_path):
     assert [step for step, done in resumed.items() if not done] == ["compare", "discover"]
 
 
+def test_auto_takes_no_projection_for_the_bundled_encoder(reference, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    mine_corpus(SAMPLE, run, Params.of(projection="auto"), jobs=1)
+    for table in ("culture_points", "groups", "entries"):
+        name = f"{table}.parquet"
+        assert (run / name).read_bytes() == (reference / name).read_bytes()
+    record = read_record(run)
+    assert record["params"]["projection"] == "auto"
+    measured = record["control"]["projection"]
+    assert measured["chosen"] == "none"
+    assert measured["none"]["together"] > measured["center"]["together"]
+    assert measured["none"]["own_language"] < measured["center"]["own_language"]
+
+
 # ---- every entry is accounted for
 
 
