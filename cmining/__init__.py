@@ -14,7 +14,7 @@ _HOME = {
     "Params": "core.runs",
     "read_record": "core.runs",
     "read_run": "core.runs",
-    "load_encoder": "models.encode",
+    "load_encoder": "models.encoders",
     "Endpoint": "models.llm",
     "download_wikipedia": "ingest.download",
     "ingest_source": "ingest.dumps",

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from cmining.core.basics import RunError
-from cmining.models.encode import BUNDLED, load_encoder, load_hub
+from cmining.models.encode import BUNDLED, load_hub
+from cmining.models.encoders import load_encoder
 
 WIKI = Path(__file__).parent.parent.parent / "shared" / "data" / "wiki"
 TEXTS = [
@@ -71,7 +72,7 @@ def test_same_bytes_in_another_process_and_without_torch(encoder, env, tmp_path)
     code = """
 import json, sys
 import numpy as np
-from cmining.models.encode import load_encoder
+from cmining.models.encoders import load_encoder
 
 texts = json.load(open(sys.argv[1]))
 np.save(sys.argv[2], load_encoder().encode(texts))

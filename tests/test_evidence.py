@@ -22,7 +22,7 @@ from cmining.evidence.sweep import run_sweep
 from cmining.mine import sort
 from cmining.mine.control import encoder_control
 from cmining.mine.pipeline import load_vectors, mine_corpus
-from cmining.models.encode import load_encoder
+from cmining.models.encoders import load_encoder
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 SCRIPT = "<script>alert('1')</script>"

@@ -21,7 +21,7 @@ from cmining.core.basics import CorpusError, RunError
 from cmining.core.runs import Params, read_record, read_run
 from cmining.mine import pipeline
 from cmining.mine.pipeline import mine_corpus
-from cmining.models.encode import load_encoder
+from cmining.models.encoders import load_encoder
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -102,6 +102,21 @@ def test_second_run_computes_only_what_changed(reference, tmp_path):
     }
     # other entries are asked for counterparts
     assert [step for step, done in resumed.items() if not done] == ["compare", "discover"]
+
+
+def test_auto_takes_no_projection_for_the_bundled_encoder(reference, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    mine_corpus(SAMPLE, run, Params.of(projection="auto"), jobs=1)
+    for table in ("culture_points", "groups", "entries"):
+        name = f"{table}.parquet"
+        assert (run / name).read_bytes() == (reference / name).read_bytes()
+    record = read_record(run)
+    assert record["params"]["projection"] == "auto"
+    measured = record["control"]["projection"]
+    assert measured["chosen"] == "none"
+    assert measured["none"]["together"] > measured["center"]["together"]
+    assert measured["none"]["own_language"] < measured["center"]["own_language"]
 
 
 # ---- every entry is accounted for
@@ -373,7 +388,7 @@ def test_one_language_is_not_enough(tmp_path, capsys):
 def test_an_encoder_with_useless_vectors_ends_the_run(tiny, tmp_path, monkeypatch, value):
     encoder = load_encoder(str(tiny))
     encoder.model.encode = lambda texts, **options: np.full((len(texts), 16), value)
-    monkeypatch.setattr(pipeline, "cached_encoder", lambda name: encoder)
+    monkeypatch.setattr(pipeline, "cached_encoder", lambda *_: encoder)
     with pytest.raises(RunError, match="the encoder .*model' gives .*first for"):
         mine_corpus(SAMPLE, tmp_path / "run", Params.of(encoder=str(tiny)), jobs=1)
     assert not (tmp_path / "run" / "culture_points.parquet").exists()

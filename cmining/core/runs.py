@@ -123,8 +123,13 @@ class Params:
     )
     encoder: str | None = param(
         None,
-        "a sentence-transformers model by name or path; the bundled encoder when"
-        " left out",
+        "e5, use, openai:MODEL, or a sentence-transformers model by name or path; the"
+        " bundled encoder when left out",
+    )
+    base_url: str | None = param(
+        None,
+        "the endpoint of an encoder openai:MODEL; that of OPENAI_BASE_URL, or OpenAI's"
+        " own, when left out",
     )
     ner: tuple[str, ...] = param(
         (),
@@ -181,8 +186,8 @@ class Params:
     projection: str = param(
         "none",
         "what is taken out of the vectors before Stage 2: nothing, each language's mean,"
-        " or its main direction",
-        choices=("none", "center", "lir"),
+        " or its main direction; auto: nothing or the mean, as the encoder control says",
+        choices=("none", "center", "lir", "auto"),
     )
     balanced: bool = param(
         True, "count languages in a group as if all had as many candidates"
@@ -227,6 +232,20 @@ class Params:
             check_limits(parameter, value)
         if self.clusterer == "hdbscan" and self.tau < 2:
             raise RunError("tau is at least 2 for clusterer 'hdbscan', not 1")
+        if self.base_url is not None:
+            self._check_base_url()
+
+    def _check_base_url(self) -> None:
+        if not (self.encoder or "").startswith("openai:"):
+            raise RunError(
+                f"base_url is the endpoint of an encoder openai:MODEL, not of"
+                f" {self.encoder or 'bundled'!r}: name such an encoder, or leave it out"
+            )
+        if "@" in self.base_url:
+            raise RunError(
+                "base_url holds a user or a password, which run.json would show: leave"
+                " them out, and set OPENAI_API_KEY in the environment"
+            )
 
     @property
     def rule(self) -> Rule:

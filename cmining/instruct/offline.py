@@ -29,7 +29,8 @@ from cmining.core.scripts import (
 )
 from .checks import ItemFilter, Reject
 from .items import TASKS, Draft, Item, Point, Source, leaks_answer
-from ..models.encode import cached_encoder, entry_text
+from ..models.encode import entry_text
+from ..models.encoders import cached_encoder
 
 # %% auto #0
 __all__ = ['OFFLINE_VERSION', 'TEMPLATES', 'Passage', 'Material', 'read_material', 'make_draft', 'list_candidates',

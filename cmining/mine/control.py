@@ -5,7 +5,7 @@
 # %% ../../nbs/36_mine.control.ipynb #a31d0601
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,9 +24,10 @@ from .vectors import fit_centers, nearest_center, sample_rows, take_rows
 from ..models.encode import Encoder
 
 # %% auto #0
-__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'BY_TABLE', 'BY_NAMES', 'MIN_CONTROLS', 'MIN_FOUND',
-           'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores', 'language_identity', 'encoder_control',
-           'control_warning', 'cldr_links', 'found_controls', 'lonely_topics', 'comparability', 'comparability_warning']
+__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'PROJECTION_FIGURES', 'BY_TABLE', 'BY_NAMES',
+           'MIN_CONTROLS', 'MIN_FOUND', 'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores', 'language_identity',
+           'encoder_control', 'control_warning', 'better_projection', 'cldr_links', 'found_controls', 'lonely_topics',
+           'comparability', 'comparability_warning']
 
 # %% ../../nbs/36_mine.control.ipynb #e4d87ce2
 def cldr_names(lang: str) -> dict[str, str]:
@@ -176,21 +177,49 @@ def no_control(why: str) -> dict[str, str]:
     "The record's warning where a control cannot be had."
     return {"warning": f"no encoder control: {why}"}
 
-# %% ../../nbs/36_mine.control.ipynb #6ab43b49
-def encoder_control(
+# %% ../../nbs/36_mine.control.ipynb #fb4a90dc
+def judge_vectors(
+    vectors: np.ndarray,  # of the terms, float32 [terms, d]
+    table: pd.DataFrame,  # their concept, lang and text
+    params: Params,
+    n_groups: int | None,
+) -> dict[str, Any] | None:  # None when all pairs are spelled alike
+    "The shares of the record: by pair, by language, and over all."
+    lang = table["lang"].to_numpy(object)
+    repeats = group_terms(vectors, params, n_groups)
+    with threadpool_limits(1):  # sums over several threads come in any order
+        scores = [pair_scores(vectors, group, table) for group in repeats]
+    by_pair = pd.concat(scores).groupby("pair").mean().drop(columns="pairs")
+    if by_pair.empty:
+        return None
+    on_island = np.mean(
+        [is_selected(group, lang, params.rule) for group in repeats], axis=0
+    )
+    concept = pd.factorize(table["concept"])[0]
+    shares = language_identity(vectors, lang, concept) | by_pair.mean().to_dict()
+    shares["islands"] = on_island.mean()
+    judged: dict[str, Any] = {name: round(float(s), 4) for name, s in shares.items()}
+    by_lang = pd.Series(on_island).groupby(lang).mean()
+    judged["islands_by_lang"] = {
+        l: round(float(by_lang[l]), 4) for l in sorted(set(lang))
+    }
+    judged["together_by_pair"] = by_pair["together"].round(4).to_dict()
+    return judged
+
+# %% ../../nbs/36_mine.control.ipynb #ad0d67d3
+# takes vectors and their languages, and does to them what a run does to its own
+Projection = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def control_each(
     encoder: Encoder,
     langs: Sequence[str],
-    params: Params,  # of the run: its clusterer, its rule and its seed are used
-    project: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,  # see below
-    terms: pd.DataFrame
-    | None = None,  # as tidy_terms takes them; CLDR's names when left out
-    n_groups: int | None = None,  # of the terms; as find_groups has it when left out
-) -> dict[str, Any]:
-    """Send known translations through Stage 2 and say what becomes of them.
-
-    `project` takes vectors and their languages and does to them what the run does to its own.
-    The record has shares, each beside its chance, by pair and by language; and `warning`, None
-    when all is well."""
+    params: Params,
+    projections: Mapping[str, Projection | None],  # by name
+    terms: pd.DataFrame | None = None,
+    n_groups: int | None = None,
+) -> dict[str, dict[str, Any]]:  # a record for each projection
+    "`encoder_control` after each of several projections; the terms are encoded once."
     if terms is None:
         source = "CLDR names"
         table = as_rows(cldr_terms(langs, seed=params.seed))
@@ -205,32 +234,40 @@ def encoder_control(
     }
     if record["concepts"] < 2:
         asked = ", ".join(sorted(langs))
-        return record | no_control(
-            f"no {source} are known in two of the languages {asked}"
-        )
-    vectors = encoder.encode(table["text"].tolist())
+        why = f"no {source} are known in two of the languages {asked}"
+        return {name: record | no_control(why) for name in projections}
+    encoded = encoder.encode(table["text"].tolist())
     lang = table["lang"].to_numpy(object)
-    if project:
-        vectors = np.asarray(project(vectors, lang), np.float32)
-    repeats = group_terms(vectors, params, n_groups)
-    with threadpool_limits(1):  # sums over several threads come in any order
-        scores = [pair_scores(vectors, group, table) for group in repeats]
-    by_pair = pd.concat(scores).groupby("pair").mean().drop(columns="pairs")
-    if by_pair.empty:
-        return record | no_control(
-            f"{source} are spelled alike in {', '.join(record['langs'])}"
-        )
-    on_island = np.mean(
-        [is_selected(group, lang, params.rule) for group in repeats], axis=0
-    )
-    concept = pd.factorize(table["concept"])[0]
-    shares = language_identity(vectors, lang, concept) | by_pair.mean().to_dict()
-    shares["islands"] = on_island.mean()
-    record |= {name: round(float(share), 4) for name, share in shares.items()}
-    by_lang = pd.Series(on_island).groupby(lang).mean()
-    record["islands_by_lang"] = {l: round(float(by_lang[l]), 4) for l in record["langs"]}
-    record["together_by_pair"] = by_pair["together"].round(4).to_dict()
-    return record | {"warning": control_warning(record)}
+    controls = {}
+    for name, projection in projections.items():
+        vectors = encoded
+        if projection:
+            vectors = np.asarray(projection(encoded, lang), np.float32)
+        judged = judge_vectors(vectors, table, params, n_groups)
+        if judged is None:
+            why = f"{source} are spelled alike in {', '.join(record['langs'])}"
+            controls[name] = record | no_control(why)
+        else:
+            controls[name] = record | judged
+            controls[name]["warning"] = control_warning(controls[name])
+    return controls
+
+# %% ../../nbs/36_mine.control.ipynb #6ab43b49
+def encoder_control(
+    encoder: Encoder,
+    langs: Sequence[str],
+    params: Params,  # of the run: its clusterer, its rule and its seed are used
+    project: Projection | None = None,  # see below
+    terms: pd.DataFrame
+    | None = None,  # as tidy_terms takes them; CLDR's names when left out
+    n_groups: int | None = None,  # of the terms; as find_groups has it when left out
+) -> dict[str, Any]:
+    """Send known translations through Stage 2 and say what becomes of them.
+
+    `project` takes vectors and their languages and does to them what the run does to its own.
+    The record has shares, each beside its chance, by pair and by language; and `warning`, None
+    when all is well."""
+    return control_each(encoder, langs, params, {"": project}, terms, n_groups)[""]
 
 # %% ../../nbs/36_mine.control.ipynb #71a5c8cc
 MIN_TOGETHER = 0.5
@@ -257,6 +294,38 @@ def control_warning(
             " another encoder"
         )
     return None
+
+# %% ../../nbs/36_mine.control.ipynb #ef3e221f
+PROJECTION_FIGURES = ("together", "retrieval", "own_language", "probe", "islands")
+
+
+def better_projection(
+    controls: Mapping[
+        str, Mapping[str, Any]
+    ],  # of "none" and "center", from control_each
+) -> str:  # none or center
+    "Center where the control finds pairs nearer and languages less apart with it."
+    none = controls["none"]
+    center = controls["center"]
+    if "together" not in none or "together" not in center:
+        return "none"
+    pairs_nearer = center["together"] > none["together"]
+    less_apart = center["own_language"] < none["own_language"]
+    return "center" if pairs_nearer and less_apart else "none"
+
+# %% ../../nbs/36_mine.control.ipynb #f60ef425
+def projection_text(controls: Mapping[str, Mapping[str, Any]], chosen: str) -> str:
+    "What was chosen, and the two figures that decided, on a line."
+    none = controls["none"]
+    center = controls["center"]
+    if "together" not in none or "together" not in center:
+        return f"Projection: {chosen}, for there is no encoder control to choose by."
+    return (
+        f"Projection: {chosen}. With each language's mean taken out, of known translations"
+        f" {center['together']:.0%} share a group (as they are: {none['together']:.0%}),"
+        f" and {center['own_language']:.0%} of the nearest five are in the same language"
+        f" ({none['own_language']:.0%})."
+    )
 
 # %% ../../nbs/36_mine.control.ipynb #609b32b5
 def cldr_links(

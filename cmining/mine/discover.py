@@ -135,9 +135,13 @@ def project(
     kind: str,  # "none", "center" or "lir"
     offsets: dict[str, np.ndarray],  # of each language, from language_offset
 ) -> np.ndarray:  # float32 [n, d] of unit length; as they came for "none"
-    "Take out of each vector what it shares with its language."
+    """Take out of each vector what it shares with its language.
+
+    Raises `ValueError` for another kind."""
     if kind == "none":
         return vectors
+    if kind not in ("center", "lir"):
+        raise ValueError(f'a projection is "none", "center" or "lir", not {kind!r}')
     projected = np.array(vectors, np.float32)
     for code, offset in offsets.items():
         rows = lang == code

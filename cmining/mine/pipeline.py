@@ -11,9 +11,9 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import islice
@@ -72,10 +72,13 @@ from ..ingest.sort import merge_language, sort_file
 from cmining.mine.control import (
     BY_NAMES,
     BY_TABLE,
+    PROJECTION_FIGURES,
+    better_projection,
     cldr_links,
     comparability,
-    encoder_control,
+    control_each,
     lonely_topics,
+    projection_text,
 )
 from .discover import find_groups, language_offset, project
 from cmining.mine.isolation import (
@@ -104,7 +107,8 @@ from cmining.mine.select import (
 )
 from .series import HEAD_PARAGRAPHS, find_series, head_of, settle_series
 from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
-from ..models.encode import StaticEncoder, cached_encoder, entry_text
+from ..models.encode import StaticEncoder, entry_text
+from ..models.encoders import cached_encoder
 
 # %% auto #0
 __all__ = ['load_vectors', 'Work', 'Workers', 'run_stage_one', 'counterpart_tester', 'mine_corpus']
@@ -156,7 +160,7 @@ def encode_shard(
     of_titles = entries.select(["id", "title"]).append_column("reason", reasons)
     pq.write_table(of_titles, target / "titles.parquet")
     kept = entries.filter(reasons.is_null())
-    encoder = cached_encoder(params.encoder)
+    encoder = cached_encoder(params.encoder, params.base_url)
     if isinstance(encoder, StaticEncoder):
         vectors, entropies = encode_once(encoder, kept, params)
         np.save(target / "entropy.npy", entropies)
@@ -306,7 +310,7 @@ def shard_entropies(
     texts = [
         paragraphs[: params.max_paragraphs] for paragraphs in texts.take(rows).to_pylist()
     ]
-    encoder = cached_encoder(params.encoder)
+    encoder = cached_encoder(params.encoder, params.base_url)
     entropies: list[float] = []
     for start in range(0, len(texts), ENTRIES_AT_ONCE):
         of_entries = texts[start : start + ENTRIES_AT_ONCE]
@@ -330,6 +334,11 @@ class Language(NamedTuple):
     refined: Path | UPath  # domain, dispersion, dense
     entropies: list[Path | UPath]  # H of each kept entry, or of the dense ones
 
+# %% ../../nbs/39_mine.pipeline.ipynb #3df3c1b1
+def offset_kind(projection: str) -> str:
+    "The offsets that a projection takes out; auto decides between none and center."
+    return "center" if projection == "auto" else projection
+
 # %% ../../nbs/39_mine.pipeline.ipynb #9a17fe85
 @dataclass(frozen=True)
 class Work:
@@ -346,7 +355,7 @@ class Work:
 
     @property
     def encoder(self) -> Any:  # an Encoder
-        return cached_encoder(self.params.encoder)
+        return cached_encoder(self.params.encoder, self.params.base_url)
 
     @property
     def reads_once(self) -> bool:
@@ -398,11 +407,6 @@ class Work:
         refined = self.folder / "refined" / f"{refined_name}.parquet"
         return Language(lang, shards, encoded, refined, entropies)
 
-    def offset(self, lang: str) -> Path | UPath:
-        "What the vectors of a language have in common."
-        name = f"{self.encoded_name(lang)}-{self.params.projection}.npy"
-        return self.folder / "offsets" / name
-
     def kept(self, languages: list[Language]) -> Path | UPath:
         "The vectors of all kept entries, projected, one under the other."
         parts = [self.relative(e) for language in languages for e in language.encoded]
@@ -426,6 +430,11 @@ class Work:
         tau = params.tau if params.clusterer == "hdbscan" else None
         name = f"{candidates.stem}-{digest(params.n_groups, params.clusterer, tau)}"
         return self.folder / "groups" / f"{name}-{seed}.npy"
+
+    def offset(self, lang: str) -> Path | UPath:
+        "What the vectors of a language have in common."
+        kind = offset_kind(self.params.projection)
+        return self.folder / "offsets" / f"{self.encoded_name(lang)}-{kind}.npy"
 
     def relative(self, path: Path | UPath) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -454,6 +463,7 @@ def run_stage_one(work: Work, workers: Workers) -> list[Language]:
     refine_languages(work, languages, workers)
     if not work.reads_once:
         cohere_languages(work, languages, workers, a_process_a_gpu)
+    find_offsets(work, languages, workers)
     return languages
 
 # %% ../../nbs/39_mine.pipeline.ipynb #e392a406
@@ -714,6 +724,18 @@ def save_offset(target: Path, shards: list[Path | UPath], kind: str) -> None:
     stacked.unlink()
 
 
+def find_offsets(work: Work, languages: list[Language], workers: Workers) -> None:
+    "Measure the offset of each language, unless no projection can come."
+    kind = offset_kind(work.params.projection)
+    if kind == "none":
+        return
+    tasks = [
+        Task(work.offset(language.lang), save_offset, (language.encoded, kind))
+        for language in languages
+    ]
+    workers.run("project", tasks)
+
+
 def load_offsets(work: Work) -> dict[str, np.ndarray]:
     "The offset of each language that has one; none without a projection."
     if work.params.projection == "none":
@@ -743,18 +765,12 @@ def stack_kept(
     stack_vectors(target, parts(), n)
 
 
-def collect_kept(work: Work, languages: list[Language], workers: Workers) -> np.ndarray:
+def collect_kept(work: Work, languages: list[Language]) -> np.ndarray:
     "The vectors of all kept entries, as a memory map: float16 [kept, d]."
-    projection = work.params.projection
-    if projection != "none":
-        tasks = [
-            Task(work.offset(language.lang), save_offset, (language.encoded, projection))
-            for language in languages
-        ]
-        workers.run("project", tasks)
     kept = work.kept(languages)
     if not is_complete(kept):
-        run_task(Task(kept, stack_kept, (languages, projection, load_offsets(work))))
+        args = (languages, work.params.projection, load_offsets(work))
+        run_task(Task(kept, stack_kept, args))
     return np.load(fetch_local(kept), mmap_mode="r")
 
 # %% ../../nbs/39_mine.pipeline.ipynb #0dc5d16d
@@ -1255,6 +1271,7 @@ def remove_unfinished(out: Path) -> None:
 
 # %% ../../nbs/39_mine.pipeline.ipynb #294d5d02
 PROBE_ENTRIES = 64  # of each language, read and encoded before the run
+SLOW_PROBE = 8  # a slow encoder, or one that is paid for, gets every eighth of them
 GZIP_FACTOR = 2.9  # of JSON with text in several scripts
 
 
@@ -1290,13 +1307,15 @@ def probe_language(
     n = sum(count_entries(file, first) for file in files)
     if not first:
         return Probe(n, 0.0, 0, 0.0)
-    titles = [entry_text(e["title"], e["paragraphs"], params.n_paragraphs) for e in first]
-    dense_half = [e["paragraphs"][: params.max_paragraphs] for e in first[::2]]
+    encoder = cached_encoder(params.encoder, params.base_url)
+    timed = first if isinstance(encoder, StaticEncoder) else first[::SLOW_PROBE]
+    titles = [entry_text(e["title"], e["paragraphs"], params.n_paragraphs) for e in timed]
+    dense_half = [e["paragraphs"][: params.max_paragraphs] for e in timed[::2]]
     paragraphs = [text for texts in dense_half for text in texts]
-    start = time.process_time()
+    start = time.perf_counter()
     with threadpool_limits(1):
-        cached_encoder(params.encoder).encode(titles + paragraphs)
-    seconds = time.process_time() - start
+        encoder.encode(titles + paragraphs)
+    seconds = (time.perf_counter() - start) * len(first) / len(timed)
     whole = [" ".join([e["title"], *e["paragraphs"]]) for e in first]
     n_tokens = len(cached_encoder(None).tokens(whole)[0])
     scale = n / len(first)
@@ -1327,7 +1346,7 @@ def plan_run(
     for_workers = (jobs + 1) * process + jobs * min(TASK_BYTES, 10 * characters)
     at_the_end = process + n * ENTRY_BYTES
     vectors = (
-        n * 2 * cached_encoder(params.encoder).dim
+        n * 2 * cached_encoder(params.encoder, params.base_url).dim
     )  # bytes; they are written three times
     return {
         "entries": {lang: probe.entries for lang, probe in probes.items()},
@@ -1383,20 +1402,39 @@ def plan_text(corpus: Any, needs: dict[str, Any], encoder: str, jobs: int) -> st
     )
 
 # %% ../../nbs/39_mine.pipeline.ipynb #8d97e7b7
-def control_run(work: Work, languages: list[Language]) -> dict[str, Any]:
-    "The encoder control of a run, from encoder_control."
-    params = work.params
+def control_run(
+    work: Work,
+    languages: list[Language],
+    kinds: Sequence[str],  # of the projections that are compared; only one without auto
+) -> dict[str, dict[str, Any]]:
+    "The encoder control of a run after each projection, from control_each."
     offsets = load_offsets(work)
-    control = encoder_control(
-        work.encoder,
-        work.langs,
-        params,
-        lambda vectors, lang: project(vectors, lang, params.projection, offsets),
-    )
+    projections = {kind: partial(project, kind=kind, offsets=offsets) for kind in kinds}
+    controls = control_each(work.encoder, work.langs, work.params, projections)
     langs = langs_with_entries(languages)
     if len(langs) == 1:
-        control["warning"] = ONE_LANGUAGE.format(lang=langs[0])
-    return control
+        for control in controls.values():
+            control["warning"] = ONE_LANGUAGE.format(lang=langs[0])
+    return controls
+
+# %% ../../nbs/39_mine.pipeline.ipynb #495942ad
+def choose_projection(
+    work: Work, languages: list[Language], log: RunLog
+) -> tuple[Work, dict[str, Any]]:
+    "The work with the projection that it gets, and its encoder control."
+    asked = work.params.projection
+    if asked != "auto":
+        return work, control_run(work, languages, [asked])[asked]
+    controls = control_run(work, languages, ["none", "center"])
+    chosen = better_projection(controls)
+    log.say(projection_text(controls, chosen))
+    figures = {
+        kind: {name: control.get(name) for name in PROJECTION_FIGURES}
+        for kind, control in controls.items()
+    }
+    control = controls[chosen] | {"projection": {"chosen": chosen} | figures}
+    params = replace(work.params, projection=chosen)
+    return replace(work, params=params), control
 
 # %% ../../nbs/39_mine.pipeline.ipynb #a67cfdf1
 def read_table(
@@ -1624,7 +1662,7 @@ def discover(work: Work, languages: list[Language], workers: Workers) -> Discove
     params = work.params
     collected = [collect_stage_one(w, work.langs, params) for w in languages]
     entries = pd.concat(collected, ignore_index=True)
-    collect_kept(work, languages, workers)
+    collect_kept(work, languages)
     by_islands = params.select != "isolation"
     beside = [cells_task(work, languages)]
     repeats = []
@@ -1712,7 +1750,12 @@ def mine_corpus(
             with start_engine(backend, jobs, address, prepare) as n_jobs:
                 needs = plan_run(files, params, n_jobs)
                 log.say(
-                    plan_text(corpus, needs, cached_encoder(params.encoder).name, n_jobs)
+                    plan_text(
+                        corpus,
+                        needs,
+                        cached_encoder(params.encoder, params.base_url).name,
+                        n_jobs,
+                    )
                 )
                 for name, why in unread.items():
                     log.say(f"Not read: {name}, {why}")
@@ -1725,12 +1768,12 @@ def mine_corpus(
                 table, table_record = read_table(run, counterparts_table, log)
                 languages = run_stage_one(run, workers)
                 discovering = time.perf_counter() - log.seconds()
+                run, control = choose_projection(run, languages, log)
                 found = discover(run, languages, workers)
             n_langs, comparable = compare_languages(run, languages, found.entries, table)
             write_run(out, languages, join_links(found, n_langs, params))
             if found.lines:
                 log.say(lines_text(found.lines))
-            control = control_run(run, languages)
             log.finish(
                 "discover", 1, 0, time.perf_counter() - discovering - log.seconds()
             )
@@ -1738,6 +1781,7 @@ def mine_corpus(
                 if warning:
                     log.say(f"Careful: {warning}")
             record = input_record(corpus, run, unread) | count_record(out, run)
+            record["params"] = asdict(params)  # as asked: auto stays auto
             record |= {"counterparts_table": table_record}
             record |= {"control": control, "comparability": comparable}
             record |= {"isolation_lines": found.lines}

@@ -12,7 +12,6 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from importlib.resources import files
 from itertools import chain, pairwise
 from multiprocessing import current_process
@@ -30,7 +29,7 @@ from ..core.basics import RunError
 
 # %% auto #0
 __all__ = ['BUNDLED', 'entry_text', 'normalize_rows', 'sum_rows', 'quantize', 'dequantize', 'Encoder', 'StaticEncoder',
-           'load_static', 'HubEncoder', 'load_hub', 'load_encoder']
+           'load_static', 'HubEncoder', 'load_hub']
 
 # %% ../../nbs/10_models.encode.ipynb #ace5352f
 def entry_text(
@@ -146,11 +145,16 @@ _RARE = r"[^\x{0}-\x{2E7F}、-〠ぁ-ゖァ-ー㐀-䶿一-鿿々〆！-～]"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 # %% ../../nbs/10_models.encode.ipynb #bffd7744
+def clean_text(text: str) -> str:
+    "A text that UTF-8 can hold: a space for each lone surrogate."
+    return _SURROGATES.sub(" ", text)
+
+
 def _utf8_array(texts: list[str]) -> pa.StringArray:
     try:
         return pa.array(texts, pa.string())
     except UnicodeEncodeError:
-        return pa.array([_SURROGATES.sub(" ", text) for text in texts], pa.string())
+        return pa.array([clean_text(text) for text in texts], pa.string())
 
 
 def _translate(texts: pa.StringArray, table: bytes) -> pa.StringArray:
@@ -462,7 +466,7 @@ class HubEncoder:
 
         Raises RunError for vectors that can be none of these texts.
         """
-        texts = [_SURROGATES.sub(" ", text) for text in texts]
+        texts = [clean_text(text) for text in texts]
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         encode = self._encode_in_pool if len(self.devices) > 1 else self._encode_here
@@ -557,20 +561,5 @@ def load_hub(name: str) -> HubEncoder:
         reason = (str(e).splitlines() or ["no reason given"])[0]
         raise _load_error(name, f"{type(e).__name__}: {reason}") from e
 
-# %% ../../nbs/10_models.encode.ipynb #ddcbe9fe
+# %% ../../nbs/10_models.encode.ipynb #b134cb93
 BUNDLED = Path(str(files("cmining"))) / "encoder"
-
-
-def load_encoder(
-    name: str | None = None,  # name or path of a sentence-transformers model
-) -> Encoder:
-    """The bundled encoder, or a sentence-transformers model where one is named.
-
-    The bundled one may be asked for by the name "bundled" as well. Raises what `load_static` and `load_hub` raise.
-    """
-    if name in (None, "bundled"):
-        return load_static(BUNDLED, "bundled")
-    return load_hub(name)
-
-# %% ../../nbs/10_models.encode.ipynb #a89bb9e2
-cached_encoder = lru_cache(maxsize=2)(load_encoder)

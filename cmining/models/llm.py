@@ -805,7 +805,7 @@ def public_url(url: Any) -> str:
 def address_hint(url: Any) -> str:
     "The address that was asked, and what may be wrong with it."
     address = public_url(url)
-    base_url = address.removesuffix("/chat/completions")
+    base_url = re.sub(r"/(?:chat/completions|embeddings)$", "", address)
     hint = "is the base URL right?"
     if not re.search(r"/v\d", base_url):
         hint = f"most base URLs end in /v1: try {base_url}/v1"
@@ -992,7 +992,7 @@ def check_base_url(base_url: str) -> None:
         )
     if parts.query or parts.fragment:
         raise RunError(f"the base URL {shown} has a query: give it without ? and #")
-    base = re.sub(r"(?:/chat)?/completions/*$", "", parts.path)
+    base = re.sub(r"(?:/chat)?/(?:completions|embeddings)/*$", "", parts.path)
     if base != parts.path:
         raise RunError(
             f"the base URL {shown} is that of the requests: give it without"
