@@ -473,7 +473,8 @@ def read_vectors(
     ]
     if len(rows) and not shards:
         raise RunError(
-            f"{run}/work was cleaned, and the vectors with it: mine the corpus again without --clean"
+            f"{run}/work was cleaned, and the vectors with it: mine the corpus again with"
+            " clean=False"
         )
     wanted = np.cumsum(kept)[rows] - 1  # places among the entries that were kept
     parts = [np.empty((0, 1), np.float32)]
