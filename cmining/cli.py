@@ -29,7 +29,7 @@ try:
     from upath import UPath
 
     from cmining import __version__
-    from cmining.core.basics import CorpusError, RunError
+    from cmining.core.basics import CorpusError, RunError, parse_json
     from cmining.core.engine import BACKENDS, as_path
     from cmining.core.runs import Params, read_record
     from cmining.core.scripts import check_lang
@@ -585,7 +585,7 @@ def json_value(text: str) -> Any:
     A number, list, true, false or null as JSON writes them; else the text itself.
     """
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

@@ -5,7 +5,6 @@
 # %% ../../nbs/41_evidence.quality.ipynb #3299092f
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 
-from ..core.basics import RunError
+from ..core.basics import RunError, parse_json
 from ..core.runs import CANDIDATE, STAGES, read_record, read_run
 from ..core.scripts import words
 from ..ingest.corpus import corpus_files, read_entries
@@ -35,9 +34,9 @@ def read_label_file(path: str | Path) -> pd.DataFrame:
     texts = dict.fromkeys(LABEL_TEXTS, str)
     try:
         return pd.read_csv(path, sep=separator, dtype=texts, keep_default_na=False)
-    except OSError:
-        raise
     except Exception as e:  # each compression has errors of its own
+        if isinstance(e, OSError) and e.filename:
+            raise
         reason = str(e).partition("\n")[0]
         raise RunError(f"{path} is no table of labels: {reason}") from e
 
@@ -468,7 +467,7 @@ def read_dishes(
     one of them."""
     rows = []
     for line in Path(gold).read_text(encoding="utf-8").splitlines():
-        dish = json.loads(line)
+        dish = parse_json(line)
         for lang, title in dish["titles"].items():
             rows.append((lang, title, lang in dish["cultures6"]))
     table = pd.DataFrame(rows, columns=["lang", "title", "own"])

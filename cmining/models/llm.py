@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from ..core.basics import RunError, hash64
+from ..core.basics import RunError, hash64, parse_json
 from ..core.engine import atomic_write
 
 # %% auto #0
@@ -113,7 +113,7 @@ def load_prices(
 ) -> dict[str, dict[str, float]]:  # model -> in, out, batch
     "Read a price table. A RunError says what is wrong with it."
     try:
-        models = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
+        models = dict(parse_json(Path(path).read_text(encoding="utf-8"))["models"])
     except (ValueError, KeyError, TypeError) as e:
         example = '{"models": {"some-model": {"in": 0.15, "out": 0.6}}}'
         raise RunError(f"{path} is no price table like {example}: {e!r}") from e
@@ -494,7 +494,7 @@ class Journal:
     def _count(self, line: bytes, price: Price | None = None) -> None:
         "Add a line of the file to the totals; remember where it is if it is an answer."
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             prompt_tokens = record["prompt_tokens"]
             completion_tokens = record["completion_tokens"]
             usd = record["usd"] or token_cost(price, prompt_tokens, completion_tokens)
