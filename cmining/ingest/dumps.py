@@ -24,11 +24,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from joblib import cpu_count
 from joblib.externals.loky import ProcessPoolExecutor
 
 from ..core.basics import CorpusError, hash64, parse_json
-from ..core.engine import hold_folder, write_json
+from ..core.engine import count_cores, hold_folder, write_json
 from ..core.scripts import check_lang, clean_text, is_lang_code
 from cmining.ingest.articles import (
     NAMESPACES,
@@ -969,7 +968,7 @@ def _plan_ingest(
     files = source_files(source)
     lang = lang or source_lang(files)
     n_bytes = sum(file.stat().st_size for file in files)
-    jobs = jobs or (cpu_count() if n_bytes > _SMALL else 1)
+    jobs = jobs or (count_cores() if n_bytes > _SMALL else 1)
     unread = unread_source_files(source)
     return IngestPlan(files, unread, lang, sample, seed, jobs, max_paragraphs)
 

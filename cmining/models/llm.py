@@ -930,7 +930,8 @@ def content_text(content: Any) -> str:
     for name in _WORDS:
         if name in content:
             return content_text(content[name])
-    return "" if "type" in content else json.dumps(content, ensure_ascii=False)
+    is_answer = content and "type" not in content
+    return json.dumps(content, ensure_ascii=False) if is_answer else ""
 
 
 def message_text(message: dict[str, Any]) -> str:
@@ -1031,7 +1032,9 @@ def check_base_url(base_url: str) -> None:
     try:
         parts = urlsplit(base_url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
-        is_url = is_url and parts.port != 0 and not re.search(r"\s", base_url)
+        is_url = (
+            is_url and parts.port != 0 and not re.search(r"[\s\0-\x1f\x7f]", base_url)
+        )
     except ValueError:  # a port that is no number, half an IPv6 address
         is_url = False
     if not is_url:
@@ -1065,12 +1068,18 @@ def make_client(endpoint: Endpoint, kind: str) -> Any:
             "no key: set OPENAI_API_KEY in the environment, or give the base URL of a"
             " server that needs none"
         )
-    return getattr(openai, kind)(
-        api_key=key or "none",
-        base_url=endpoint.base_url,
-        max_retries=0,
-        timeout=endpoint.timeout,
-    )
+    try:
+        return getattr(openai, kind)(
+            api_key=key or "none",
+            base_url=endpoint.base_url,
+            max_retries=0,
+            timeout=endpoint.timeout,
+        )
+    except ValueError as e:
+        raise RunError(
+            f"nothing can be sent to the endpoint: {error_line(e)}; are the base URL and"
+            " the variables for a proxy (HTTPS_PROXY, ALL_PROXY) right?"
+        ) from None
 
 # %% ../../nbs/11_models.llm.ipynb #5cfe7889
 @dataclass
