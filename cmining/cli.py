@@ -29,8 +29,8 @@ try:
     from upath import UPath
 
     from cmining import __version__
-    from cmining.core.basics import CorpusError, RunError
-    from cmining.core.engine import BACKENDS, as_path, hold_folder
+    from cmining.core.basics import CorpusError, RunError, parse_json
+    from cmining.core.engine import BACKENDS, as_path
     from cmining.core.runs import Params, read_record
     from cmining.core.scripts import check_lang
     from cmining.evidence.cost import cost_text, run_cost
@@ -40,9 +40,7 @@ try:
         explain_group_text,
         explain_text,
     )
-    from cmining.evidence.quality import read_labels
     from cmining.evidence.sweep import run_sweep
-    from cmining.ingest.corpus import corpus_files
     from cmining.ingest.download import SOURCES, download_wikipedia, wikipedia_lang
     from cmining.ingest.dumps import ingest_source
     from cmining.instruct.export import ROWS, export_dataset
@@ -537,38 +535,17 @@ def grid_from(options: argparse.Namespace) -> dict[str, list[Any]]:
                 raise RunError(f"{flag(name)} lists {value} twice: leave one out")
     return grid
 
-# %% ../nbs/99_cli.ipynb #86ec32f8
-def check_labels(labels: Path) -> None:
-    "Raises RunError for a table of labels that cannot be read, or lacks its columns."
-    separator = "\t" if ".tsv" in labels.name else ","
-    try:
-        table = pd.read_csv(labels, sep=separator, keep_default_na=False)
-        if table.empty:
-            raise ValueError("the table has no rows")
-        read_labels(labels, table)
-    except (ValueError, KeyError, EOFError) as e:
-        reason = str(e).partition("\n")[0]
-        raise RunError(f"{labels} is no table of labels: {reason}") from e
-
 # %% ../nbs/99_cli.ipynb #4b17affb
 def sweep_command(options: argparse.Namespace) -> None:
     "cmining sweep"
-    grid = grid_from(options)
-    corpus_files(options.corpus)
-    if options.labels is not None:
-        check_labels(options.labels)
-    if options.out.exists() and not options.out.is_dir():
-        raise RunError(f"{options.out} is a file: name a folder as --out")
-    options.out.mkdir(parents=True, exist_ok=True)
-    with hold_folder(options.out):
-        table = run_sweep(
-            options.corpus,
-            grid,
-            options.out,
-            labels=options.labels,
-            jobs=options.jobs,
-            quiet=False,
-        )
+    table = run_sweep(
+        options.corpus,
+        grid_from(options),
+        options.out,
+        labels=options.labels,
+        jobs=options.jobs,
+        quiet=False,
+    )
     # intervals and details are in the files
     left_out = [
         column
@@ -619,7 +596,7 @@ def json_value(text: str) -> Any:
     A number, list, true, false or null as JSON writes them; else the text itself.
     """
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

@@ -336,7 +336,7 @@ def test_a_run_without_culture_points(tmp_path):
 
 def test_a_cleaned_run_is_refused(run, tmp_path):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("work"))
-    with pytest.raises(RunError, match="without --clean"):
+    with pytest.raises(RunError, match="clean=False"):
         make_atlas(tmp_path / "run", tmp_path / "atlas.html")
 
 

@@ -15,7 +15,7 @@ from upath import UPath
 from .. import __version__
 
 # %% auto #0
-__all__ = ['RunError', 'CorpusError', 'hash64', 'digest', 'file_digest']
+__all__ = ['RunError', 'CorpusError', 'parse_json', 'hash64', 'digest', 'file_digest']
 
 # %% ../../nbs/00_core.basics.ipynb #264cbdcd
 class RunError(ValueError):
@@ -24,6 +24,14 @@ class RunError(ValueError):
 # %% ../../nbs/00_core.basics.ipynb #819fc89b
 class CorpusError(ValueError):
     "A corpus or source that cannot be read; the message says what, where and how."
+
+# %% ../../nbs/00_core.basics.ipynb #388a15cb
+def parse_json(text: str | bytes) -> Any:
+    "What a JSON text says. A `ValueError` where it is no JSON, or nested too deeply."
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 # %% ../../nbs/00_core.basics.ipynb #36775edc
 def hash64(*parts: Any) -> int:  # from 0 to 2**64 - 1

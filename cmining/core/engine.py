@@ -275,13 +275,22 @@ class RunLog:
         return here + sum(sorted(elsewhere)[-jobs:])
 
 # %% ../../nbs/02_core.engine.ipynb #4045efa6
+def count_cores() -> int:
+    "Cores that this process may use. A RunError when LOKY_MAX_CPU_COUNT is no number."
+    try:
+        return joblib.cpu_count()
+    except ValueError as e:
+        raise RunError(f"LOKY_MAX_CPU_COUNT is no number: {e}") from e
+
+
 def _start_loky(
     stack: ExitStack, jobs: int | None, prepare: Callable[[], None] | None
 ) -> int:
+    n_cores = count_cores()
     stack.enter_context(joblib.parallel_config("loky", initializer=prepare))
     # else idle workers keep their memory for minutes
     stack.callback(lambda: get_reusable_executor().shutdown())
-    return jobs or joblib.cpu_count()
+    return jobs or n_cores
 
 # %% ../../nbs/02_core.engine.ipynb #b17e6cd0
 def _start_ray(stack: ExitStack, jobs: int | None, address: str | None) -> int:

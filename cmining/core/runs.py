@@ -5,10 +5,10 @@
 # %% ../../nbs/03_core.runs.ipynb #6e490401
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from .basics import RunError
+from .basics import RunError, parse_json
 from .engine import as_path, fetch_local, scratch_folder
 
 # %% auto #0
@@ -441,6 +441,21 @@ def arrow_table(
         arrays.append(pa.array(values, ARROW_TYPES[kind]))
     return pa.table(arrays, names=list(columns))
 
+# %% ../../nbs/03_core.runs.ipynb #2cd08142
+RECORD: dict[str, type] = {
+    "params": dict,
+    "encoder": dict,
+    "corpus": dict,
+    "counts": dict,
+    "culture_points": int,
+    "steps": list,
+    "versions": dict,
+    "work": str,
+    "entries": dict,
+    "vectors": dict,
+    "candidates": str,
+}
+
 # %% ../../nbs/03_core.runs.ipynb #3182a8e2
 def _finished(run: str | Path | UPath, name: str) -> Path | UPath:
     "The path of a file that every finished run has."
@@ -462,16 +477,26 @@ def _broken(path: Path | UPath, reason: object) -> RunError:
     )
 
 
+@contextmanager
+def _naming(path: Path | UPath) -> Iterator[None]:
+    "While the block lasts, a file that cannot be read is a RunError with its name."
+    try:
+        yield
+    except (pa.ArrowException, ValueError, EOFError) as e:
+        raise _broken(path, e) from e
+
+
 def read_run(run: str | Path | UPath, table: str) -> pd.DataFrame:
     """A table of a run folder: entries, groups or culture_points, with the columns of `TABLES`.
 
     Raises `RunError` when the folder is no finished run, or the table is broken."""
     path = _finished(run, f"{table}.parquet")
-    try:
-        with path.open("rb") as file:
-            return pd.read_parquet(file)
-    except pa.ArrowException as e:
-        raise _broken(path, e) from e
+    with _naming(path), path.open("rb") as file:
+        rows = pd.read_parquet(file)
+    missing = [name for name in TABLES[table] if name not in rows]
+    if missing:
+        raise _broken(path, f"it has no column {', '.join(missing)}")
+    return rows
 
 
 def read_record(run: str | Path | UPath) -> dict[str, Any]:
@@ -479,21 +504,14 @@ def read_record(run: str | Path | UPath) -> dict[str, Any]:
 
     Raises `RunError` when the folder is no finished run, or run.json is broken."""
     path = _finished(run, "run.json")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise _broken(path, e) from e
+    with _naming(path):
+        record = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict):
         raise _broken(path, "it is no JSON object")
+    for key, kind in RECORD.items():
+        if not isinstance(record.get(key), kind):
+            raise _broken(path, f"it has no {key!r}, or one that is no {kind.__name__}")
     return record
-
-
-def _of_record(run: str | Path | UPath, key: str) -> Any:
-    "One value of run.json. A RunError when it is not there."
-    record = read_record(run)
-    if key not in record:
-        raise _broken(as_path(run) / "run.json", f"it has no {key!r}")
-    return record[key]
 
 
 def read_params(run: str | Path | UPath) -> Params:
@@ -501,7 +519,7 @@ def read_params(run: str | Path | UPath) -> Params:
 
     Raises `RunError` when the folder is no finished run, or another version made it whose
     parameters are not known here."""
-    params = _of_record(run, "params")
+    params = read_record(run)["params"]
     try:
         return Params(**params)
     except TypeError as e:
@@ -510,7 +528,7 @@ def read_params(run: str | Path | UPath) -> Params:
 # %% ../../nbs/03_core.runs.ipynb #e91b4b49
 def work_folder(run: str | Path | UPath) -> Path | UPath:
     "Where the work of a finished run is, or was: in its own folder, or in the run it shares."
-    work = _of_record(run, "work")
+    work = read_record(run)["work"]
     return as_path(work) if "://" in work else as_path(run) / work
 
 # %% ../../nbs/03_core.runs.ipynb #f98d6a7e
@@ -522,7 +540,7 @@ def work_shards(
     work = work_folder(run)
     shards = {
         lang: [work / name for name in names]
-        for lang, names in _of_record(run, kind).items()
+        for lang, names in read_record(run)[kind].items()
     }
     everything = [shard for of_lang in shards.values() for shard in of_lang]
     return shards if all(shard.exists() for shard in everything) else {}
@@ -542,7 +560,9 @@ def read_texts(
             wanted = pc.field("id").isin(pa.array(ids, pa.string()))
             for shard in shards:
                 columns = ["id", "paragraphs"]
-                table = pq.read_table(fetch_local(shard), columns=columns, filters=wanted)
+                file = fetch_local(shard)
+                with _naming(shard):
+                    table = pq.read_table(file, columns=columns, filters=wanted)
                 for row in table.to_pylist():
                     texts[lang, row["id"]] = row["paragraphs"]
     return texts
@@ -566,17 +586,23 @@ def read_by_row(
     "The entries with these row numbers, in order, shard by shard."
     first = 0
     for shard in shards:
-        size = pq.read_metadata(fetch_local(shard)).num_rows
+        file = fetch_local(shard)
+        with _naming(shard):
+            size = pq.read_metadata(file).num_rows
         here = rows_in_shard(rows, first, size)
         if len(here):
-            yield pq.read_table(fetch_local(shard), columns=columns).take(pa.array(here))
+            with _naming(shard):
+                table = pq.read_table(file, columns=columns)
+            yield table.take(pa.array(here))
         first += size
 
 # %% ../../nbs/03_core.runs.ipynb #b4f8a658
 def vector_shards(shards: list[Path | UPath]) -> Iterator[np.ndarray]:
     "The vectors of some shards, float16 [entries of the shard that were kept, d] each, as memory maps."
     for shard in shards:
-        yield np.load(fetch_local(shard / "vectors.npy"), mmap_mode="r")
+        with _naming(shard / "vectors.npy"):
+            vectors = np.load(fetch_local(shard / "vectors.npy"), mmap_mode="r")
+        yield vectors
 
 
 def read_vectors(
@@ -595,7 +621,8 @@ def read_vectors(
     ]
     if len(rows) and not shards:
         raise RunError(
-            f"{run}/work was cleaned, and the vectors with it: mine the corpus again without --clean"
+            f"{run}/work was cleaned, and the vectors with it: mine the corpus again with"
+            " clean=False"
         )
     wanted = np.cumsum(kept)[rows] - 1  # places among the entries that were kept
     parts = [np.empty((0, 1), np.float32)]
@@ -615,5 +642,5 @@ def read_candidates(
     vectors = work_folder(run) / read_record(run)["candidates"]
     if not vectors.is_file():
         return None
-    with scratch_folder():
+    with scratch_folder(), _naming(vectors):
         return np.load(fetch_local(vectors), mmap_mode="r")

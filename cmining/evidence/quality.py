@@ -5,7 +5,6 @@
 # %% ../../nbs/41_evidence.quality.ipynb #3299092f
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,19 +13,73 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 
+from ..core.basics import RunError, parse_json
 from ..core.runs import CANDIDATE, STAGES, read_record, read_run
 from ..core.scripts import words
 from ..ingest.corpus import corpus_files, read_entries
 from ..ingest.links import link_entries
 
 # %% auto #0
-__all__ = ['LABELS', 'POINTS', 'read_labels', 'Measure', 'measures_of', 'evaluate', 'evaluate_run', 'rank_auc',
-           'silver_counterparts', 'evaluate_dishes']
+__all__ = ['LABELS', 'LABEL_NUMBERS', 'LABEL_TEXTS', 'POINTS', 'read_labels', 'Measure', 'measures_of', 'evaluate',
+           'evaluate_run', 'rank_auc', 'silver_counterparts', 'evaluate_dishes']
 
 # %% ../../nbs/41_evidence.quality.ipynb #4f994c40
 LABELS = ("kind", "split", "n_langs6", "n_small_wikis", "n_present")
+LABEL_NUMBERS = ("n_langs6", "n_small_wikis", "n_present")
+LABEL_TEXTS = ("lang", "id", "title", "kind", "split")
+
+# %% ../../nbs/41_evidence.quality.ipynb #f9ac1273
+def read_label_file(path: str | Path) -> pd.DataFrame:
+    "A table of labels from a file; `LABEL_TEXTS` are texts, and an empty cell is one."
+    separator = "\t" if ".tsv" in Path(path).name else ","
+    texts = dict.fromkeys(LABEL_TEXTS, str)
+    try:
+        return pd.read_csv(path, sep=separator, dtype=texts, keep_default_na=False)
+    except Exception as e:  # each compression has errors of its own
+        if isinstance(e, OSError) and e.filename:
+            raise
+        reason = str(e).partition("\n")[0]
+        raise RunError(f"{path} is no table of labels: {reason}") from e
 
 
+def label_numbers(column: pd.Series) -> pd.Series:  # float [n], NaN where there is none
+    "A column of numbers. A RunError when a cell that is not empty is none."
+    filled = column.replace("", np.nan)
+    numbers = pd.to_numeric(filled, errors="coerce")
+    wrong = column[numbers.isna() & filled.notna()]
+    if len(wrong):
+        raise RunError(
+            f"{column.name} of a label is a number, not {wrong.iloc[0]!r}: leave the"
+            " cell empty where it is not known"
+        )
+    return numbers
+
+
+def label_table(
+    labels: str | Path | pd.DataFrame,  # a table, or its file
+) -> pd.DataFrame:  # lang, id or title, and those of LABELS there are
+    """The labels of a table or a file, with empty cells missing.
+
+    Raises `RunError` when it cannot be read, lacks a column, or has no rows."""
+    table = labels if isinstance(labels, pd.DataFrame) else read_label_file(labels)
+    name = "the table of labels" if isinstance(labels, pd.DataFrame) else str(labels)
+    key = ["lang", "id" if "id" in table else "title"]
+    if not set(key) <= set(table) or not {"kind", "n_langs6", "n_present"} & set(table):
+        raise RunError(
+            f"{name} needs lang, id or title, and kind, n_langs6 or n_present to be labels; it has"
+            f" {', '.join(map(str, table)) or 'no columns'}"
+        )
+    table = table[[*key, *(name for name in LABELS if name in table)]].dropna(subset=key)
+    if table.empty:
+        raise RunError(f"{name} has no rows: a label is a row")
+    table = table.astype(dict.fromkeys(key, str))
+    if "kind" in table:
+        table["kind"] = table["kind"].replace("", np.nan).astype(object)
+    for column in {*LABEL_NUMBERS} & {*table}:
+        table[column] = label_numbers(table[column])
+    return table
+
+# %% ../../nbs/41_evidence.quality.ipynb #29384e3e
 def read_labels(
     labels: str
     | Path
@@ -35,33 +88,20 @@ def read_labels(
 ) -> pd.DataFrame:  # those of LABELS there are, a row an entry, missing where it has none
     """Labels joined to a run's entries by lang and id, or by lang and title.
 
-    Raises `ValueError` when a column is missing, or no label is of an entry of the
-    run."""
-    table = labels if isinstance(labels, pd.DataFrame) else read_label_file(labels)
-    key = ["lang", "id" if "id" in table else "title"]
-    has_key = set(key) <= set(table)
-    if not has_key or not {"kind", "n_langs6", "n_present"} & set(table):
-        raise ValueError(
-            "labels need lang, id or title, and kind, n_langs6 or n_present; the table has"
-            f" {', '.join(table)}"
-        )
+    Raises `RunError` when the table cannot be read or lacks a column, or when no label
+    is of an entry of the run."""
+    table = label_table(labels)
     columns = [name for name in LABELS if name in table]
-    first_of_key = table.drop_duplicates(key)[key + columns]
-    joined = entries[key].merge(first_of_key, on=key, how="left")[columns]
+    key = [name for name in table if name not in columns]
+    joined = entries[key].merge(table.drop_duplicates(key), on=key, how="left")[columns]
     if joined.isna().all(axis=None):
-        raise ValueError(
+        raise RunError(
             f"none of the {len(table)} labels is of an entry of this run: they are"
             f" matched by {' and '.join(key)}"
         )
     return joined
 
 # %% ../../nbs/41_evidence.quality.ipynb #78791148
-def read_label_file(path: str | Path) -> pd.DataFrame:
-    "A table of labels from a file; an empty cell is an empty string."
-    separator = "\t" if ".tsv" in Path(path).name else ","
-    return pd.read_csv(path, sep=separator, keep_default_na=False)
-
-
 def join_labels(
     labels: str | Path | pd.DataFrame,  # as for read_labels
     entries: pd.DataFrame,
@@ -70,6 +110,8 @@ def join_labels(
     "The labels of each entry, and which entries have all of them (bool [n])."
     joined = read_labels(labels, entries)
     known = joined.notna().all(axis=1).to_numpy()
+    if split and "split" not in joined:
+        raise RunError(f"the labels have no column split, so none is of split {split!r}")
     if split:
         known = known & joined["split"].eq(split).to_numpy()
     return joined, known
@@ -341,7 +383,7 @@ def evaluate_run(
 
     The candidates that were not selected are judged as well. Rare words are left out
     when the corpus folder is not there. Raises `RunError` when a folder is no
-    finished run, `ValueError` for labels that do not fit."""
+    finished run, and for labels that do not fit."""
     corpus = Path(corpus or read_record(run)["corpus"]["path"])
     entries = read_run(run, "entries")
     selections = select_baselines(entries, corpus)
@@ -480,7 +522,7 @@ def read_dishes(
     one of them."""
     rows = []
     for line in Path(gold).read_text(encoding="utf-8").splitlines():
-        dish = json.loads(line)
+        dish = parse_json(line)
         for lang, title in dish["titles"].items():
             rows.append((lang, title, lang in dish["cultures6"]))
     table = pd.DataFrame(rows, columns=["lang", "title", "own"])

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.basics import RunError
+from ..core.engine import hold_folder
 from ..core.runs import STAGES, Params, read_run
-from .quality import POINTS, evaluate_labels
+from .quality import POINTS, evaluate_labels, label_table
+from ..ingest.corpus import corpus_files
 from ..mine.pipeline import mine_corpus
 from ..mine.select import jaccard
 
@@ -73,6 +76,27 @@ def summarize_quality(
         | dict(zip(mean["measure"] + " hi", mean["hi"]))
     )
 
+# %% ../../nbs/42_evidence.sweep.ipynb #3508dd7b
+def mine_points(
+    corpus: str | Path,
+    points: list[tuple[dict[str, Any], Params]],  # from grid_points
+    out: Path,  # gets a run folder for each point
+    preset: str,  # what points are compared with
+    labels: pd.DataFrame | None,  # from label_table
+    jobs: int | None,
+    quiet: bool,
+) -> list[dict[str, Any]]:  # a row a point
+    "Mine the preset, then every point, and say what became of each."
+    mine_corpus(corpus, out / "run", Params.of(preset), jobs, quiet=quiet)
+    reference = (read_run(out / "run", "entries")["stage"] == "culture_point").to_numpy()
+    rows = []
+    for number, (point, params) in enumerate(points):
+        name = point_name(number, point)
+        mine_corpus(corpus, out / name, params, jobs, quiet=quiet, work=out / "run")
+        summary = summarize_run(out / name, reference, labels)
+        rows.append({"name": name} | table_values(point) | summary)
+    return rows
+
 # %% ../../nbs/42_evidence.sweep.ipynb #ad95e1fb
 def run_sweep(
     corpus: str | Path,
@@ -88,22 +112,23 @@ def run_sweep(
     A row has the point's name and parameters, the number of entries by stage, of
     groups and of culture points, and its Jaccard index with what the preset selects.
     With `labels` it has the measures of quality as well, averaged over the languages.
-    Raises `RunError` when a point has an impossible parameter."""
+    Raises `RunError`, before anything is mined, when a point has an impossible
+    parameter, the labels cannot be read, or another process is at work in the folder."""
     out = Path(out)
     points = grid_points(grid, preset)
-    mine_corpus(corpus, out / "run", Params.of(preset), jobs, quiet=quiet)
-    reference = (read_run(out / "run", "entries")["stage"] == "culture_point").to_numpy()
-    rows = []
-    for number, (point, params) in enumerate(points):
-        name = point_name(number, point)
-        mine_corpus(corpus, out / name, params, jobs, quiet=quiet, work=out / "run")
-        summary = summarize_run(out / name, reference, labels)
-        rows.append({"name": name} | table_values(point) | summary)
-    table = pd.DataFrame(rows)
-    # a whole number stays one beside a missing value
-    table[list(grid)] = table[list(grid)].convert_dtypes()
-    table.to_parquet(out / "sweep.parquet", index=False)
-    table.to_csv(out / "sweep.csv", index=False)
+    if labels is not None:
+        labels = label_table(labels)
+    corpus_files(corpus)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; name a folder for the sweep")
+    out.mkdir(parents=True, exist_ok=True)
+    with hold_folder(out):
+        rows = mine_points(corpus, points, out, preset, labels, jobs, quiet)
+        table = pd.DataFrame(rows)
+        # a whole number stays one beside a missing value
+        table[list(grid)] = table[list(grid)].convert_dtypes()
+        table.to_parquet(out / "sweep.parquet", index=False)
+        table.to_csv(out / "sweep.csv", index=False)
     return table
 
 # %% ../../nbs/42_evidence.sweep.ipynb #c06ceb9b

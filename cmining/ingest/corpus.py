@@ -28,7 +28,7 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.basics import CorpusError, hash64
+from ..core.basics import CorpusError, hash64, parse_json
 from cmining.core.scripts import (
     BLANK_LINE,
     UNSPACED,
@@ -243,8 +243,8 @@ def _json_row(line: bytes, counts: Counter) -> Any:
         counts["not UTF-8: characters replaced"] += 1
         text = line.decode("utf-8", "replace")
     try:
-        return json.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError):
+        return parse_json(text.removeprefix("\ufeff"))
+    except ValueError:
         return None
 
 
@@ -328,7 +328,7 @@ def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield from f.iter_batches(batch_size=1024)
     except (pa.ArrowException, OSError) as e:
         raise CorpusError(
-            f"Cannot read {path} as Parquet: {str(e).splitlines()[0]} Is the file whole?"
+            f"Cannot read {path} as Parquet: {str(e).splitlines()[0]}. Is the file whole?"
             " Copy it again or take it out of the corpus."
         ) from e
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from .. import __version__
-from ..core.basics import CorpusError
+from ..core.basics import CorpusError, parse_json
 from ..core.scripts import is_lang_code, nearest_code
 
 # %% auto #0
@@ -132,7 +132,7 @@ def _request(
     "A server's answer. Raises `CorpusError` when there is none, or a refusal."
     try:
         answer = session.request(method, url, timeout=(10, 60), **options)
-    except requests.RequestException as e:
+    except (requests.RequestException, HTTPError, UnicodeError) as e:
         raise CorpusError(
             f"Cannot reach {url} ({type(e).__name__}): is there a network? What is"
             " downloaded already can be ingested as a folder; a mirror is used when its"
@@ -150,7 +150,7 @@ def _request(
 
 def _json(answer: requests.Response) -> Any:
     try:
-        return answer.json()
+        return parse_json(answer.content)
     except ValueError as e:
         raise CorpusError(
             f"{answer.url} does not answer in JSON but with {answer.text[:60]!r}: is a"
@@ -352,6 +352,20 @@ def _server(source: str) -> str:
         return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     return os.environ.get("CMINING_DUMPS_URL") or "https://dumps.wikimedia.org"
 
+# %% ../../nbs/22_ingest.download.ipynb #49c94960
+@contextmanager
+def _understanding(server: str) -> Iterator[None]:
+    "While the block lasts, an answer of another shape is a CorpusError."
+    try:
+        yield
+    except CorpusError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as e:
+        raise CorpusError(
+            f"{server} answers otherwise than a server of dumps ({e!r}): is a proxy in"
+            " between, or is it the mirror of something else?"
+        ) from e
+
 # %% ../../nbs/22_ingest.download.ipynb #9955945a
 def plan_download(
     name: str,  # such as wikipedia:ja
@@ -372,7 +386,7 @@ def plan_download(
             f"The date of a dump is written YYYYMMDD, such as 20260901, not {date!r}."
         )
     base = (base_url or _server(source)).rstrip("/")
-    with _session() as session:
+    with _session() as session, _understanding(base):
         day, files = SOURCES[source](session, lang, date, base)
     if not files:
         raise CorpusError(

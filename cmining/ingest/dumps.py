@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bz2
 import html
-import json
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -25,10 +24,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from joblib import cpu_count
 from joblib.externals.loky import ProcessPoolExecutor
 
-from ..core.basics import CorpusError, hash64
+from ..core.basics import CorpusError, hash64, parse_json
+from ..core.engine import count_cores, hold_folder, write_json
 from ..core.scripts import check_lang, clean_text, is_lang_code
 from cmining.ingest.articles import (
     NAMESPACES,
@@ -102,12 +101,12 @@ def _child(element: ET.Element, name: str) -> ET.Element | None:
 
 
 def _newest_revision(page: ET.Element) -> ET.Element | None:
-    "The revision with the latest timestamp; of equal ones, the last."
+    "The revision with the latest timestamp; of equal ones, that with the largest id."
     revisions = [child for child in page if child.tag.rpartition("}")[2] == "revision"]
     if len(revisions) > 1:
         shown = [r for r in revisions if not _is_suppressed(r)]
         # sorting keeps the order of equal ones
-        revisions = sorted(shown or revisions, key=_timestamp)
+        revisions = sorted(shown or revisions, key=_revision_order)
     return revisions[-1] if revisions else None
 
 
@@ -116,8 +115,10 @@ def _is_suppressed(revision: ET.Element) -> bool:
     return text is not None and "deleted" in text.attrib
 
 
-def _timestamp(revision: ET.Element) -> str:
-    return _child_text(revision, "timestamp").strip()
+def _revision_order(revision: ET.Element) -> tuple[str, int]:
+    number = _child_text(revision, "id").strip()
+    is_number = number.isascii() and number.isdigit() and len(number) < 20
+    return _child_text(revision, "timestamp").strip(), int(number) if is_number else 0
 
 
 def _child_text(element: ET.Element | None, name: str) -> str:
@@ -554,10 +555,23 @@ def _cirrus_pages(
         }
 
 # %% ../../nbs/24_ingest.dumps.ipynb #c3afeced
+# what columns call the number of a namespace; some hold its name or a record instead
+_NAMESPACE_COLUMNS = ("ns", "namespace", "page_namespace", "namespace_id")
+
+
+def _namespace_number(cell: Any) -> str:
+    "The number in a cell; empty where it holds none."
+    if isinstance(cell, dict):
+        cell = cell.get("identifier")
+    text = cell_text(cell, "ns", Counter(), is_name=True).strip()
+    return text if re.fullmatch(r"-?\d{1,9}", text) else ""
+
+
 def _is_outside(page: dict[str, Any], namespaces: frozenset[str]) -> bool:
     "Is a page in another namespace than the articles, by its number or else its title?"
-    if ns := cell_text(page.get("ns"), "ns", Counter(), is_name=True).strip():
-        return ns != "0"
+    for column in _NAMESPACE_COLUMNS:
+        if ns := _namespace_number(page.get(column)):
+            return ns != "0"
     return in_namespace(page["title"], namespaces)
 
 
@@ -954,7 +968,7 @@ def _plan_ingest(
     files = source_files(source)
     lang = lang or source_lang(files)
     n_bytes = sum(file.stat().st_size for file in files)
-    jobs = jobs or (cpu_count() if n_bytes > _SMALL else 1)
+    jobs = jobs or (count_cores() if n_bytes > _SMALL else 1)
     unread = unread_source_files(source)
     return IngestPlan(files, unread, lang, sample, seed, jobs, max_paragraphs)
 
@@ -1018,20 +1032,37 @@ def _manifest_record(plan: IngestPlan, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _write_manifest(out: Path, lang: str, record: dict[str, Any]) -> None:
-    "Put a language's record into the manifest of a corpus."
+def _read_manifest(out: Path) -> dict[str, Any]:
+    "The records of a corpus by language. A CorpusError where the file holds none."
     path = out / "manifest.json"
     try:
-        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        records = parse_json(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(records, dict):
+            raise ValueError("it is no JSON object")
     except ValueError as e:
         raise CorpusError(
-            f"{path} is no JSON ({e}): move it away and ingest again."
+            f"{path} is no manifest ({e}): move it away and ingest again."
         ) from e
-    records = dict(sorted((records | {lang: record}).items()))
-    text = json.dumps(records, ensure_ascii=False, indent=1) + "\n"
-    part = path.with_name(".manifest.json.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    return records
+
+
+def _write_manifest(out: Path, lang: str, record: dict[str, Any]) -> None:
+    "Put a language's record into the manifest of a corpus."
+    records = _read_manifest(out) | {lang: record}
+    write_json(out / "manifest.json", dict(sorted(records.items())))
+
+
+@contextmanager
+def _hold_lang(out: Path, lang: str) -> Iterator[None]:
+    "While the block lasts, no other process ingests into this language of a corpus."
+    folder = out / lang
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with hold_folder(folder):
+            yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was written into it
 
 # %% ../../nbs/24_ingest.dumps.ipynb #77a0f1b7
 def ingest_source(
@@ -1049,7 +1080,8 @@ def ingest_source(
     The record has read, articles, kept, left_out, notes, breaks, unknown_templates, files,
     unread, sample, seed and max_paragraphs.
 
-    Raises `CorpusError` where source, language or output cannot be used.
+    Raises `CorpusError` where source, language or output cannot be used, `RunError` where
+    another process ingests into the same language of the corpus.
     """
     plan = _plan_ingest(source, lang, sample, seed, jobs, max_paragraphs)
     for name, reason in plan.unread.items():
@@ -1057,19 +1089,20 @@ def ingest_source(
     out = Path(out)
     tally = Tally()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        tables = _stream_entries(plan, out, tally)
-        # a source without an entry leaves what is there
-        if (first := next(tables, None)) is not None:
-            write_tables(chain([first], tables), out, plan.lang)
-        record = _manifest_record(plan, tally)
-        if not tally.kept:
-            reasons = record["left_out"] | record["notes"] or "nothing, it is empty"
-            raise CorpusError(
-                f"No entry in {source}; left out: {reasons}. Is it the right file, and is"
-                f" {plan.lang} its language?"
-            )
-        _write_manifest(out, plan.lang, record)
+        _read_manifest(out)  # a broken one is told before the source is read
+        with _hold_lang(out, plan.lang):
+            tables = _stream_entries(plan, out, tally)
+            # a source without an entry leaves what is there
+            if (first := next(tables, None)) is not None:
+                write_tables(chain([first], tables), out, plan.lang)
+            record = _manifest_record(plan, tally)
+            if not tally.kept:
+                reasons = record["left_out"] | record["notes"] or "nothing, it is empty"
+                raise CorpusError(
+                    f"No entry in {source}; left out: {reasons}. Is it the right file,"
+                    f" and is {plan.lang} its language?"
+                )
+            _write_manifest(out, plan.lang, record)
     except OSError as e:
         raise CorpusError(
             f"Cannot write the corpus to {out}: {e.strerror or e}. Choose another folder"

@@ -170,13 +170,13 @@ def mark_duplicates(
     ids = [f"{id}-{n}" if n > 1 else id for id, n in zip(entries["id"].to_pylist(), nth)]
     no_title = pc.equal(entries["title"], "")
     no_text = pc.equal(pc.list_value_length(entries["paragraphs"]), 0)
-    blank = pc.case_when(
-        pc.make_struct(no_title, no_text),
+    reason = pc.case_when(
+        pc.make_struct(no_title, no_text, pa.array(nth > 1)),
         "no title",
         "no text",
+        "duplicate",
         pa.scalar(None, pa.string()),
     )
-    reason = pc.if_else(pa.array(nth > 1), "duplicate", blank)
     table = entries.select(ENTRY_SCHEMA.names).set_column(0, "id", [ids])
     return table.append_column("reason", reason)
 

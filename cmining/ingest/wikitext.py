@@ -34,13 +34,14 @@ def _names(*lines: str) -> frozenset[str]:
 # %% ../../nbs/21_ingest.wikitext.ipynb #081c56de
 _SHOW_FIRST = _names(
     # forms of letters
-    "nowrap nobr small big em strong bold sc smallcaps mono keypress",
+    "nowrap nobr small big em strong bold sc smallcaps mono keypress nobold noitalic",
     # abbreviations
-    "abbr abréviation tooltip",
+    "abbr abréviation tooltip gloss translation",
     # Japanese words and readings
     "nihongo2 nihongo_foot ふりがな 振り仮名 読み ルビ ruby ruby-ja",
     # links to articles in other languages
     "仮リンク le ill ill2 illm interlanguage_link interlanguage_link_multi lien",
+    "日本語版にない記事リンク",
     "internal_link_helper internal_link_helper/en tsl2",
     # numbers and formulas
     "val nb nombre math mvar",
@@ -53,11 +54,17 @@ _SHOW_FIRST = _names(
     "terme_défini term visible_anchor vanchor anchor ancre",
     # scripts, names of letters and words
     "unicode iast polytonisch hebr hebrew arab arf faf cjk pinyin angbr angle_bracket",
-    "linktext kapitälchen versalita petites_capitales rom rom-maj romain sup sub",
+    "kapitälchen versalita petites_capitales rom rom-maj romain sup sub",
+    "nastaliq uninastaliq lj nobr_romains",
     # characters that are rare, and fonts for them
     "僻字 補助漢字 拡張漢字 旧字体",
     # towns, countries, others
     "ville pays zhu esd m flag flagcountry flagu souverain2 formnum",
+)
+# links to articles in other languages that may have another text
+_LINKS = _names(
+    "仮リンク le ill ill2 illm interlanguage_link interlanguage_link_multi",
+    "日本語版にない記事リンク",
 )
 _SHOW_FIRST_NAME = re.compile(
     # {{lang-de|…}}, {{enS|…}}, {{link-en|…}}, {{script/Hebrew|…}}
@@ -66,14 +73,15 @@ _SHOW_FIRST_NAME = re.compile(
     r"|読み仮名.*|.+フォント"
 )
 _SHOW_SECOND = _names(
-    "lang langx langue lang2 audio script wikt-lang native_name native_phrase rtl-lang",
+    "lang langx langue langr langnf lang2 audio script wikt-lang native_name rtl-lang",
+    "native_phrase",
     "color colour font_color fontcolor font-color fontsize",
 )
 _SHOW_LAST = _names("tsl transl translit tlit transliteration translitération link-lang")
 _SHOW_JOINED = _names(
     "convert cvt unité unite unidad frac",  # number and unit
     "date date- fecha heure oldstyledate",
-    "date_de_naissance date_de_décès birth_date",
+    "date_de_naissance date_de_décès birth_date start_date",
 )
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #59c4b7be
@@ -100,6 +108,7 @@ _NAMED_WORDS = {
     "ko-hhrm": _KO_KEYS,
     "lang-ko": _KO_KEYS,
     "nihongo": ["kanji", "kana", "romaji"],
+    "jpn": ["j", "kj", "hg", "rm"],
     "vie": ["v", "hn"],
     "lien": ["texte", "fr", "trad"],
     "bo": ["t", "w", "z"],
@@ -107,6 +116,9 @@ _NAMED_WORDS = {
 _NAMED_NAME = re.compile(r"zh-[a-z]+")  # {{zh-cp|c=…|p=…}}
 # words in front of the first argument, or of the first two
 _SHOW_PREFIXED = {
+    "b.": "b. ",
+    "born-in": "b. ",
+    "d.": "d. ",
     "circa": "c. ",
     "c.": "c. ",
     "ca.": "ca. ",
@@ -207,14 +219,16 @@ def _bracketed(args: list[str], front: int, behind: tuple[int, ...]) -> str:
     return f"{padded[front]} ({others})"
 
 
-def _named_words(name: str, named: dict[str, str]) -> str:
+def _named_words(name: str, args: list[str], named: dict[str, str]) -> str:
     keys = _NAMED_WORDS.get(name)
     if keys is None and _NAMED_NAME.fullmatch(name):
         keys = _ZH_KEYS
     values = [named.get(key, "") for key in keys or ()]
     if name == "lien":
         return next(filter(None, values), "")
-    return ", ".join(dict.fromkeys(filter(None, values)))
+    # {{ko-hhrm|춤|舞}}: some of them take the same words without names, too
+    words = [*filter(None, values)] or (args if keys else [])
+    return ", ".join(dict.fromkeys(words))
 
 
 def _argument_words(name: str, args: list[str]) -> str:
@@ -229,12 +243,14 @@ def _argument_words(name: str, args: list[str]) -> str:
         return f"{padded[0]}{padded[1]}—{padded[2]}{padded[3]}"
     if name in _SHOW_FIRST or _SHOW_FIRST_NAME.fullmatch(name):
         return args[0]
+    if name == "linktext":
+        return "".join(args)
     if name in _SHOW_SECOND:
         return args[1] if len(args) > 1 else ""
     if name in _SHOW_LAST:
         return args[-1]
     if name in _SHOW_JOINED:
-        is_date = name.startswith(("date", "fecha", "birth"))
+        is_date = name.startswith(("date", "fecha", "birth", "start"))
         return " ".join(args[: 3 if is_date else 2])
     return ""
 
@@ -289,7 +305,9 @@ def template_words(
     words = _argument_words(name, [arg for arg in args if arg])
     if name == "as of" and "lc" in named:
         words = words.lower()
-    return words or _named_words(name, named)
+    if words and name in _LINKS and (label := named.get("lt") or named.get("label")):
+        return label
+    return words or _named_words(name, [arg for arg in args if arg], named)
 
 # %% ../../nbs/21_ingest.wikitext.ipynb #6a89d7af
 _ITEM = "\ue001"

@@ -5,7 +5,6 @@
 # %% ../../nbs/52_instruct.checks.ipynb #d6582f23
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -18,7 +17,7 @@ import fsspec
 import numpy as np
 from pydantic import ValidationError
 
-from ..core.basics import CorpusError
+from ..core.basics import CorpusError, parse_json
 from cmining.core.scripts import (
     MARKS,
     UNSPACED,
@@ -232,7 +231,7 @@ def benchmark_texts(path: str | Path) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise CorpusError(
                     f"{path}, line {n} is no JSON ({error}); a benchmark file has one"

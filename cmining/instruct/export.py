@@ -24,7 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .. import __version__
-from ..core.basics import RunError
+from ..core.basics import RunError, parse_json
 from ..core.engine import write_json
 from .items import LETTERS, TASKS
 
@@ -209,7 +209,7 @@ def is_controlling(item: dict[str, Any]) -> bool:
 def parse_item(line: bytes) -> dict[str, Any]:
     "The item of a line; a ValueError says what no trainer could use."
     try:
-        item = json.loads(line)
+        item = parse_json(line)
     except ValueError:
         raise ValueError("no JSON") from None
     if problem := item_problem(item):
@@ -905,7 +905,7 @@ def written_rows(path: Path, format: str) -> Iterator[Any]:
     with open(path, "rb") as lines:
         for n, line in enumerate(lines, 1):
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except ValueError as error:
                 raise RunError(f"{path}, line {n} is no JSON") from error
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from .. import __version__
-from ..core.basics import RunError, file_digest, hash64
+from ..core.basics import RunError, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, write_json
 from ..core.runs import read_run
 from ..core.scripts import clean_text, fold, sentences
@@ -455,8 +455,8 @@ def whole_characters(text: str) -> str:
     if not _HALF_PAIR.search(text):
         return text
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return text
     plain = json.dumps(value, ensure_ascii=False)
     return plain.encode("utf-8", "replace").decode()
@@ -783,12 +783,11 @@ _DATASET_FILE = re.compile(r"\.?(items|rejects)-\d{5}\.jsonl.*|\.?run\.json.*|wo
 
 
 def is_foreign(folder: Path) -> bool:
-    "Is something there that is no dataset of ours?"
-    if not folder.exists():
-        return False
-    if not folder.is_dir():
-        return True
-    return any(not _DATASET_FILE.fullmatch(path.name) for path in folder.iterdir())
+    "Is something in a folder that is no part of a dataset, and no export of it?"
+    return folder.is_dir() and any(
+        not _DATASET_FILE.fullmatch(path.name) and not (path / "export.json").is_file()
+        for path in folder.iterdir()
+    )
 
 
 def open_dataset(
@@ -798,6 +797,8 @@ def open_dataset(
 
     A RunError when other files are in it, or when it cannot be written.
     """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; choose a folder as out")
     if is_foreign(out):
         raise RunError(
             f"{out} holds other files and is no dataset folder; choose a new or empty"

@@ -410,7 +410,7 @@ def unit_rows(
     """The vectors of a model with unit length.
 
     Raises RunError where they can be no vectors of these texts: numbers that are not
-    finite or too large, or zeros or one and the same vector for many different texts.
+    finite or too large, or zeros or one and the same vector for most of many texts.
     """
     with np.errstate(over="ignore"):  # becomes infinite, which is told
         vectors = np.asarray(vectors, np.float32)
@@ -421,13 +421,20 @@ def unit_rows(
         raise _useless_vectors(name, fault, texts[is_finite.argmin()])
     is_large = (np.abs(vectors) > LARGEST).any(axis=1)
     if is_large.any():
-        fault = f"numbers up to {np.abs(vectors).max():.0e}, too large to compute with,"
+        fault = f"numbers up to {np.abs(vectors).max():.0e}, too large to compute with"
         raise _useless_vectors(name, fault, texts[is_large.argmax()])
     units = normalize_rows(vectors)
-    n = len(set(texts))
-    if n >= DISTINCT_TEXTS and np.ptp(units, axis=0).max() < 1e-5:
-        same = "one and the same vector" if units.any() else "nothing but zeros"
-        raise _useless_vectors(name, f"{same} for {n:,} different texts", texts[0])
+    if len(texts) < DISTINCT_TEXTS:
+        return units
+    # where most rows are the same, that row is the median
+    usual = np.median(units, axis=0)
+    is_usual = (np.abs(units - usual) < 1e-5).all(axis=1)
+    n_usual = len({texts[i] for i in np.flatnonzero(is_usual)})
+    n_texts = len(set(texts))
+    if n_usual >= DISTINCT_TEXTS and 2 * n_usual > n_texts:
+        same = "one and the same vector" if usual.any() else "nothing but zeros"
+        fault = f"{same} for {n_usual:,} of {n_texts:,} different texts"
+        raise _useless_vectors(name, fault, texts[is_usual.argmax()])
     return units
 
 # %% ../../nbs/10_models.encode.ipynb #b7b7f095

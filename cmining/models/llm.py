@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from ..core.basics import RunError, hash64
+from ..core.basics import RunError, hash64, parse_json
 from ..core.engine import atomic_write
 
 # %% auto #0
@@ -113,7 +113,7 @@ def load_prices(
 ) -> dict[str, dict[str, float]]:  # model -> in, out, batch
     "Read a price table. A RunError says what is wrong with it."
     try:
-        models = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
+        models = dict(parse_json(Path(path).read_text(encoding="utf-8"))["models"])
     except (ValueError, KeyError, TypeError) as e:
         example = '{"models": {"some-model": {"in": 0.15, "out": 0.6}}}'
         raise RunError(f"{path} is no price table like {example}: {e!r}") from e
@@ -494,7 +494,7 @@ class Journal:
     def _count(self, line: bytes, price: Price | None = None) -> None:
         "Add a line of the file to the totals; remember where it is if it is an answer."
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             prompt_tokens = record["prompt_tokens"]
             completion_tokens = record["completion_tokens"]
             usd = record["usd"] or token_cost(price, prompt_tokens, completion_tokens)
@@ -623,6 +623,8 @@ def request_body(
         {name: text.encode("utf-8", "replace").decode() for name, text in message.items()}
         for message in prompt.messages
     ]
+    if params.get("system", "system") is None:
+        messages = join_system(messages)
     body: dict[str, Any] = {"model": model, "messages": messages}
     settings = {
         "max_tokens": prompt.max_tokens,
@@ -636,6 +638,15 @@ def request_body(
     if prompt.schema is not None:
         ask_for_json(body, prompt.schema, mode)
     return body
+
+
+def join_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    "The same messages with what the system says at the head of what the user says."
+    words = [m["content"] for m in messages if m["role"] == "system"]
+    others = [dict(m) for m in messages if m["role"] != "system"]
+    if others:
+        others[0]["content"] = "\n\n".join([*words, others[0]["content"]])
+    return others
 
 
 def ask_for_json(body: dict[str, Any], schema: dict[str, Any], mode: str) -> None:
@@ -753,6 +764,7 @@ PARAM_FALLBACKS = {  # what to send instead; None for nothing
     "max_tokens": "max_completion_tokens",
     "temperature": None,
     "seed": None,
+    "system": None,  # the role: what it says goes to the user's message
 }
 _PARAM = r"\b(response_format|max_tokens|temperature|seed)\b"
 _QUOTED_PARAM = re.compile(rf"[\"'`‘’“”]{_PARAM}[\"'`‘’“”]")
@@ -760,13 +772,23 @@ _REFUSES = re.compile(
     r"(?:not|n't|un|dis|in)[- ]?(?:\w+ )?(?:support|allow|permit|accept|recogni[sz]|known"
     r"|valid|expected|compatible|available|exist|implement|configur|applicable)"
     r"|forbidden|illegal|extra|deprecated|fixed|removed?\b|only|must|cannot|can't|no such"
-    r"|instead",
+    r"|instead|no longer|obsolete|should|between|out of range",
+    re.IGNORECASE,
+)
+# of chat templates that know two roles only
+_NO_SYSTEM = re.compile(
+    r"system[\"'` ]+(?:role|message|prompt)s?\b.*\b(?:not|un)"
+    r"|\bonly (?:supports? )?['\"`]?user|roles must alternate",
     re.IGNORECASE,
 )
 _TOO_LARGE = re.compile(
     r"too (?:large|high|big|long|many)|at most|context|exceed|(?:less|greater|more) than",
     re.IGNORECASE,
 )
+
+
+# of HTTP: some servers pass an unknown argument on, and fail with 500
+REFUSES_PARAMS = (400, 415, 422, 500, 501)
 
 
 def refused_places(body: Any) -> Iterator[str]:
@@ -792,7 +814,7 @@ def refused_params(
         names = _QUOTED_PARAM.findall(message) + re.findall(_PARAM, message)
     if _TOO_LARGE.search(message):
         names = [name for name in names if name != "max_tokens"]
-    return names
+    return [*names, "system"] if _NO_SYSTEM.search(message) else names
 
 # %% ../../nbs/11_models.llm.ipynb #3ad51678
 def public_url(url: Any) -> str:
@@ -843,7 +865,7 @@ def status_failure(e: Any) -> RequestFailed:
         retryable=status in (408, 409, 425, 429) or status >= 500,
         wait=retry_after(e.response.headers),
         status=status,
-        params=refused_params(e.body, text) if status in (400, 422) else (),
+        params=refused_params(e.body, text) if status in REFUSES_PARAMS else (),
     )
 
 # %% ../../nbs/11_models.llm.ipynb #6cdbc270
@@ -868,13 +890,16 @@ def has_answer(completion: Any) -> bool:
     return isinstance(choices[0].get("message"), dict)
 
 
+MOST_TOKENS = 10**9  # of one answer; whoever counts more does not count
+
+
 def used_tokens(completion: dict[str, Any], prompt: Prompt) -> tuple[int, int]:
     "Tokens of the prompt and of the answer, as the server counts them, or at most."
     usage = completion["usage"] if isinstance(completion.get("usage"), dict) else {}
 
     def reported(name: str, most: int) -> int:
         count = usage.get(name)
-        is_count = isinstance(count, (int, float)) and 0 <= count < math.inf
+        is_count = isinstance(count, (int, float)) and 0 <= count < MOST_TOKENS
         return math.ceil(count) if is_count else most
 
     return (
@@ -883,23 +908,44 @@ def used_tokens(completion: dict[str, Any], prompt: Prompt) -> tuple[int, int]:
     )
 
 # %% ../../nbs/11_models.llm.ipynb #38dc9b64
-def part_text(part: Any) -> str:
-    "The text of a part of an answer; a thought, a refusal or an image gives none."
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict) or part.get("thought"):
-        return ""
-    text = part.get("text")
-    if isinstance(text, dict):
-        text = text.get("value")
-    is_text = (part.get("type") or "text") in ("text", "output_text")
-    return text if is_text and isinstance(text, str) else ""
+# kinds of parts that are no words of the answer
+_NO_WORDS = re.compile(r"think|thought|reason|refus|tool|image|audio|video|file", re.I)
+_WORDS = ("text", "content", "value", "json")  # where a part has its words
 
 
 def content_text(content: Any) -> str:
-    "The text in a message's content: a string, a part, or a list of parts."
-    parts = content if isinstance(content, list) else [content]
-    return "".join(map(part_text, parts))
+    """The text in a message's content: a string, a part, or a list of parts.
+
+    A part has words, or parts in turn; a thought, a refusal or an image gives none. An
+    object of another shape is the answer itself, which a server has read already.
+    """
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(map(content_text, content))
+    if not isinstance(content, dict) or content.get("thought"):
+        return ""
+    if _NO_WORDS.search(str(content.get("type") or "")):
+        return ""
+    for name in _WORDS:
+        if name in content:
+            return content_text(content[name])
+    is_answer = content and "type" not in content
+    return json.dumps(content, ensure_ascii=False) if is_answer else ""
+
+
+def message_text(message: dict[str, Any]) -> str:
+    "What a message says; of one without content, the arguments of its call of a tool."
+    try:
+        text = content_text(message.get("content"))
+    except RecursionError:
+        return ""
+    calls = message.get("tool_calls")
+    if text.strip() or not isinstance(calls, list) or len(calls) != 1:
+        return text
+    function = calls[0].get("function") if isinstance(calls[0], dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    return arguments if isinstance(arguments, str) else content_text(arguments)
 
 
 def refusal_in(message: dict[str, Any]) -> Any:
@@ -921,7 +967,7 @@ def parse_completion(
 ) -> Outcome:
     "The reply in the server's JSON; a refusal or an empty answer is an error."
     choice = completion["choices"][0]
-    content = content_text(choice["message"].get("content"))
+    content = message_text(choice["message"])
     refusal = refusal_in(choice["message"])
     finish = redact(str(choice.get("finish_reason") or ""))
     raw = redact(content) if content.strip() else None
@@ -931,6 +977,9 @@ def parse_completion(
         error = f"refusal: {error_line(refusal)}"
     elif raw is None:
         error = f"empty answer (finish_reason {finish or 'none'})"
+        thoughts = ("reasoning_content", "reasoning", "thinking")
+        if any(choice["message"].get(name) for name in thoughts):
+            error += ", all of its words are thoughts"
     else:
         text = redact(extract_reply(raw, prompt.schema))
     prompt_tokens, completion_tokens = used_tokens(completion, prompt)
@@ -983,7 +1032,9 @@ def check_base_url(base_url: str) -> None:
     try:
         parts = urlsplit(base_url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
-        is_url = is_url and parts.port != 0 and not re.search(r"\s", base_url)
+        is_url = (
+            is_url and parts.port != 0 and not re.search(r"[\s\0-\x1f\x7f]", base_url)
+        )
     except ValueError:  # a port that is no number, half an IPv6 address
         is_url = False
     if not is_url:
@@ -1017,12 +1068,18 @@ def make_client(endpoint: Endpoint, kind: str) -> Any:
             "no key: set OPENAI_API_KEY in the environment, or give the base URL of a"
             " server that needs none"
         )
-    return getattr(openai, kind)(
-        api_key=key or "none",
-        base_url=endpoint.base_url,
-        max_retries=0,
-        timeout=endpoint.timeout,
-    )
+    try:
+        return getattr(openai, kind)(
+            api_key=key or "none",
+            base_url=endpoint.base_url,
+            max_retries=0,
+            timeout=endpoint.timeout,
+        )
+    except ValueError as e:
+        raise RunError(
+            f"nothing can be sent to the endpoint: {error_line(e)}; are the base URL and"
+            " the variables for a proxy (HTTPS_PROXY, ALL_PROXY) right?"
+        ) from None
 
 # %% ../../nbs/11_models.llm.ipynb #5cfe7889
 @dataclass
@@ -1089,7 +1146,7 @@ async def send_request(session: Session, body: dict[str, Any]) -> dict[str, Any]
             completion = await session.client.post(
                 "/chat/completions", cast_to=object, body=body
             )
-    except (TimeoutError, ValueError, openai.APIError) as e:
+    except (TimeoutError, ValueError, RecursionError, openai.APIError) as e:
         error = e
     if error is not None:
         # Not raised where it was caught: the chain of errors would show the key.
@@ -1116,7 +1173,12 @@ def request_failure(
         return RequestFailed(message, maybe_billed=True)
     if isinstance(error, openai.APIConnectionError):
         return connection_failure(error)
-    unreadable = (json.JSONDecodeError, UnicodeDecodeError, openai.APIError)
+    unreadable = (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        RecursionError,  # JSON that is nested too deeply
+        openai.APIError,
+    )
     if isinstance(error, unreadable):
         message = f"HTTP 200, but no JSON: {error_line(error)}"
         return RequestFailed(message, maybe_billed=True)
@@ -1151,7 +1213,8 @@ def correct_parameter(
     session: Session, failure: RequestFailed, body: dict[str, Any]
 ) -> None:
     "Rename a parameter that the server refuses, or leave it out, from now on."
-    name = next((name for name in failure.params if name in body), None)
+    sent = {*body, *(message["role"] for message in body["messages"])}
+    name = next((name for name in failure.params if name in sent), None)
     if name in PARAM_FALLBACKS:
         session.modes["params"][name] = PARAM_FALLBACKS[name]
         save_modes(session.modes_path, session.endpoint, session.modes)
@@ -1802,7 +1865,7 @@ def result_error(result: dict[str, Any]) -> str | None:
     response = result.get("response") or {}
     body = response.get("body") or {}
     status = response.get("status_code")
-    if status == 200 and body.get("choices"):
+    if status == 200 and has_answer(body):
         return None
     return error_line(f"HTTP {status}: {body.get('error') or result.get('error')}")
 

@@ -124,6 +124,10 @@ def read_leads(
 ) -> list[str]:
     "The beginnings of some entries."
     shards = [shard for same in work_shards(run, "entries").values() for shard in same]
+    if len(rows) and not shards:
+        raise RunError(
+            f"{run}/work/entries is not whole: mine the corpus again into the same folder"
+        )
     leads = []
     with scratch_folder():
         for table in read_by_row(shards, rows, ["paragraphs"]):

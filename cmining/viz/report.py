@@ -23,7 +23,7 @@ from urllib.parse import quote
 import pandas as pd
 from tqdm import tqdm
 
-from ..core.basics import RunError
+from ..core.basics import RunError, parse_json
 from ..core.runs import Params, read_record, read_run
 from ..core.scripts import shorten
 
@@ -54,8 +54,14 @@ GIVEN_BY_REPORT = {"run_dir", "save_to"}
 
 
 def read_cells(notebook: Path) -> list[dict[str, Any]]:
-    "The cells of a notebook file."
-    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    "The cells of a notebook file. A RunError when it is no notebook."
+    try:
+        cells = parse_json(notebook.read_text(encoding="utf-8"))["cells"]
+        if not all(isinstance(cell["source"], (str, list)) for cell in cells):
+            raise TypeError("a cell without a source")
+        return [{"metadata": {}} | cell for cell in cells]
+    except (ValueError, KeyError, TypeError) as e:
+        raise RunError(f"{notebook} is no notebook: {e!r}") from e
 
 
 def declared_parameters(notebook: Path) -> set[str]:
@@ -471,10 +477,13 @@ def make_report(
     """Every figure of every run: executed notebooks, HTML, SVG, PNG, CSV, and index.html.
 
     A parameter goes to the notebooks that have it. Raises RunError for a run that is not
-    finished, and for a parameter that no figure has; ImportError without papermill.
+    finished, a parameter that no figure has, and an out that is a file; ImportError
+    without papermill.
     """
     require_papermill()
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; choose a folder as out")
     parameters = parameters or {}
     named = run_names(runs)
     paths = {path.stem: path for path in figure_notebooks(figures)}
