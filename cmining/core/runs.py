@@ -299,6 +299,7 @@ TABLES: dict[str, dict[str, str]] = {
         "centrality": "float32",
         "rank": "int32",
         "stability": "float32",
+        "kind": "str",
     },
 }
 

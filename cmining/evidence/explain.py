@@ -621,8 +621,8 @@ def explain_entry(
 
     Has id, lang, title, stage and reason; tests (each a dict: test, passed, value,
     rule, threshold, and peers or the share of the group); changes; group, as
-    `explain_group` gives it; neighbors; and rank, centrality and stability of a
-    culture point. All of it can be written as JSON. Raises `RunError` when the run is
+    `explain_group` gives it; neighbors; and rank, centrality, stability and kind of
+    a culture point. All of it can be written as JSON. Raises `RunError` when the run is
     not finished or no entry has the title."""
     tables = read_tables(run)
     entries, groups, points = tables
@@ -636,6 +636,8 @@ def explain_entry(
     if len(point):
         for name in ("rank", "centrality", "stability"):
             record[name] = round(point[name].item(), 4)
+        if "kind" in point:  # not in runs of earlier versions
+            record["kind"] = point["kind"].item()
     facts = groups[groups["group"] == entry["group"]]  # none for a missing group, or -1
     group = facts.iloc[0] if len(facts) else None
     n_candidates = groups.filter(like="n_").sum()
@@ -757,6 +759,8 @@ def explain_text(
     if "rank" in record:
         place = f"{record['centrality']:.3f}, rank {record['rank']} of its group"
         lines.append(f"    {'centrality':<12}{place}")
+    if "kind" in record:
+        lines.append(f"    {'kind':<12}{record['kind']}, by its first sentence")
     if record["group"]:
         lines += group_lines(record)
     is_point = record["stage"] == "culture_point"

@@ -111,7 +111,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
     "A pattern, compiled once."
     return re.compile(pattern)
 
-# %% ../../nbs/37_mine.kinds.ipynb #fc2262e5
+# %% ../../nbs/37_mine.kinds.ipynb #bdd40ffe
 class Definition(NamedTuple):
     "Where a lead says what its title is."
 
@@ -129,10 +129,10 @@ def find_definition(title: str, lead: str, lang: str) -> Definition:
     if lang not in COPULAS:
         return Definition(0, False)
     name = _DISAMBIGUATION.sub("", title) or title
-    word = max(re.split(r"[\s,:'’]", name.casefold())[:3], key=len)
-    lower = lead.casefold()
+    word = max(re.split(r"[\s,:'’]", name.lower())[:3], key=len)
+    lower = lead.lower()
     if len(lower) != len(lead):  # İ and its like
-        lower = lead.lower() if len(lead.lower()) == len(lead) else lead
+        lower = lead
     for copula in compiled(COPULAS[lang]).finditer(lead, 0, 700):
         if copula.start() < 3:  # the title was taken out with its markup
             return Definition(copula.end(), False)
@@ -170,8 +170,8 @@ BEFORE_OF = set(
     "state region order unit division school body land branch family class".split()
 )
 
-# %% ../../nbs/37_mine.kinds.ipynb #a4d7b1db
-_TOKEN = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*|[,;:.()«»\"]|\d\S*")
+# %% ../../nbs/37_mine.kinds.ipynb #7c8417d9
+_TOKEN = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*-?|[,;:.()«»\"]|\d\S*")
 
 
 def is_empty_noun(word: str, lang: str) -> bool:
@@ -180,21 +180,22 @@ def is_empty_noun(word: str, lang: str) -> bool:
 
 
 def phrase_kind(nouns: list[str], boundary: str, following: str, lang: str) -> str:
-    "The kind of an English noun phrase: its last noun is its head."
-    for noun in reversed(nouns):
+    "The kind of an English noun phrase: its last noun, or the one before, is its head."
+    for noun in nouns[:-3:-1]:
         if noun in BEFORE_OF and boundary == "of" and not following[:1].isupper():
             return "concept" if noun not in EMPTY_WORDS[lang] else ""
         if kind := kind_of_noun(noun, lang):
             return kind
     return ""
 
-# %% ../../nbs/37_mine.kinds.ipynb #fe26295e
+# %% ../../nbs/37_mine.kinds.ipynb #2d408b31
 def head_of_english(words: list[str]) -> str:
     "The kind of the first noun phrase; of the next, behind *one of* and its like."
     phrase: list[str] = []
     for i, word in enumerate([*words, "."]):
         lower = word.casefold()
-        if word[0].isalpha() and lower not in BOUNDARY_WORDS["en"]:
+        goes_on = lower.endswith("ing") and phrase and kind_of_noun(phrase[-1], "en")
+        if word[0].isalpha() and lower not in BOUNDARY_WORDS["en"] and not goes_on:
             phrase.append(lower)
             continue
         following = words[i + 1] if i + 1 < len(words) else ""
@@ -206,7 +207,7 @@ def head_of_english(words: list[str]) -> str:
         phrase = []
     return ""
 
-# %% ../../nbs/37_mine.kinds.ipynb #965c32b0
+# %% ../../nbs/37_mine.kinds.ipynb #5896cc5f
 PREPOSITIONS_DE = set(
     "in im von vom zwischen mit aus nach für durch zu zum zur am an bei auf unter über vor".split()
 )
@@ -223,7 +224,7 @@ def head_of_german(words: list[str]) -> str:
         if lower in PREPOSITIONS_DE and previous not in ("eines", "eine", "einer"):
             behind = True
         previous = lower
-        if not word[0].isupper():
+        if not word[0].isupper() or word.endswith("-"):
             continue
         if lower.endswith("er") and not kind_of_noun(lower, "de"):
             continue  # Berliner, Schweizer
@@ -348,8 +349,20 @@ LIVES: dict[str, str] = {
     rf"|\((?:c\. ?)?\d{{3,4}} ?[–-] ?(?:c\. ?)?\d{{3,4}}\) (?:was|is) an?\b"
     rf"|\b(?:He|She) was born\b|\bwas born (?:in|on)\b",
     "de": r"\([^()]*[*†] ?|\([^()]*\b(?:geboren|geb\.|gest\.)",
-    "fr": rf"\bnée? (?:à|le|en|vers|au|dans)\b|\bnaquit\b"
-    rf"|\([^()]*\d{{3,4}} ?[–-][^()]*\d{{3,4}}[^()]*\),[^.]{{0,60}} (?:est|était|fut) une? ",
+    "fr": r"\bnée? (?:à|le|en|vers|au|dans)\b|\bnaquit\b"
+    r"|\([^()]*\d{3,4} ?[–-][^()]*\d{3,4}[^()]*\),[^.]{0,60} (?:est|était|fut) une? ",
+    "es": rf"\([^()]*{_DATES} de \d{{3,4}}[^()]*\)|\bnacid[oa] (?:en|el)\b|\bnació (?:en|el)\b",
+    "ja": r"[（(][^（）()]*(?:\d{3,4}年|\d月\d+日)[^（）()]*[-－–〜～][^（）()]*[）)]は"
+    r"|[（(][^（）()]*生まれ|出身。",
+    "zh": r"^[^（(，。]{1,14}[（(][^（）()]*\d{3,4}年[^（）()]*[-－–—─][^（）()]*[）)]"
+    r"|^[^，。]{1,12}，字\w|^[^，。]{1,14}，(?:\w{1,3}，)?\w{2,12}人[，。]",
+}
+LATIN = r"\((?:[^()]*\b)?[A-Z][a-z]+(?:us|um|is|es|a|ae|i|os|on|ens|er)(?: [a-z]+)?\)"
+FAMILIES = r"[a-z](?:idae|aceae|inae|iformes)\b"
+TAXA: dict[str, str] = {
+    "en": rf"\b(?:species|genus|subspecies|subfamily) of\b|\bin the (?:family|genus) |{FAMILIES}",
+    "de": rf"{LATIN}[^.]*\b(?:[Aa]rt|[Gg]attung|Familie der|Ordnung|[Uu]nterart)\b"
+    rf"|{FAMILIES}|(?:Pflanzen|Tier|Vogel|Fisch|Pilz)(?:art|gattung)\b",
     "es": rf"\([^()]*{_DATES} de \d{{3,4}}[^()]*\)|\bnacid[oa] (?:en|el)\b|\bnació (?:en|el)\b",
     "ja": r"[（(][^（）()]*(?:\d{3,4}年|\d月\d+日)[^（）()]*[-－–〜～][^（）()]*[）)]は"
     r"|[（(][^（）()]*生まれ|出身。",

@@ -63,6 +63,7 @@ from ..ingest.corpus import corpus_files, read_chunks, read_entries, unread_file
 from ..ingest.sort import merge_language, sort_file
 from .control import encoder_control
 from .discover import find_groups, language_offset, project
+from .kinds import kinds_of
 from .prune import load_ner, prune_reasons
 from cmining.mine.refine import (
     default_n_domains,
@@ -935,12 +936,23 @@ def write_points(
                 continue
             first = (entries["lang"] == language.lang).to_numpy().argmax()
             texts = read_leads(language.shards, of_lang["row"].to_numpy() - first)
+            texts = add_kinds(texts, language.lang)
             given = set(texts.column_names)
             numbers = arrow_table(
                 of_lang, {n: k for n, k in columns.items() if n not in given}
             )
             arrays = {n: (texts if n in given else numbers)[n] for n in columns}
             out.write_table(pa.table(arrays))
+
+
+def add_kinds(
+    texts: pa.Table,  # id, title, lead
+    lang: str,
+) -> pa.Table:  # with kind, from kinds_of
+    "What kind of thing each point is, beside its title and lead."
+    titles, leads = (texts[name].to_pylist() for name in ("title", "lead"))
+    kinds = kinds_of(titles, leads, [lang] * len(titles))
+    return texts.append_column("kind", pa.array(kinds, pa.string()))
 
 
 def read_leads(
