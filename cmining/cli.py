@@ -51,6 +51,7 @@ try:
         synthesize_items,
         synthesize_offline,
     )
+    from cmining.mine.kinds import KINDS
     from cmining.mine.pipeline import mine_corpus
     from cmining.models.llm import Endpoint, load_prices
 except KeyboardInterrupt:
@@ -388,6 +389,12 @@ def print_example(run: Path | UPath, points: pd.DataFrame) -> None:
     print(explain_text(explain_entry(run, best["title"], best["lang"])))
 
 
+def kinds_text(points: pd.DataFrame) -> str:
+    "How many culture points are of which kind, the most frequent first."
+    counts = points["kind"].value_counts()
+    return ", ".join(f"{n:,} {kind}" for kind, n in counts.items())
+
+
 def print_outcome(run: Path | UPath, n_points: int, record: dict[str, Any]) -> None:
     "What a run found and took, and which files it left."
     mebibytes = record["peak_memory_bytes"] / 2**20
@@ -420,6 +427,7 @@ def mine_command(options: argparse.Namespace) -> None:
     print("\n" + show_points(points, record["counts"], columns=terminal_columns()))
     print("\n" + LEGEND)
     if len(points):
+        print(f"\nKinds: {kinds_text(points)}")
         print_example(options.out, points)
     print_outcome(options.out, len(points), record)
 
@@ -769,6 +777,13 @@ def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
     lines = [
         f"{record['items']:,} items in {out}/ ({langs}); rejected: {rejects or 'none'}"
     ]
+    if record.get("kinds"):
+        points = record["points"]
+        lines.append(
+            f"About {points['used']:,} culture points of kind"
+            f" {' or '.join(record['kinds'])}; {points['left out']:,} of other kinds were"
+            " left out."
+        )
     if limit and record["items"] < limit and record.get("complete", True):
         lines.append(f"{no_more_text(record)}: {limit:,} were asked for.")
     if "answers" in record:
@@ -794,6 +809,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
         options.language,
         tuple(options.against or ()),
         options.max_tokens,
+        tuple(options.kinds.split(",")) if options.kinds else (),
     )
 
 
@@ -912,6 +928,14 @@ def add_item_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--language",
         help="ISO 639-1 code of the items' language (default: that of each group)",
+    )
+    sub.add_argument(
+        "--kinds",
+        metavar="KIND,…",
+        help=(
+            f"only about culture points of these kinds, of {','.join(KINDS)} (default:"
+            " all); what is left out is counted"
+        ),
     )
     sub.add_argument(
         "--against",

@@ -413,6 +413,7 @@ TABLES: dict[str, dict[str, str]] = {
         "n_langs": "int32",
         "series": "int32",
         "series_size": "int32",
+        "kind": "str",
     },
     "series": {
         "series": "int32",

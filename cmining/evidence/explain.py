@@ -752,8 +752,8 @@ def explain_entry(
     rule, threshold, and peers or the share of the group); changes; group, as
     `explain_group` gives it; neighbors; isolation and nearest_foreign of an entry that
     was kept; series (size, title of the most typical member, template) of an entry that
-    is in one; and rank, centrality and stability of a culture point. All of it can be
-    written as JSON. Raises `RunError` when the run is
+    is in one; and rank, centrality, stability and kind of a culture point. All of it can
+    be written as JSON. Raises `RunError` when the run is
     not finished or no entry has the title."""
     tables = read_tables(run)
     entries, groups, points = tables
@@ -769,6 +769,8 @@ def explain_entry(
     if len(point):
         for name in ("rank", "centrality", "stability"):
             record[name] = round(point[name].item(), 4)
+        if "kind" in point:  # not in runs of earlier versions
+            record["kind"] = point["kind"].item()
     facts = groups[groups["group"] == entry["group"]]  # none for a missing group, or -1
     group = facts.iloc[0] if len(facts) else None
     n_candidates = groups.filter(like="n_").sum()
@@ -932,6 +934,8 @@ def explain_text(
             f"{record['n_langs']} of the corpus's languages, by the counterparts table"
         )
         lines.append(f"    {'known in':<12}{known}")
+    if "kind" in record:
+        lines.append(f"    {'kind':<12}{record['kind']}, by its first sentence")
     if record["group"]:
         lines += group_lines(record)
     lines += series_lines(record)

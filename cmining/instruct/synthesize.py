@@ -37,6 +37,7 @@ from cmining.instruct.items import (
     balanced_slot,
 )
 from .offline import OFFLINE_VERSION, offline_items, read_material
+from ..mine.kinds import KINDS
 from cmining.models.llm import (
     BUDGET_SPENT,
     Endpoint,
@@ -601,6 +602,7 @@ class Settings:
     language: str | None = None  # of the items; each group's own when left out
     against: tuple[str | Path, ...] = ()  # benchmark files that no item may repeat
     max_tokens: int = 1200  # of a model's reply, thoughts included
+    kinds: tuple[str, ...] = ()  # of culture points, from KINDS; all when empty
 
     def __post_init__(self) -> None:
         if unknown := set(self.tasks) - set(TASKS):
@@ -608,6 +610,9 @@ class Settings:
             raise RunError(f"tasks are {', '.join(TASKS)}, not {names}")
         if not self.tasks:
             raise RunError(f"give at least one task of {', '.join(TASKS)}")
+        if unknown := set(self.kinds) - set(KINDS):
+            names = ", ".join(sorted(unknown))
+            raise RunError(f"kinds are {', '.join(KINDS)}, not {names}")
         if self.language and not re.fullmatch("[a-z]{2,3}", self.language):
             raise RunError(
                 f"language is an ISO 639-1 code such as en, not {self.language!r}"
@@ -882,15 +887,34 @@ def write_dataset(
     return counts.record()
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #51ce93d8
-def read_points(run: str | Path) -> pd.DataFrame:
-    "The culture points of a run. A RunError when it has none, or is no finished run."
+def read_points(
+    run: str | Path,
+    kinds: tuple[str, ...] = (),  # of KINDS; all when empty
+) -> pd.DataFrame:
+    """The culture points of a run, or those of some kinds.
+
+    A RunError when there are none, when the run says no kinds, or is no finished run."""
     points = read_run(run, "culture_points")
     if points.empty:
         raise RunError(
             f"{run} has no culture points, so there is nothing to ask about: mine a"
             " larger corpus, or with a lower theta"
         )
-    return points
+    if not kinds:
+        return points
+    if "kind" not in points:
+        raise RunError(
+            f"{run} says no kinds: mine the corpus again, into the same folder"
+        )
+    of_kinds = points[points["kind"].isin(kinds)].reset_index(drop=True)
+    if of_kinds.empty:
+        counts = points["kind"].value_counts()
+        there_are = ", ".join(f"{n:,} {kind}" for kind, n in counts.items())
+        raise RunError(
+            f"no culture point of {run} is of kind {' or '.join(kinds)}; there are"
+            f" {there_are}"
+        )
+    return of_kinds
 
 
 def run_fingerprint(run: str | Path) -> str:
@@ -909,10 +933,12 @@ def make_filter(points: pd.DataFrame, settings: Settings) -> ItemFilter:
 def dataset_record(
     run: str | Path,
     fingerprint: str,
+    n_points: int,  # culture points that items may be about
     settings: Settings,
     counts: dict[str, Any],  # from write_dataset
 ) -> dict[str, Any]:
     "What run.json says whether or not there is a model."
+    n_all = len(read_run(run, "culture_points"))
     benchmarks = [
         {"name": Path(file).name, "blake2b": file_digest(Path(file))}
         for file in settings.against
@@ -922,6 +948,8 @@ def dataset_record(
         "seed": settings.seed,
         "limit": settings.limit,
         "asked_tasks": list(settings.tasks),
+        "kinds": list(settings.kinds),
+        "points": {"used": n_points, "left out": n_all - n_points},
         "against": benchmarks,
         **counts,
         "versions": {"cmining": __version__},
@@ -943,7 +971,7 @@ def synthesize_offline(
         raise RunError(
             "offline items are in the language of their text: leave language out"
         )
-    points = read_points(run)
+    points = read_points(run, settings.kinds)
     fingerprint = run_fingerprint(run)
     sieve = make_filter(points, settings)
     out = Path(out)
@@ -957,7 +985,7 @@ def synthesize_offline(
         disable=quiet or not sys.stderr.isatty(),
     )
     counts = write_dataset(out, results, settings.limit)
-    record = dataset_record(run, fingerprint, settings, counts) | {
+    record = dataset_record(run, fingerprint, len(points), settings, counts) | {
         "generator": "offline",
         "prompt_version": OFFLINE_VERSION,
         "passages": {"usable": usable, "left out": material.dropped},
@@ -989,7 +1017,7 @@ def plan_synthesis(
     may take, whatever comes back, and `possible` is how many prompts the run has. Nothing
     is asked and nothing is written.
     """
-    groups, requests = list_requests(read_run(run, "culture_points"), settings)
+    groups, requests = list_requests(read_points(run, settings.kinds), settings)
     n_most = most_prompts(settings.limit, len(requests))
 
     def prompts_for(requests: Iterable[Request]) -> Iterator[Prompt]:
@@ -1149,7 +1177,7 @@ def synthesize_items(
     of no use; in the last case the dataset is written all the same, with `stopped` in
     its record.
     """
-    points = read_points(run)
+    points = read_points(run, settings.kinds)
     fingerprint = run_fingerprint(run)
     sieve = make_filter(points, settings)
     groups, requests = list_requests(points, settings)
@@ -1169,7 +1197,7 @@ def synthesize_items(
 
     results = request_items(groups, requests, ask_model, sieve, fingerprint, settings)
     counts = write_dataset(out, count_results(results, tally))
-    record = dataset_record(run, fingerprint, settings, counts)
+    record = dataset_record(run, fingerprint, len(points), settings, counts)
     record |= model_record(endpoint, settings, budget, len(requests), tally)
     write_json(out / "run.json", record)
     if tally.fruitless:

@@ -88,6 +88,7 @@ from cmining.mine.isolation import (
     isolation_of,
     shuffle_languages,
 )
+from .kinds import kinds_of
 from .prune import load_ner, prune_reasons
 from cmining.mine.refine import (
     default_n_domains,
@@ -1170,6 +1171,7 @@ def write_points(
                 continue
             first = (entries["lang"] == language.lang).to_numpy().argmax()
             texts = read_leads(language.shards, of_lang["row"].to_numpy() - first)
+            texts = add_kinds(texts, language.lang)
             given = set(texts.column_names)
             numbers = arrow_table(
                 of_lang, {n: k for n, k in columns.items() if n not in given}
@@ -1195,6 +1197,16 @@ def add_foreign_titles(
         foreign_lang=np.append(lang, None)[place],
         foreign_title=np.append(of_rows, None)[place],
     )
+
+
+def add_kinds(
+    texts: pa.Table,  # id, title, lead
+    lang: str,
+) -> pa.Table:  # with kind, from kinds_of
+    "What kind of thing each point is, beside its title and lead."
+    titles, leads = (texts[name].to_pylist() for name in ("title", "lead"))
+    kinds = kinds_of(titles, leads, [lang] * len(titles))
+    return texts.append_column("kind", pa.array(kinds, pa.string()))
 
 
 def read_leads(

@@ -26,6 +26,8 @@ from tqdm import tqdm
 from ..core.basics import RunError, parse_json
 from ..core.runs import Params, read_record, read_run
 from ..core.scripts import shorten
+from ..mine.kinds import KINDS
+
 
 # %% auto #0
 __all__ = ['FIGURES', 'figure_notebooks', 'make_report', 'new_notebook']
@@ -251,6 +253,42 @@ def runs_table(runs: dict[str, Path]) -> str:
         rows.append(row)
     return pd.DataFrame(rows).to_html(index=False, border=0)
 
+# %% ../../nbs/93_viz.report.ipynb #4f72515a
+SHOWN = 12  # points of a kind and language
+
+
+def kind_counts(points: pd.DataFrame) -> pd.DataFrame:
+    "How many culture points are of which kind, a row a language, with all at the end."
+    counts = pd.crosstab(points["lang"], points["kind"], margins=True, margins_name="all")
+    present = [kind for kind in KINDS if kind in counts]
+    return counts[[*present, "all"]].rename_axis(index=None, columns=None)
+
+
+def points_by_kind(points: pd.DataFrame) -> pd.DataFrame:
+    "The culture points of each language and kind: how many, and the most central titles."
+    rows = []
+    by_rank = points.sort_values(["rank", "group"], kind="stable")
+    for (lang, kind), same in by_rank.groupby(["lang", "kind"], sort=True):
+        titles = ", ".join(same["title"].head(SHOWN))
+        more = f" and {len(same) - SHOWN:,} more" if len(same) > SHOWN else ""
+        rows.append({"lang": lang, "kind": kind, "n": len(same), "points": titles + more})
+    return pd.DataFrame(rows)
+
+
+def kinds_section(runs: dict[str, Path]) -> list[str]:
+    "What kinds of things the culture points of the runs are, as HTML."
+    parts = []
+    for name, run in runs.items():
+        points = read_run(run, "culture_points")
+        if points.empty or "kind" not in points:
+            continue
+        if len(runs) > 1:
+            parts.append(f"<h3>{html.escape(name)}</h3>")
+        parts.append(kind_counts(points).to_html(border=0))
+        listed = points_by_kind(points).to_html(index=False, border=0)
+        parts.append(f"<details><summary>points by kind</summary>{listed}</details>")
+    return ["<h2>Kinds of culture points</h2>", *parts] if parts else []
+
 # %% ../../nbs/93_viz.report.ipynb #5b39f68e
 SERIES_SHOWN = 20
 TEMPLATE_CHARACTERS = 200
@@ -298,6 +336,7 @@ def warnings_html(runs: dict[str, Path]) -> str:
                 text = html.escape(f"Careful: {of_run}{warning}.")
                 lines.append(f'<p class="failed">{text}</p>')
     return "\n".join(lines)
+
 
 # %% ../../nbs/93_viz.report.ipynb #af16e9cf
 @dataclass
@@ -378,6 +417,7 @@ def index_page(
 ) -> str:
     "The report's index.html."
     body = ["<h1>Report</h1>", runs_table(runs), warnings_html(runs)]
+    body += kinds_section(runs)
     for notebook in dict.fromkeys(name for name, _ in results):
         title, promise = results[notebook, next(iter(runs))].headline
         body += [
