@@ -598,7 +598,7 @@ def score_raters(
             rows.append(row | {"remark": rater_remark(row)})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/46_evidence.annotate.ipynb #41c736bd
+# %% ../../nbs/46_evidence.annotate.ipynb #87f73540
 def agreement_with_self(
     own: pd.DataFrame,  # all ratings of one rater
 ) -> tuple[float, int]:
@@ -631,7 +631,8 @@ def known_answers(
 def rater_remark(row: dict[str, float]) -> str:
     "What is odd about a rater, in words; empty when nothing is."
     remarks = []
-    if row["hi"] < 0:
+    among_others = row["kappa"] - row["gap"]
+    if row["hi"] < 0 and row["kappa"] < among_others / 2:
         remarks.append("disagrees with all others")
     if row["checks_right"] < LEAST_RIGHT:
         remarks.append("misses known answers")

@@ -143,7 +143,7 @@ def read_table_answers(text: str, file: str) -> list[dict[str, Any]]:
         rows.append(answer_row(line, file=file, sheet=sheet, item=item, **texts))
     return rows
 
-# %% ../../nbs/48_evidence.answers.ipynb #4168cf42
+# %% ../../nbs/48_evidence.answers.ipynb #d60383e1
 def read_answers(
     paths: Iterable[Path],  # .json, .txt or .csv files
 ) -> tuple[pd.DataFrame, dict[str, str]]:  # rows; why files could not be read
@@ -162,7 +162,7 @@ def read_answers(
                 rows += read_page_answers(data, path.name)
             else:
                 raise ValueError("it is JSON, but neither a page's nor Label Studio's")
-        except (ValueError, TypeError, AttributeError, csv.Error) as e:
+        except (ValueError, TypeError, AttributeError, RecursionError, csv.Error) as e:
             unreadable[path.name] = " ".join(str(e).split())
     return pd.DataFrame(rows, columns=list(ROW_COLUMNS)), unreadable
 
