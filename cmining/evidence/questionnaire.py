@@ -431,7 +431,7 @@ function imported(text) {
 }
 """
 
-# %% ../../nbs/47_evidence.questionnaire.ipynb #e94b9087
+# %% ../../nbs/47_evidence.questionnaire.ipynb #92359f93
 SCRIPT_VIEW = r"""
 const main = document.getElementById("main")
 
@@ -497,12 +497,13 @@ function consent() {
 function questionGroup(q) {
   const group = element("div", "", {className: "question"})
   const text = element("p", `${q + 1}. ${word("questions")[q]}`, {id: `q${q}`})
-  group.setAttribute("role", "group")
+  group.setAttribute("role", "radiogroup")
   group.setAttribute("aria-labelledby", text.id)
   const choices = element("div", "", {className: "choices"})
   for (const [name, value] of [["yes", 1], ["no", 0]]) {
     const choice = button(name, () => choose(q, value), {id: `q${q}${name}`})
-    choice.setAttribute("aria-pressed", String(answersOf(place)[q] === value))
+    choice.setAttribute("role", "radio")
+    choice.setAttribute("aria-checked", String(answersOf(place)[q] === value))
     choice.dataset.question = q
     choices.append(choice)
   }
@@ -559,19 +560,18 @@ function show(focus = null) {
 }
 """
 
-# %% ../../nbs/47_evidence.questionnaire.ipynb #8d9ce98b
+# %% ../../nbs/47_evidence.questionnaire.ipynb #791953f7
 SCRIPT_ACT = r"""
 // the first question without an answer, or else the way on
-function nextFocus(from = 0) {
-  const answers = answersOf(place)
-  for (let q = from; q < n; q++) if (answers[q] === null) return `q${q}yes`
-  const open = answers.indexOf(null)
+function nextFocus() {
+  const open = answersOf(place).indexOf(null)
   return open < 0 ? "next" : `q${open}yes`
 }
 
+// always one question down: whoever types five answers in a row gives each its own
 function choose(question, value) {
   answer(question, value)
-  show(nextFocus(question + 1))
+  show(question + 1 < n ? `q${question + 1}yes` : nextFocus())
 }
 
 function turn(step) {
@@ -619,25 +619,34 @@ function deleteAll() {
   show()
 }
 
+// the question that a key is for; undefined where all are answered and none has the focus
 function focusedQuestion() {
   const question = document.activeElement?.dataset?.question
   if (question !== undefined) return Number(question)
   const open = answersOf(place).indexOf(null)
-  return open < 0 ? n - 1 : open
+  return open < 0 ? undefined : open
+}
+
+function step(by) {
+  const q = Math.min(Math.max((focusedQuestion() ?? n) + by, 0), n - 1)
+  document.getElementById(`q${q}yes`).focus()
 }
 
 document.addEventListener("keydown", event => {
   const busy = ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)
   if (busy || event.ctrlKey || event.altKey || event.metaKey || !state.agreed) return
-  const atTerm = place < sheet.items.length
-  const moves = {ArrowLeft: -1, ArrowRight: 1}
-  const steps = {ArrowUp: -1, ArrowDown: 1}
+  const question = place < sheet.items.length ? focusedQuestion() : undefined
+  const onChoice = event.target.dataset?.question !== undefined
   const values = {1: 1, 2: 0}
-  if (event.key in moves) turn(moves[event.key])
-  else if (atTerm && event.key in values) choose(focusedQuestion(), values[event.key])
-  else if (atTerm && event.key in steps) {
-    const q = Math.min(Math.max(focusedQuestion() + steps[event.key], 0), n - 1)
-    document.getElementById(`q${q}yes`).focus()
+  if (event.key === "ArrowLeft") turn(-1)
+  else if (event.key === "ArrowRight") turn(1)
+  else if (place === sheet.items.length) return
+  else if (event.key === "ArrowUp") step(-1)
+  else if (event.key === "ArrowDown") step(1)
+  else if (event.key in values && question !== undefined) choose(question, values[event.key])
+  else if (event.key === "Enter" && onChoice) {
+    if (isFinished(place)) turn(1)
+    else document.getElementById(nextFocus()).focus()
   } else return
   event.preventDefault()
 })
@@ -655,7 +664,7 @@ show(state.agreed && place < sheet.items.length ? nextFocus() : null)
 """
 SCRIPT = SCRIPT_STATE + SCRIPT_VIEW + SCRIPT_ACT
 
-# %% ../../nbs/47_evidence.questionnaire.ipynb #42a93cd0
+# %% ../../nbs/47_evidence.questionnaire.ipynb #917b7b91
 CSS = """
 * { box-sizing: border-box }
 body { margin: 0; font: 17px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans",
@@ -683,7 +692,7 @@ button, .button, select { font: inherit; color: #222; background: #f1f4f6;
          min-height: 46px; cursor: pointer; display: block }
 .button { text-align: center }
 .button input { position: absolute; opacity: 0; width: 1px; height: 1px }
-button[aria-pressed="true"] { background: #00507d; border-color: #00507d; color: #fff;
+button[aria-checked="true"] { background: #00507d; border-color: #00507d; color: #fff;
          font-weight: 600 }
 button.strong { background: #0072B2; border-color: #0072B2; color: #fff }
 button:disabled { color: #999; border-color: #ddd; cursor: default }
