@@ -431,7 +431,7 @@ function imported(text) {
 }
 """
 
-# %% ../../nbs/47_evidence.questionnaire.ipynb #92359f93
+# %% ../../nbs/47_evidence.questionnaire.ipynb #ffd2a77e
 SCRIPT_VIEW = r"""
 const main = document.getElementById("main")
 
@@ -495,8 +495,9 @@ function consent() {
 }
 
 function questionGroup(q) {
-  const group = element("div", "", {className: "question"})
-  const text = element("p", `${q + 1}. ${word("questions")[q]}`, {id: `q${q}`})
+  const group = element("div", "", {className: "question", id: `q${q}`, tabIndex: -1})
+  const text = element("p", `${q + 1}. ${word("questions")[q]}`, {id: `q${q}text`})
+  group.dataset.question = q
   group.setAttribute("role", "radiogroup")
   group.setAttribute("aria-labelledby", text.id)
   const choices = element("div", "", {className: "choices"})
@@ -560,18 +561,18 @@ function show(focus = null) {
 }
 """
 
-# %% ../../nbs/47_evidence.questionnaire.ipynb #791953f7
+# %% ../../nbs/47_evidence.questionnaire.ipynb #20142434
 SCRIPT_ACT = r"""
 // the first question without an answer, or else the way on
 function nextFocus() {
   const open = answersOf(place).indexOf(null)
-  return open < 0 ? "next" : `q${open}yes`
+  return open < 0 ? "next" : `q${open}`
 }
 
 // always one question down: whoever types five answers in a row gives each its own
 function choose(question, value) {
   answer(question, value)
-  show(question + 1 < n ? `q${question + 1}yes` : nextFocus())
+  show(question + 1 < n ? `q${question + 1}` : nextFocus())
 }
 
 function turn(step) {
@@ -629,7 +630,7 @@ function focusedQuestion() {
 
 function step(by) {
   const q = Math.min(Math.max((focusedQuestion() ?? n) + by, 0), n - 1)
-  document.getElementById(`q${q}yes`).focus()
+  document.getElementById(`q${q}`).focus()
 }
 
 document.addEventListener("keydown", event => {
@@ -664,7 +665,7 @@ show(state.agreed && place < sheet.items.length ? nextFocus() : null)
 """
 SCRIPT = SCRIPT_STATE + SCRIPT_VIEW + SCRIPT_ACT
 
-# %% ../../nbs/47_evidence.questionnaire.ipynb #917b7b91
+# %% ../../nbs/47_evidence.questionnaire.ipynb #6704026a
 CSS = """
 * { box-sizing: border-box }
 body { margin: 0; font: 17px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans",
@@ -684,7 +685,9 @@ h2 { font-size: 27px; line-height: 1.25; margin: 0 0 4px }
 #text { margin: 0 0 10px }
 .question { border-top: 1px solid #e5e5e5; padding: 8px 0 }
 .question p { margin: 0 0 6px }
-.question:focus-within { background: #f3f8fb; box-shadow: -6px 0 #f3f8fb, 6px 0 #f3f8fb }
+.question:focus-within { background: #f3f8fb; box-shadow: -8px 0 #E69F00, -6px 0 #f3f8fb,
+                         6px 0 #f3f8fb }
+.question:focus { outline: none }
 .choices, nav { display: grid; grid-template-columns: 1fr 1fr; gap: 10px }
 nav { padding: 14px 0 }
 button, .button, select { font: inherit; color: #222; background: #f1f4f6;
