@@ -31,6 +31,7 @@ from cmining.evidence.study import (
     simulate_study,
 )
 from cmining.mine.pipeline import mine_corpus
+from cmining.viz.report import run_notebook
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "sample"
@@ -207,9 +208,7 @@ def test_another_studys_key_is_refused(study, run, tmp_path):
 
 def test_hostile_texts_come_back_whole_through_a_spreadsheet(study, tmp_path):
     "Filled in as a spreadsheet saves it: semicolons, a byte order mark, Windows lines."
-    table = pd.read_csv(
-        study / "tables" / "de-1.csv", dtype=str, keep_default_na=False
-    )
+    table = pd.read_csv(study / "tables" / "de-1.csv", dtype=str, keep_default_na=False)
     assert not table["title"].str.match(r"[=+\-@0-9]").any()
     table.loc[1:, list(QUESTIONS)] = "nein"
     saved = tmp_path / "filled.csv"
@@ -266,7 +265,9 @@ def test_the_configuration_is_xml_with_required_questions(lang):
 ITEMS = pd.DataFrame(
     {
         "item": [f"{i:010x}" for i in range(30)],
-        "title": [f"{HOSTILE[i]}" if i < len(HOSTILE) else f"Begriff {i}" for i in range(30)],
+        "title": [
+            f"{HOSTILE[i]}" if i < len(HOSTILE) else f"Begriff {i}" for i in range(30)
+        ],
         "text": [f"{HOSTILE[i % len(HOSTILE)]} und ein Text." for i in range(30)],
     }
 )
@@ -512,3 +513,28 @@ def test_every_row_has_one_status(study, tmp_path, run):
     gone = answers[2].stem.removeprefix("simulated-")
     of_gone = [r for r in outcome["raters"] if r["rater"] == gone]
     assert of_gone[0]["missing"] == of_gone[0]["items"]
+
+
+def test_figure_4_from_a_study(study, run, tmp_path):
+    "By papermill, in a folder elsewhere; and by report, where there is no study."
+    pytest.importorskip("papermill")
+    figures = ROOT / "nbs" / "figures"
+    simulate_study(study, pd.read_csv(SAMPLE / "labels.csv"))
+    collect_study(study)
+    means = score_study(study)["means"]
+    reported = tmp_path / "read_off.csv"
+    reported.write_text("figure,item,measure,value\nfig4,CultureAtlas,de,2.0\n")
+    parameters = {"study": str(study), "reported": str(reported)}
+    notebook, failure = run_notebook(
+        figures / "fig4_human.ipynb", parameters | {"save_to": str(tmp_path)}
+    )
+    assert failure is None
+    drawn = pd.read_csv(tmp_path / "fig4_human.csv")
+    total = means[means["measure"] == "total"]
+    assert np.allclose(drawn["value"], total["value"], atol=1e-4)
+    assert (tmp_path / "fig4_human.svg").is_file()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", ()) for output in outputs)
+    notebook, failure = run_notebook(figures / "fig4_human.ipynb", {"run_dir": str(run)})
+    assert failure is None
+    assert any("There is no study" in str(cell) for cell in notebook.cells)
