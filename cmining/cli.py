@@ -1063,7 +1063,7 @@ def cost_options(sub: argparse.ArgumentParser) -> None:
         help="GPUs of the machine, with --gpu-hour (default 1)",
     )
 
-# %% ../nbs/99_cli.ipynb #5605321e
+# %% ../nbs/99_cli.ipynb #0a4154a6
 class Command(NamedTuple):
     "A command of cmining."
 
@@ -1073,6 +1073,152 @@ class Command(NamedTuple):
     example: str
 
 
+def add_commands(
+    parser: argparse.ArgumentParser,
+    commands: dict[str, Command],
+    name_as: str,  # the option that gets the name of the command
+    function_as: str,  # the option that gets its function
+) -> None:
+    "A parser for each command, below another one."
+    below = parser.add_subparsers(metavar="COMMAND", required=True, dest=name_as)
+    for name, command in commands.items():
+        sub = below.add_parser(
+            name,
+            help=command.help,
+            description=command.help,
+            epilog=f"example: {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(**{function_as: command.function})
+        if isinstance(sub, Parser):
+            sub.read_values()
+        command.add_options(sub)
+
+# %% ../nbs/99_cli.ipynb #4753ebb2
+def annotate_sample(options: argparse.Namespace) -> None:
+    "cmining annotate sample"
+    from cmining.evidence.study import plan_text, sample_study
+
+    plan = sample_study(
+        options.runs,
+        options.out,
+        options.n,
+        options.raters,
+        options.seed,
+        options.checks,
+    )
+    print(plan_text(plan))
+    print(
+        f"\nGive each rater one file of {options.out}/pages, tables or label-studio; put"
+        f" what comes back into\n{options.out}/answers. {options.out}/key.json says which"
+        " item is what: keep it apart."
+    )
+
+
+def annotate_sample_options(sub: argparse.ArgumentParser) -> None:
+    "What is judged, by how many."
+    sub.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="run folders: ours first, then others to compare it with",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the study folder, new")
+    sub.add_argument(
+        "--n",
+        type=int,
+        help=(
+            "different items of all languages together (default: enough to see half a"
+            " point of the score)"
+        ),
+    )
+    sub.add_argument(
+        "--raters", type=int, default=3, help="raters of each language (default 3)"
+    )
+    sub.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="decides who sees what: keep it to yourself (default 0)",
+    )
+    sub.add_argument(
+        "--checks",
+        type=Path,
+        help=(
+            "a table of items with known answers: lang, title, text, q1 to q5 (default:"
+            " the bundled sample's)"
+        ),
+    )
+
+# %% ../nbs/99_cli.ipynb #d0e8dadc
+def annotate_collect(options: argparse.Namespace) -> None:
+    "cmining annotate collect"
+    from cmining.evidence.study import collect_study, collected_text
+
+    print(collected_text(collect_study(options.study)))
+
+
+def annotate_collect_options(sub: argparse.ArgumentParser) -> None:
+    "Which study."
+    sub.add_argument("study", type=Path, help="a study folder, with files in answers/")
+
+
+def annotate_score(options: argparse.Namespace) -> None:
+    "cmining annotate score"
+    from cmining.evidence.study import is_simulated, score_study, scores_text
+
+    scores = score_study(options.study, options.key)
+    print(scores_text(scores, is_simulated(options.study)))
+    figure = "nbs/figures/fig4_human.ipynb"
+    line = shell_line(
+        "papermill", figure, "fig4.ipynb", "-p", "study", options.study.resolve()
+    )
+    print(
+        f"\nThe tables are in {options.study}/scores/. Fig. 4, from the checkout: {line}"
+    )
+
+
+def annotate_score_options(sub: argparse.ArgumentParser) -> None:
+    "Which study, and where its key is."
+    sub.add_argument("study", type=Path, help="a study folder that was collected")
+    sub.add_argument(
+        "--key", type=Path, help="where its key.json is kept (default: in the folder)"
+    )
+
+
+ANNOTATE: dict[str, Command] = {
+    "sample": Command(
+        annotate_sample,
+        annotate_sample_options,
+        "Draw items from runs, and write a blinded sheet for each rater.",
+        "cmining annotate sample runs/sample --n 300 --raters 3 --out study",
+    ),
+    "collect": Command(
+        annotate_collect,
+        annotate_collect_options,
+        "Read what raters sent back, and account for every row. Needs no key.",
+        "cmining annotate collect study",
+    ),
+    "score": Command(
+        annotate_score,
+        annotate_score_options,
+        "Open the key: means, differences, agreement, raters.",
+        "cmining annotate score study --key safe/key.json",
+    ),
+}
+
+
+def annotate_command(options: argparse.Namespace) -> int | None:
+    "cmining annotate"
+    return options.step_function(options)
+
+
+def annotate_options(sub: argparse.ArgumentParser) -> None:
+    "The three steps of a study."
+    add_commands(sub, ANNOTATE, "step", "step_function")
+
+# %% ../nbs/99_cli.ipynb #5605321e
 COMMANDS: dict[str, Command] = {
     "ingest": Command(
         ingest_command,
@@ -1135,6 +1281,12 @@ COMMANDS: dict[str, Command] = {
         "What a run cost, step by step, beside the paper's Table 6.",
         "cmining cost runs/sample --core-hour 0.04",
     ),
+    "annotate": Command(
+        annotate_command,
+        annotate_options,
+        "Have people judge culture points: draw and blind, collect, score.",
+        "cmining annotate sample runs/sample --n 300 --raters 3 --out study",
+    ),
 }
 
 # %% ../nbs/99_cli.ipynb #3149e452
@@ -1158,18 +1310,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cmining {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        sub = commands.add_parser(
-            name,
-            help=command.help,
-            description=command.help,
-            epilog=f"example: {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(function=command.function, command=name)
-        sub.read_values()
-        command.add_options(sub)
+    add_commands(parser, COMMANDS, "command", "function")
     return parser
 
 # %% ../nbs/99_cli.ipynb #c2f1e3bf

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import time
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 pytest.importorskip("bokeh")
 from bokeh.core.enums import MarkerType
+from browser import Page, need_browser
 
 from cmining.core.basics import RunError
 from cmining.core.runs import Params, read_record, read_run
@@ -23,10 +21,6 @@ SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 EVIL = (
     "</script><script>document.title='owned'</script><img src=x"
     " onerror=\"document.title='owned'\"> @{lead}{safe} $$x$$ "
-)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
 )
 DEEP = (
     "const deep = (root, what) => [...root.querySelectorAll(what),"
@@ -64,90 +58,10 @@ def made(run, tmp_path_factory):
     return out
 
 
-class Page:
-    "A page in headless Chromium, driven by the DevTools protocol."
+class Atlas(Page):
+    "The atlas in a browser."
 
-    def __init__(self, address: str, profile: Path):
-        import websocket
-
-        command = [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-unsafe-swiftshader",
-            "--remote-debugging-port=0",
-            "--window-size=1280,800",
-            f"--user-data-dir={profile}",
-            "about:blank",
-        ]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        port = profile / "DevToolsActivePort"
-        self.until(lambda: port.is_file() and port.read_text().count("\n"))
-        targets = json.load(
-            urlopen(f"http://127.0.0.1:{port.read_text().split()[0]}/json")
-        )
-        self.socket = websocket.create_connection(
-            next(t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page"),
-            suppress_origin=True,
-            timeout=120,
-        )
-        self.n = 0
-        self.events = []
-        for domain in ("Page", "Network", "Runtime"):
-            self(f"{domain}.enable")
-        self("Page.navigate", url=address)
-        self.until(
-            lambda: self.js(
-                "typeof atlas == 'object' && !!atlas.rows &&"
-                " document.querySelector('#count').textContent"
-            )
-        )
-
-    def __call__(self, method: str, **params):
-        self.n += 1
-        self.socket.send(json.dumps({"id": self.n, "method": method, "params": params}))
-        while (answer := json.loads(self.socket.recv())).get("id") != self.n:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def js(self, code: str):
-        answer = self(
-            "Runtime.evaluate",
-            expression=f"(() => {{ {DEEP} return {code} }})()",
-            returnByValue=True,
-        )
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def until(self, true, seconds: float = 60):
-        end = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < end, "the page did not get there"
-            time.sleep(0.1)
-
-    def key(self, name: str, code: int):
-        for kind in ("keyDown", "keyUp"):
-            self(
-                "Input.dispatchKeyEvent",
-                type=kind,
-                key=name,
-                windowsVirtualKeyCode=code,
-                **({"text": "\r"} if name == "Enter" and kind == "keyDown" else {}),
-            )
-
-    def mouse(self, x: float, y: float, *kinds: str):
-        for kind in kinds:
-            self(
-                "Input.dispatchMouseEvent",
-                type=kind,
-                x=x,
-                y=y,
-                **({} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}),
-            )
+    prelude = DEEP
 
     def middle(self) -> tuple[float, float]:
         "The middle of the map, where a search brings what it found."
@@ -170,22 +84,18 @@ class Page:
         )
         self("Input.insertText", text=text)
         self.key("Shift", 16)  # the field looks at its text when a key is let go
-        self.key("Enter", 13)
-
-    def close(self):
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait(20)
+        self.key("Enter", 13, "\r")
 
 
 @pytest.fixture(scope="module")
 def browser(made, tmp_path_factory):
-    if not CHROMIUM:
-        pytest.skip("no Chromium or Chrome is installed")
-    pytest.importorskip(
-        "websocket", reason="websocket-client drives the browser; Jupyter brings it"
+    need_browser()
+    page = Atlas(tmp_path_factory.mktemp("profile"))
+    page.open(
+        made.as_uri(),
+        "typeof atlas == 'object' && !!atlas.rows &&"
+        " document.querySelector('#count').textContent",
     )
-    page = Page(made.as_uri(), tmp_path_factory.mktemp("profile"))
     yield page
     page.close()
 
@@ -300,14 +210,9 @@ def test_corpus_text_stays_text(browser, title):
 
 
 def test_no_network_and_no_exception(browser):
-    browser.js("0")
-    asked = [
-        e["params"]["request"]["url"]
-        for e in browser.events
-        if e.get("method") == "Network.requestWillBeSent"
-    ]
+    asked = browser.requests()
     assert asked and all(a.startswith(("file:", "data:", "blob:")) for a in asked)
-    assert not [e for e in browser.events if e.get("method") == "Runtime.exceptionThrown"]
+    assert not browser.exceptions()
 
 
 def test_same_bytes(run, made, tmp_path):

@@ -232,6 +232,7 @@ PATHS = {
     "synthesize": ("--out=~/x", "--prices=~/x", "~/x", "--against=~/x"),
     "export": ("--out=~/x", "--format=trl", "~/x"),
     "cost": ("~/x",),
+    "annotate": ("sample", "~/x", "--out=~/x", "--checks=~/x"),
 }
 
 

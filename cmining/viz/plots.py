@@ -54,7 +54,7 @@ __all__ = ['STYLE', 'STAGE_COLORS', 'LINE_COLORS', 'BENCHMARKS', 'REPORTED', 'us
            'sample_side', 'compare_islands', 'island_names', 'plot_map', 'plot_islands', 'bootstrap_mean', 'read_table',
            'read_renderings', 'run_pairs', 'rendering_distances', 'resistance', 'plot_radar', 'wilson_interval',
            'count_stages', 'plot_bars', 'plot_stages', 'plot_yield', 'theta_curve', 'plot_lines', 'plot_quality',
-           'plot_cost', 'reported_rows', 'read_results', 'beside_reported', 'plot_results']
+           'plot_cost', 'reported_rows', 'read_results', 'beside_reported', 'plot_results', 'plot_ratings']
 
 # %% ../../nbs/91_viz.plots.ipynb #d1b340c7
 STYLE: dict[str, Any] = {
@@ -1039,3 +1039,39 @@ def plot_results(
         label.set_parse_math(False)
     legend_below(panels, ncols=2)
     return axes
+
+# %% ../../nbs/91_viz.plots.ipynb #8e6bfa99
+def plot_ratings(
+    ax: Axes,
+    means: pd.DataFrame,  # lang, arm, value, lo, hi; a row a language and arm
+    reported: pd.DataFrame | None = None,  # from read_results: item, measure, value
+) -> Axes:
+    "Languages across, an arm a colour, from 0 to 4: filled is measured, hollow is reported."
+    langs = list(means["lang"].unique())
+    arms = list(means["arm"].unique())
+    step = 0.7 / max(len(arms), 1)
+    for a, (arm, color, marker) in enumerate(
+        zip(arms, cycle(LINE_COLORS), cycle("os^DvXP"))
+    ):
+        part = means[means["arm"] == arm]
+        x = part["lang"].map(langs.index) + (a - (len(arms) - 1) / 2) * step
+        ax.vlines(x, part["lo"], part["hi"], color=color)
+        label = shorten(arm, 40)
+        ax.scatter(
+            x, part["value"], color=color, marker=marker, s=30, label=label, zorder=3
+        )
+    for name, marker in zip(
+        [] if reported is None else reported["item"].unique(), cycle("sDv")
+    ):
+        part = reported[(reported["item"] == name) & reported["measure"].isin(langs)]
+        hollow = dict(facecolors="none", edgecolors="#666666", marker=marker)
+        label = f"{shorten(name, 40)}, reported"
+        ax.scatter(part["measure"].map(langs.index), part["value"], label=label, **hollow)
+    ax.set_xticks(range(len(langs)), langs)
+    ax.set_xlim(-0.6, len(langs) - 0.4)
+    ax.set_ylim(-0.1, 4.1)
+    ax.set_ylabel("mean score, 0 to 4")
+    ax.grid(axis="y")
+    for text in ax.legend(loc="upper left", bbox_to_anchor=(1, 1)).get_texts():
+        text.set_parse_math(False)
+    return ax
