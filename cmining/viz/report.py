@@ -160,6 +160,7 @@ table { border-collapse: collapse; font-size: .85em; margin: .5rem 0; display: b
 table, th, td { border: 0 solid #DDD; }
 th, td { padding: .15rem .6rem; text-align: left; border-bottom-width: 1px; }
 .dataframe th, .dataframe td { text-align: right; }
+.points .dataframe th, .points .dataframe td { text-align: left; }
 .runs { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 .run { flex: 1 1 COLUMN; min-width: 0; }
 .run > h3 { margin: 0; }
@@ -286,7 +287,8 @@ def kinds_section(runs: dict[str, Path]) -> list[str]:
             parts.append(f"<h3>{html.escape(name)}</h3>")
         parts.append(kind_counts(points).to_html(border=0))
         listed = points_by_kind(points).to_html(index=False, border=0)
-        parts.append(f"<details><summary>points by kind</summary>{listed}</details>")
+        head = '<details class="points"><summary>points by kind</summary>'
+        parts.append(f"{head}{listed}</details>")
     return ["<h2>Kinds of culture points</h2>", *parts] if parts else []
 
 # %% ../../nbs/93_viz.report.ipynb #5b39f68e
