@@ -64,8 +64,22 @@ class Page:
 
     def open(self, address: str, ready: str):
         "Go to an address, and wait until an expression is true there."
+        self.js("window.left = true")  # the page before would be ready at once
         self("Page.navigate", url=address)
-        self.until(lambda: self.js(ready))
+        self.until(lambda: self.holds(f"!window.left && ({ready})"))
+
+    def reload(self, ready: str):
+        "Load the page anew, and wait until an expression is true there."
+        self.js("window.left = true")
+        self("Page.reload")
+        self.until(lambda: self.holds(f"!window.left && ({ready})"))
+
+    def holds(self, code: str) -> bool:
+        "Is an expression true? A page that is just being left has no answer."
+        try:
+            return bool(self.js(code))
+        except AssertionError:
+            return False
 
     def __call__(self, method: str, **params):
         self.n += 1

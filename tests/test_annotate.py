@@ -339,9 +339,8 @@ def test_thirty_items_by_keyboard_with_lost_tabs_and_a_file(opened, tmp_path):
     browser.press("1", "2", "1")
     assert browser.answers() == "yny--"
 
-    browser("Page.reload")  # in the middle of a term
-    browser.until(lambda: browser.js("document.readyState == 'complete'"))
-    browser.until(lambda: browser.text("#title") == ITEMS["title"][12])
+    browser.reload(READY)  # in the middle of a term
+    assert browser.text("#title") == ITEMS["title"][12]
     assert browser.answers() == "yny--"
     assert browser.js("document.activeElement.id") == "q3"
     assert browser.text("#progress") == "12 von 30 fertig"
@@ -408,6 +407,7 @@ def test_stop_delete_and_go_on_from_a_file(opened, tmp_path):
         other.write_text(content, "utf-8")
         node = browser("DOM.getDocument")["root"]["nodeId"]
         field = browser("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
+        browser.js("document.querySelector('#note').replaceChildren()")
         browser("DOM.setFileInputFiles", nodeId=field, files=[str(other)])
         browser.until(lambda: browser.text("#note"))
         return browser.text("#note")
