@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cmining.core.basics import CorpusError
+from cmining.core.basics import CorpusError, RunError
+from cmining.core.engine import hold_folder
 from cmining.core.scripts import clean_text, is_prose, nearest_code, split_text
 from cmining.ingest import corpus, dumps, wikitext
 from cmining.ingest.corpus import (
@@ -823,6 +824,66 @@ def test_the_newest_revision_is_the_article(tmp_path, revisions):
     assert entry["paragraphs"] == [LEAD]
 
 
+def numbered_revision(number: int, text: str, stamp: str = "") -> str:
+    return f"<revision><id>{number}</id>{stamp}<text>{text}</text></revision>"
+
+
+@pytest.mark.parametrize("stamp", ["", "<timestamp>2024-05-01T00:00:00Z</timestamp>"])
+def test_of_revisions_of_one_time_that_with_the_largest_number(tmp_path, stamp):
+    revisions = numbered_revision(20, LEAD, stamp) + numbered_revision(3, "Old.", stamp)
+    history = f"<page><title>Tea</title><ns>0</ns>{revisions}</page>"
+    ingest_source(dump(tmp_path / "d.xml", [history]), tmp_path / "out")
+    (entry,) = entries_of(tmp_path / "out")
+    assert entry["paragraphs"] == [LEAD]
+
+
+@pytest.mark.parametrize(
+    "column, article, other",
+    [
+        ("ns", 0, 14),
+        ("namespace", "0", "14"),
+        ("page_namespace", 0.0, 1.0),
+        ("namespace", {"identifier": 0, "name": "Article"}, {"identifier": 4}),
+    ],
+)
+def test_rows_that_name_their_namespace(tmp_path, column, article, other):
+    rows = [
+        {"title": "Portal:Two", "text": LEAD, column: article},
+        {"title": "Tea", "text": LEAD, column: other},
+    ]
+    got = ingest_source(write(tmp_path / "en.jsonl", rows), tmp_path / "out")
+    assert got["left_out"] == {"namespace": 1}
+    assert titles(tmp_path / "out") == ["Portal:Two"]
+
+
+def test_a_language_of_a_corpus_has_one_writer(tmp_path):
+    source = write(tmp_path / "en.jsonl", [{"title": "Tea", "text": LEAD}])
+    (tmp_path / "out" / "en").mkdir(parents=True)
+    with hold_folder(tmp_path / "out" / "en"):
+        with pytest.raises(RunError, match="in use by process"):
+            ingest_source(source, tmp_path / "out")
+        ingest_source(source, tmp_path / "out", lang="fr")  # another language
+    ingest_source(source, tmp_path / "out")
+    assert titles(tmp_path / "out") == ["Tea"]
+
+
+def test_nothing_is_left_of_a_source_without_an_entry(tmp_path):
+    source = write(tmp_path / "en.jsonl", [{"title": "", "text": LEAD}])
+    with pytest.raises(CorpusError, match="no title"):
+        ingest_source(source, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "{", "[" * 100_000])
+def test_a_broken_manifest_is_told_before_the_source_is_read(tmp_path, text):
+    source = write(tmp_path / "en.jsonl", [{"title": "Tea", "text": LEAD}])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(text)
+    with pytest.raises(CorpusError, match="is no manifest"):
+        ingest_source(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "en").exists()
+
+
 @pytest.mark.parametrize(
     "markup, shown",
     [
@@ -874,6 +935,15 @@ def test_variant_markup_of_the_lead(markup, shown):
         ("{{template:lang|ja|踊り}}", "踊り"),
         ("{{color|red|rot}}", "rot"),
         ("{{MS明朝フォント|龍}}", "龍"),
+        ("{{ko-hhrm|춤|舞}}", "춤, 舞"),
+        ("{{jpn|j=踊り|rm=odori}}", "踊り, odori"),
+        ("{{linktext|lang=ja|盆|踊り}}", "盆踊り"),
+        ("{{ill|Dance|de|Tanz}}", "Dance"),
+        ("{{ill|Dance|de|Tanz|lt=the dance}}", "the dance"),
+        ("{{仮リンク|A|en|B|label=C}}", "C"),
+        ("{{langr|fr|bal}}", "bal"),
+        ("{{b.|1650}}", "b. 1650"),
+        ("{{gloss|dance}}", "dance"),
     ],
 )
 def test_words_of_templates(template, shown):

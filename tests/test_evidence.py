@@ -19,7 +19,7 @@ from cmining.evidence.explain import (
 )
 from cmining.evidence.quality import POINTS, evaluate_run
 from cmining.evidence.sweep import run_sweep
-from cmining.mine import sort
+from cmining.ingest import sort
 from cmining.mine.control import encoder_control
 from cmining.mine.pipeline import load_vectors, mine_corpus
 from cmining.models.encoders import load_encoder

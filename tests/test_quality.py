@@ -5,7 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cmining.core.basics import RunError
 from cmining.core.runs import CANDIDATE, read_run
+from cmining.evidence.quality import read_labels
 from cmining.mine.pipeline import mine_corpus
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
@@ -48,3 +50,32 @@ def test_noise_is_pruned_and_nothing_else(labels):
     pruned = labels["stage"] == "pruned"
     assert share(pruned, labels["kind"] == "functional") >= 0.95
     assert not (pruned & labels["kind"].isin(["universal", "culture"])).any()
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("identifier,language\nx,de\n", "needs lang, id or title"),
+        ("lang,title,kind\n", "has no rows"),
+        ("lang,title,kind\nen,Tea,culture\n", "none of the 1 labels"),
+        ("lang,title,n_langs6\nde,Weinfest,six\n", "is a number, not 'six'"),
+        ("", "is no table of labels"),
+        ('lang,title,kind\n"de,Tee,culture\n', "is no table of labels"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, text, fault):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    entries = pd.DataFrame({"lang": ["de"], "id": ["1"], "title": ["Weinfest"]})
+    with pytest.raises(RunError, match=fault):
+        read_labels(path, entries)
+
+
+def test_titles_that_are_numbers_and_cells_that_are_empty(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("lang,title,kind,n_langs6\nde,1984,culture,6\nde,Tee,,\n")
+    entries = pd.DataFrame({"lang": "de", "title": ["Tee", "1984"]})
+    joined = read_labels(path, entries)
+    assert joined["kind"].tolist()[1:] == ["culture"]
+    assert joined["n_langs6"].tolist()[1:] == [6]
+    assert joined.iloc[0].isna().all()

@@ -78,6 +78,29 @@ def test_balanced_variant_markup_is_all_read(wikitext):
     assert _choose_variants(shown) == shown
 
 
+TEMPLATE_NAMES = ["lang", "langx", "nihongo", "zh", "korean", "circa", "ill", "unknown"]
+ARGUMENTS = PLAIN.map(lambda text: text.replace("\n", " ")) | st.sampled_from(
+    ["c=茶", "hangul=차", "lt=tea", "1=de", "2=Tee", "=", "x=", "[[a|b]]", "{{nbsp}}"]
+)
+TEMPLATES = st.builds(
+    lambda name, args: "{{" + "|".join([name, *args]) + "}}",
+    st.sampled_from(TEMPLATE_NAMES),
+    st.lists(ARGUMENTS, max_size=4),
+)
+
+
+@settings(max_examples=200)
+@given(TEMPLATES)
+def test_any_template_shows_the_same_both_ways_and_no_markup(template):
+    text = f"Tea ({template}) is a drink that people of the valley know well."
+    fast, careful = wiki_paragraphs(text), careful_paragraphs(text)
+    assert fast == careful
+    assert len(fast[0]) == 1
+    lead = fast[0][0]
+    assert not any(mark in lead for mark in ("{{", "}}", "[[", "]]", "|"))
+    assert lead.startswith("Tea") and lead.endswith("know well.")
+
+
 @settings(max_examples=300)
 @given(SOUP)
 def test_any_markup_is_read_the_same_way_twice(wikitext):

@@ -443,19 +443,37 @@ def arrow_table(
     return pa.table(arrays, names=list(columns))
 
 # %% ../../nbs/03_core.runs.ipynb #2cd08142
-RECORD: dict[str, type] = {
-    "params": dict,
-    "encoder": dict,
-    "corpus": dict,
-    "counts": dict,
+NUMBER = (int, float)
+SHARDS = {str: [str]}  # names by language
+RECORD: dict[str, Any] = {
+    "params": {},
+    "encoder": {"name": str},
+    "corpus": {"path": str},
+    "counts": {str: {str: int}},
     "culture_points": int,
-    "steps": list,
-    "versions": dict,
+    "tokens": {str: int},
+    "steps": [{"step": str, "seconds": NUMBER, "tasks": int, "resumed": int}],
+    "seconds": NUMBER,
+    "jobs": int,
+    "versions": {"cmining": str},
     "work": str,
-    "entries": dict,
-    "vectors": dict,
+    "entries": SHARDS,
+    "vectors": SHARDS,
     "candidates": str,
 }
+
+
+def has_shape(value: Any, shape: Any) -> bool:
+    "Has a value read from JSON this shape?"
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(has_shape(v, shape[0]) for v in value)
+    if not isinstance(shape, dict):
+        return isinstance(value, shape) and not isinstance(value, bool)
+    if not isinstance(value, dict):
+        return False
+    if str in shape:
+        return all(has_shape(v, shape[str]) for v in value.values())
+    return all(has_shape(value.get(key), inner) for key, inner in shape.items())
 
 # %% ../../nbs/03_core.runs.ipynb #3182a8e2
 def _finished(run: str | Path | UPath, name: str) -> Path | UPath:
@@ -509,9 +527,13 @@ def read_record(run: str | Path | UPath) -> dict[str, Any]:
         record = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict):
         raise _broken(path, "it is no JSON object")
-    for key, kind in RECORD.items():
-        if not isinstance(record.get(key), kind):
-            raise _broken(path, f"it has no {key!r}, or one that is no {kind.__name__}")
+    wrong = [
+        key for key, shape in RECORD.items() if not has_shape(record.get(key), shape)
+    ]
+    if wrong:
+        raise _broken(path, f"{', '.join(wrong)} in it: missing, or not what it was")
+    if record["entries"].keys() != record["vectors"].keys() or not record["steps"]:
+        raise _broken(path, "its parts do not belong together")
     return record
 
 

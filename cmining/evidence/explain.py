@@ -156,7 +156,10 @@ def vector_at(
         if place < len(vectors):
             return vectors[place].astype(np.float32)
         place -= len(vectors)
-    raise IndexError(f"the language has {place} vectors fewer than its table of entries")
+    raise RunError(
+        f"the language has {place} vectors fewer than its table of entries: mine the"
+        " corpus again into the same folder"
+    )
 
 
 def cosines(

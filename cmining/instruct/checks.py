@@ -245,10 +245,21 @@ def read_benchmarks(
 ) -> dict[int, set[str]]:  # n-grams by their length in tokens
     """The n-grams of benchmark files.
 
-    Raises CorpusError at a line that is no JSON, and OSError for a file that cannot be
-    read.
+    Raises CorpusError at a line that is no JSON and for a file that nothing can be
+    compared with, and OSError for a file that cannot be read.
     """
-    return benchmark_ngrams(text for path in paths for text in benchmark_texts(path))
+    ngrams: dict[int, set[str]] = {}
+    for path in paths:
+        of_file = benchmark_ngrams(benchmark_texts(path))
+        if not of_file:
+            raise CorpusError(
+                f"{path} has no text of {IN_WORDS.whole} words ({IN_CHARACTERS.whole}"
+                " characters without spaces) or more, so no item can be compared with"
+                " it: is it the right file?"
+            )
+        for n, runs in of_file.items():
+            ngrams.setdefault(n, set()).update(runs)
+    return ngrams
 
 # %% ../../nbs/52_instruct.checks.ipynb #eb22d768
 @dataclass(frozen=True)
