@@ -143,6 +143,7 @@ def test_every_entry_is_a_row(reference):
     assert set(entries.loc[entries["stage"] != "pruned", "reason"].dropna()) <= {
         "unstable",
         "counterpart",
+        "series",
     }
     assert entries[["lang", "id"]].equals(
         entries[["lang", "id"]].sort_values(["lang", "id"], ignore_index=True)
@@ -155,8 +156,12 @@ def test_run_folder_holds_the_columns_of_the_contract(reference):
     assert (
         list(points)
         == "id lang title lead group group_size dominance p_value q_value dispersion"
+<<<<<<< HEAD
         " entropy centrality rank stability isolation foreign_lang foreign_title"
         " foreign_similarity n_langs series series_size kind".split()
+=======
+        " entropy centrality rank stability series series_size".split()
+>>>>>>> h-series
     )
     assert list(groups)[:6] == "group size lang dominance p_value q_value".split()
     assert list(groups)[6:] == [
@@ -179,6 +184,7 @@ def test_clean_removes_the_work(tmp_path):
         "entries.parquet",
         "groups.parquet",
         "run.json",
+        "series.parquet",
     ]
 
 

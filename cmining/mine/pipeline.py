@@ -1576,7 +1576,7 @@ def input_record(
 
 
 def count_record(out: Path | UPath, work: Work) -> dict[str, Any]:
-    "What became of the entries: by stage, the pruned by reason, and what was no entry."
+    "What became of the entries: by stage, the pruned and the barred by reason, and what was none."
     columns = ["lang", "stage", "reason"]
     entries = pq.read_table(fetch_local(out / "entries.parquet"), columns=columns)
     stopped = entries.group_by(columns).aggregate([([], "count_all")]).to_pandas()
@@ -1597,6 +1597,7 @@ def count_record(out: Path | UPath, work: Work) -> dict[str, Any]:
     return {
         "counts": counts,
         "pruned": count(pruned, "reason"),
+        "barred": count(stopped[stopped["stage"] == "mixed"], "reason"),
         "skipped": dict(skipped),
         "culture_points": sum(c.get("culture_point", 0) for c in counts.values()),
     }
