@@ -395,6 +395,13 @@ def kinds_text(points: pd.DataFrame) -> str:
     return ", ".join(f"{n:,} {kind}" for kind, n in counts.items())
 
 
+def members_stopped(record: dict[str, Any]) -> int:
+    "How many entries are no culture points since another member stands for their series."
+    if record["params"].get("series") != "one":
+        return 0
+    return sum(of_lang.get("series", 0) for of_lang in record["barred"].values())
+
+
 def print_outcome(run: Path | UPath, n_points: int, record: dict[str, Any]) -> None:
     "What a run found and took, and which files it left."
     mebibytes = record["peak_memory_bytes"] / 2**20
@@ -402,11 +409,17 @@ def print_outcome(run: Path | UPath, n_points: int, record: dict[str, Any]) -> N
         f"\n{n_points:,} culture points in {record['seconds']:.0f} s, with"
         f" {mebibytes:,.0f} MiB of memory at the most. Everything is in {run}/"
     )
+    if n_members := members_stopped(record):
+        print(
+            f"{n_members:,} more are members of series, which one stands for:"
+            " --series keep takes them all."
+        )
     print(
         "  culture_points.parquet   what was found"
         "            entries.parquet   where every entry stopped\n"
         "  groups.parquet           every group of stage 2"
-        "    run.json          parameters, versions, counts, times"
+        "    run.json          parameters, versions, counts, times\n"
+        "  series.parquet           texts that differ in little but names and numbers"
     )
 
 # %% ../nbs/99_cli.ipynb #a07600f7

@@ -156,12 +156,8 @@ def test_run_folder_holds_the_columns_of_the_contract(reference):
     assert (
         list(points)
         == "id lang title lead group group_size dominance p_value q_value dispersion"
-<<<<<<< HEAD
         " entropy centrality rank stability isolation foreign_lang foreign_title"
         " foreign_similarity n_langs series series_size kind".split()
-=======
-        " entropy centrality rank stability series series_size".split()
->>>>>>> h-series
     )
     assert list(groups)[:6] == "group size lang dominance p_value q_value".split()
     assert list(groups)[6:] == [

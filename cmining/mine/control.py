@@ -18,16 +18,16 @@ from threadpoolctl import threadpool_limits
 
 from ..core.runs import Params
 from ..ingest.links import Link, Linked, count_links, key_rows, wiki_title
-from .discover import count_langs, find_groups
+from .discover import count_langs, find_groups, language_offset, project
 from .select import is_selected
 from .vectors import fit_centers, nearest_center, sample_rows, take_rows
 from ..models.encode import Encoder
 
 # %% auto #0
-__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'PROJECTION_FIGURES', 'BY_TABLE', 'BY_NAMES',
-           'MIN_CONTROLS', 'MIN_FOUND', 'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores', 'language_identity',
-           'encoder_control', 'control_warning', 'better_projection', 'cldr_links', 'found_controls', 'lonely_topics',
-           'comparability', 'comparability_warning']
+__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'PROJECTION_FIGURES', 'MIN_GAIN', 'BY_TABLE',
+           'BY_NAMES', 'MIN_CONTROLS', 'MIN_FOUND', 'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores',
+           'language_identity', 'encoder_control', 'control_warning', 'better_projection', 'cldr_links',
+           'found_controls', 'lonely_topics', 'comparability', 'comparability_warning']
 
 # %% ../../nbs/36_mine.control.ipynb #e4d87ce2
 def cldr_names(lang: str) -> dict[str, str]:
@@ -295,8 +295,22 @@ def control_warning(
         )
     return None
 
-# %% ../../nbs/36_mine.control.ipynb #ef3e221f
+# %% ../../nbs/36_mine.control.ipynb #c11a7ec1
+def project_terms(
+    vectors: np.ndarray,  # float32 [terms, d]
+    lang: np.ndarray,  # str [terms]
+    kind: str,  # none, center or lir
+) -> np.ndarray:  # float32 [terms, d]
+    "Take out of the terms of each language what they have in common."
+    if kind == "none":
+        return vectors
+    codes = np.unique(lang.astype(str))
+    offsets = {code: language_offset(vectors[lang == code], kind) for code in codes}
+    return project(vectors, lang, kind, offsets)
+
+# %% ../../nbs/36_mine.control.ipynb #3a405ed7
 PROJECTION_FIGURES = ("together", "retrieval", "own_language", "probe", "islands")
+MIN_GAIN = 0.2  # of the share of pairs that are together
 
 
 def better_projection(
@@ -304,18 +318,18 @@ def better_projection(
         str, Mapping[str, Any]
     ],  # of "none" and "center", from control_each
 ) -> str:  # none or center
-    "Center where the control finds pairs nearer and languages less apart with it."
+    "Center where it brings far more pairs together and does not keep languages more apart."
     none = controls["none"]
     center = controls["center"]
     if "together" not in none or "together" not in center:
         return "none"
-    pairs_nearer = center["together"] > none["together"]
-    less_apart = center["own_language"] < none["own_language"]
-    return "center" if pairs_nearer and less_apart else "none"
+    pairs_gain = center["together"] - none["together"] >= MIN_GAIN
+    no_more_apart = center["own_language"] <= none["own_language"]
+    return "center" if pairs_gain and no_more_apart else "none"
 
-# %% ../../nbs/36_mine.control.ipynb #f60ef425
+# %% ../../nbs/36_mine.control.ipynb #ec8d4b46
 def projection_text(controls: Mapping[str, Mapping[str, Any]], chosen: str) -> str:
-    "What was chosen, and the two figures that decided, on a line."
+    "What was chosen, and the figures that decided, on a line."
     none = controls["none"]
     center = controls["center"]
     if "together" not in none or "together" not in center:

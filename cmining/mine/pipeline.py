@@ -78,6 +78,7 @@ from cmining.mine.control import (
     comparability,
     control_each,
     lonely_topics,
+    project_terms,
     projection_text,
 )
 from .discover import find_groups, language_offset, project
@@ -1417,11 +1418,10 @@ def plan_text(corpus: Any, needs: dict[str, Any], encoder: str, jobs: int) -> st
 def control_run(
     work: Work,
     languages: list[Language],
-    kinds: Sequence[str],  # of the projections that are compared; only one without auto
+    kinds: Sequence[str],  # of the projections that are compared
 ) -> dict[str, dict[str, Any]]:
     "The encoder control of a run after each projection, from control_each."
-    offsets = load_offsets(work)
-    projections = {kind: partial(project, kind=kind, offsets=offsets) for kind in kinds}
+    projections = {kind: partial(project_terms, kind=kind) for kind in kinds}
     controls = control_each(work.encoder, work.langs, work.params, projections)
     langs = langs_with_entries(languages)
     if len(langs) == 1:

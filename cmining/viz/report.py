@@ -28,7 +28,6 @@ from ..core.runs import Params, read_record, read_run
 from ..core.scripts import shorten
 from ..mine.kinds import KINDS
 
-
 # %% auto #0
 __all__ = ['FIGURES', 'figure_notebooks', 'make_report', 'new_notebook']
 
@@ -338,7 +337,6 @@ def warnings_html(runs: dict[str, Path]) -> str:
                 text = html.escape(f"Careful: {of_run}{warning}.")
                 lines.append(f'<p class="failed">{text}</p>')
     return "\n".join(lines)
-
 
 # %% ../../nbs/93_viz.report.ipynb #af16e9cf
 @dataclass
