@@ -135,7 +135,14 @@ def path_name(text: str) -> str:
         )
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise argparse.ArgumentTypeError(f"the name {text!r} is no UTF-8: rename it")
-    return os.path.expanduser(text)
+    name = os.path.expanduser(text)
+    if name.startswith("~") and name == text:
+        user = name.split("/")[0]
+        raise argparse.ArgumentTypeError(
+            f"there is no home folder {user}; of a file or folder of that name give"
+            f" ./{name}"
+        )
+    return name
 
 
 def local_path(text: str) -> Path:
