@@ -5,26 +5,41 @@
 # %% ../nbs/99_cli.ipynb #f6b85727
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import os
-import shlex
-import shutil
 import sys
-import unicodedata
-from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import Field, fields
-from itertools import accumulate, islice
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 # %% auto #0
 __all__ = ['build_parser', 'main']
 
+# %% ../nbs/99_cli.ipynb #d91d9591
+def was_interrupted(error: BaseException) -> bool:
+    "Is an error Ctrl-C, or what a module made of it?"
+    pending: list[BaseException | None] = [error]
+    seen: list[BaseException | None] = [None]  # an error may be its own cause
+    while pending:
+        e = pending.pop()
+        if isinstance(e, KeyboardInterrupt):
+            return True
+        if e not in seen:
+            seen.append(e)
+            pending += [e.__cause__, e.__context__]
+    return False
+
 # %% ../nbs/99_cli.ipynb #5a55cfdf
 try:
+    import argparse
+    import json
+    import math
+    import os
+    import shlex
+    import shutil
+    import unicodedata
+    from bisect import bisect_right
+    from collections.abc import Callable
+    from dataclasses import Field, fields
+    from itertools import accumulate, islice
+    from pathlib import Path
+    from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+
     import pandas as pd
     from upath import UPath
 
@@ -54,7 +69,9 @@ try:
     from cmining.mine.kinds import KINDS
     from cmining.mine.pipeline import mine_corpus
     from cmining.models.llm import Endpoint, load_prices
-except KeyboardInterrupt:
+except (KeyboardInterrupt, ImportError, SystemError) as e:
+    if not was_interrupted(e):
+        raise
     print("cmining: interrupted", file=sys.stderr)
     raise SystemExit(130) from None
 
@@ -136,7 +153,14 @@ def path_name(text: str) -> str:
         )
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise argparse.ArgumentTypeError(f"the name {text!r} is no UTF-8: rename it")
-    return os.path.expanduser(text)
+    name = os.path.expanduser(text)
+    if name.startswith("~") and name == text:
+        user = name.split("/")[0]
+        raise argparse.ArgumentTypeError(
+            f"there is no home folder {user}; of a file or folder of that name give"
+            f" ./{name}"
+        )
+    return name
 
 
 def local_path(text: str) -> Path:
@@ -1347,7 +1371,7 @@ def release_output() -> None:
             os.close(nowhere)
 
 
-def one_line(e: Exception) -> str:
+def one_line(e: BaseException) -> str:
     "What an error says, on one line."
     return " ".join(str(e).split()) or type(e).__name__
 
@@ -1363,15 +1387,15 @@ def run_command(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         release_output()
         return PIPE_CLOSED
-    except (CorpusError, RunError, OSError, ImportError) as e:
+    except (CorpusError, RunError, OSError, ImportError, KeyboardInterrupt) as e:
         release_output()
+        if was_interrupted(e):
+            goes_on = "; the same command goes on where it stopped"
+            note = goes_on if options.command in RESUMED else ""
+            print(f"cmining: interrupted{note}", file=sys.stderr)
+            return 130
         print(f"cmining: {one_line(e)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on where it stopped"
-        note = goes_on if options.command in RESUMED else ""
-        print(f"cmining: interrupted{note}", file=sys.stderr)
-        return 130
 
 # %% ../nbs/99_cli.ipynb #003f57a0
 def main(argv: list[str] | None = None) -> int:

@@ -308,3 +308,24 @@ def test_variables_of_the_environment(place, tmp_path, monkeypatch):
 def test_a_sound_run_is_read(place):
     assert len(read_run(place / "run", "entries")) > 1000
     assert end_of("explain", place / "run", "Fallas")[0] == 0
+
+
+@pytest.mark.parametrize("title", ["Fallas", " fallas ", "Fallas\n", "\u200eFallas"])
+def test_a_title_is_found_as_it_was_copied(place, title):
+    assert end_of("explain", place / "run", title)[0] == 0
+
+
+def test_a_dataset_that_was_exported_is_gone_on_with(place, tmp_path):
+    shutil.copytree(place / "items", tmp_path / "items")
+    assert end_of("export", tmp_path / "items", "--format", "trl")[0] == 0
+    offline = ("--out", tmp_path / "items", "--offline", "--limit", "30")
+    assert end_of("synthesize", place / "run", *offline)[0] == 0
+    assert (tmp_path / "items" / "trl" / "export.json").is_file()
+
+
+def test_a_folder_of_somebody_who_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, told = end_of("mine", SAMPLE, "--out=~nobody-of-this-name/run")
+    assert code == 2
+    assert "./~nobody-of-this-name/run" in told
+    assert not list(tmp_path.iterdir())

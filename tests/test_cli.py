@@ -299,16 +299,22 @@ def test_output_that_finds_no_space_is_told(place):
     assert b"No space left" in done.stderr
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.6, 1, 1.5, 2.5])
+START = "print(flush=True); import sys; from cmining.cli import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("seconds", [0.03, 0.1, 0.3, 0.6, 1, 1.5, 2, 3])
 def test_ctrl_c_shows_no_traceback(place, tmp_path, seconds):
+    line = ["mine", SAMPLE, "--out", tmp_path / "run", "--jobs", "2"]
     process = subprocess.Popen(
-        [COMMAND, "mine", SAMPLE, "--out", tmp_path / "run", "--jobs", "1"],
+        [sys.executable, "-c", START, *line],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+    process.stdout.readline()  # Python has started
     time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers as well
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told
     assert "Traceback" not in told

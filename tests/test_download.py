@@ -509,3 +509,12 @@ def test_languages_of_wikipedias(code, lang):
 def test_a_wikipedia_without_a_language_is_refused_before_the_download(code, way_out):
     with pytest.raises(CorpusError, match=way_out):
         wikipedia_lang(f"wikipedia:{code}")
+
+
+@pytest.mark.parametrize(
+    "name, code",
+    [("EN", "en"), ("pt-BR", "pt"), ("zh_min_nan", "zh-min-nan"), ("zh-Hans", "zh")],
+)
+def test_a_code_that_is_none_is_refused_with_the_nearest(name, code):
+    with pytest.raises(CorpusError, match=f"such as wikipedia:{code}"):
+        plan_download(f"wikipedia:{name}")

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -19,7 +20,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -395,6 +403,21 @@ def disk_full_error(e: OSError, path: Path | UPath) -> Exception:
         " where it stopped"
     )
 
+# %% ../../nbs/02_core.engine.ipynb #0a74bd0a
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    "While the block lasts Ctrl-C waits; a process that is started in it never sees one."
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # Python starts it beside the first worker, and would unblock the signal
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
 # %% ../../nbs/02_core.engine.ipynb #a1ef8b6a
 def _run_all(name: str, tasks: list[Task], jobs: int, log: RunLog) -> None:
     "Run all tasks, or raise what the first failing one raised."
@@ -410,7 +433,10 @@ def _run_all(name: str, tasks: list[Task], jobs: int, log: RunLog) -> None:
         batch_size=1,
         return_as="generator_unordered" if as_they_come else "list",
     )
-    reports = parallel(joblib.delayed(run_task)(task) for task in tasks)
+    calls = [joblib.delayed(run_task)(task) for task in tasks]
+    # a generator is there as soon as the workers are started
+    with interrupts_blocked() if as_they_come else nullcontext():
+        reports = parallel(calls)
     bar = tqdm(reports, name, len(tasks), leave=False, disable=not log.show_bar)
     for process, peak in bar:
         log.add_worker(process, peak)

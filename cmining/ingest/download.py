@@ -45,9 +45,11 @@ def wiki_code(
     "The code of the Wikipedia in a name. Raises `CorpusError` for other kinds of names."
     match = re.fullmatch(r"wikipedia:([a-z]{2,}(?:-[a-z]+)*)", name)
     if not match:
+        tag = name.partition(":")[2].strip().lower().replace("_", "-")
+        nearest = tag if tag in _WITH_OWN_CODE else nearest_code(tag)
         raise CorpusError(
             f"{name!r} names nothing that can be downloaded: it is wikipedia: and the"
-            " code of a Wikipedia, such as wikipedia:ja."
+            f" code of a Wikipedia, such as wikipedia:{nearest or 'ja'}."
         )
     return match[1]
 

@@ -171,10 +171,10 @@ def mark_duplicates(
     no_title = pc.equal(entries["title"], "")
     no_text = pc.equal(pc.list_value_length(entries["paragraphs"]), 0)
     reason = pc.case_when(
-        pc.make_struct(no_title, no_text, pa.array(nth > 1)),
+        pc.make_struct(no_title, pa.array(nth > 1), no_text),
         "no title",
-        "no text",
         "duplicate",
+        "no text",
         pa.scalar(None, pa.string()),
     )
     table = entries.select(ENTRY_SCHEMA.names).set_column(0, "id", [ids])
