@@ -651,8 +651,9 @@ def explain_entry(
     Has id, lang, title, stage and reason; tests (each a dict: test, passed, value,
     rule, threshold, and peers or the share of the group); changes; group, as
     `explain_group` gives it; neighbors; series (size, title of the most typical member,
-    template) of an entry that is in one; and rank, centrality and stability of a culture point. All of it can be written as JSON. Raises `RunError` when the run is
-    not finished or no entry has the title."""
+    template) of an entry that is in one; and rank, centrality and stability of a culture
+    point. All of it can be written as JSON. Raises `RunError` when the run is not
+    finished or no entry has the title."""
     tables = read_tables(run)
     entries, groups, points = tables
     row = find_entry(entries, title, lang)
