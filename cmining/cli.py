@@ -265,13 +265,14 @@ def terminal_columns() -> int:
     return shutil.get_terminal_size((100, 24)).columns
 
 # %% ../nbs/99_cli.ipynb #92e73846
-def group_line(members: pd.DataFrame, columns: int) -> str:
+def group_line(members: pd.DataFrame, select: str, columns: int) -> str:
     "A group on one line: its evidence, then its titles."
     first = members.iloc[0]
-    evidence = (
-        f"     γ {first['dominance']:.2f}  |G| {first['group_size']:<3}"
-        f"  q {first['q_value']:.0e}   "
-    )
+    size = f"|G| {first['group_size']:<3}"
+    if select == "isolation":
+        evidence = f"     {size}  isolation {members['isolation'].mean():5.2f}   "
+    else:
+        evidence = f"     γ {first['dominance']:.2f}  {size}  q {first['q_value']:.0e}   "
     titles = ", ".join(members["title"].head(20))
     return evidence + fit_text(titles, columns - text_width(evidence)).rstrip()
 
@@ -279,6 +280,7 @@ def group_line(members: pd.DataFrame, columns: int) -> str:
 def show_points(
     points: pd.DataFrame,  # culture_points.parquet
     counts: dict[str, Any],  # of run.json
+    select: str,  # what selected them: isolation, islands or both
     per_lang: int = 3,  # groups shown of each language
     columns: int = 100,  # width of the terminal
 ) -> str:
@@ -296,7 +298,7 @@ def show_points(
             f"{lang}   {len(of_lang):,} culture points in {len(groups)} groups, of"
             f" {n_entries:,} entries"
         )
-        lines += [group_line(members, columns) for members in groups[:per_lang]]
+        lines += [group_line(members, select, columns) for members in groups[:per_lang]]
         if len(groups) > per_lang:
             lines.append(f"     and {len(groups) - per_lang} more")
     return "\n".join(lines)
@@ -392,10 +394,18 @@ def add_download_options(sub: argparse.ArgumentParser) -> None:
     )
 
 # %% ../nbs/99_cli.ipynb #b7d206c3
-LEGEND = """\
+OF_GROUPS = """\
 γ: share of the group that is in its language. |G|: entries of the group. q: chance of \
 so pure a group
 if languages mixed at random, corrected for the number of groups."""
+LEGENDS = {
+    "isolation": """\
+|G|: culture points of a theme. Isolation: how much nearer they are to their own language \
+than to the
+nearest entry of another, on average.""",
+    "islands": OF_GROUPS,
+    "both": OF_GROUPS,
+}
 
 
 def explain_line(run: Path | UPath, title: str, lang: str) -> str:
@@ -461,8 +471,10 @@ def mine_command(options: argparse.Namespace) -> None:
         counterparts_table=options.counterparts_table,
     )
     record = read_record(options.out)
-    print("\n" + show_points(points, record["counts"], columns=terminal_columns()))
-    print("\n" + LEGEND)
+    select = record["params"]["select"]
+    columns = terminal_columns()
+    print("\n" + show_points(points, record["counts"], select, columns=columns))
+    print("\n" + LEGENDS[select])
     if len(points):
         print(f"\nKinds: {kinds_text(points)}")
         print_example(options.out, points)

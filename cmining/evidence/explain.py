@@ -5,7 +5,6 @@
 # %% ../../nbs/43_evidence.explain.ipynb #08170448
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -31,7 +30,7 @@ from cmining.core.runs import (
     vector_shards,
     work_shards,
 )
-from ..core.scripts import shorten
+from ..core.scripts import clean_text, shorten
 from ..mine.discover import centrality
 from ..mine.refine import domain_quantile
 from ..mine.select import MAJORITY, is_dominated
@@ -71,7 +70,7 @@ def find_entry(
 
     Raises `RunError`, with the titles that are near, when there is none, or with their
     languages when there are several."""
-    title = unicodedata.normalize("NFC", title)  # as titles are; macOS takes ü apart
+    title = clean_text(title)  # as titles are; macOS takes ü apart
     folded = entries["title"].str.casefold()
     in_lang = (entries["lang"] == lang) if lang else np.ones(len(entries), bool)
     matches = (folded == title.casefold()) | (entries["id"] == title)

@@ -24,9 +24,9 @@ from ..core.scripts import HAN, KANA, SOUTHEAST_ASIAN, sentences
 from .select import bar_points
 
 # %% auto #0
-__all__ = ['mask_texts', 'Series', 'find_series', 'number_series', 'describe_series', 'settle_series']
+__all__ = ['mask_texts', 'Series', 'find_series', 'settle_series']
 
-# %% ../../nbs/38_mine.series.ipynb #dedabec4
+# %% ../../nbs/38_mine.series.ipynb #eb964fa4
 HEAD_PARAGRAPHS = 5
 HEAD_CHARACTERS = 900  # of each entry, at most
 
@@ -37,15 +37,15 @@ def head_of(paragraphs: Sequence[str]) -> str:
 
 
 def head_sentences(paragraphs: Sequence[str]) -> list[str]:
-    "The sentences at the beginning of a text, in one form of each character (Unicode's NFKC)."
+    "The sentences at the beginning of a text, in Unicode's NFKC."
     return sentences(unicodedata.normalize("NFKC", head_of(paragraphs)))
 
-# %% ../../nbs/38_mine.series.ipynb #6c7f8dd6
+# %% ../../nbs/38_mine.series.ipynb #550dc7ef
 MIN_SIZE = 3  # entries that make a series
 
 
 def drop_notices(heads: list[list[str]]) -> list[list[str]]:
-    "The heads without the sentences at their beginning that `MIN_SIZE` entries have word for word."
+    "The heads without the notices before the text."
     n_entries = Counter(sentence for head in heads for sentence in set(head))
     shortened = []
     for head in heads:
@@ -55,7 +55,7 @@ def drop_notices(heads: list[list[str]]) -> list[list[str]]:
         shortened.append(head[start:])
     return shortened
 
-# %% ../../nbs/38_mine.series.ipynb #38d7adb6
+# %% ../../nbs/38_mine.series.ipynb #11866e76
 SLOT = "•"
 # Of the unspaced scripts a character is a token; of katakana a run is.
 _UNSPACED_LETTER = rf"{HAN}{KANA}{SOUTHEAST_ASIAN}"
@@ -71,7 +71,7 @@ def drop_brackets(text: str) -> str:
 
 
 def slot_name(tokens: list[str], lowered: list[str], name: list[str]) -> None:
-    "Put a slot wherever the tokens of a name, in small letters, follow each other; in place."
+    "Put a slot, in place, wherever the tokens of a name follow each other."
     if not name:
         return
     start = 0
@@ -108,7 +108,7 @@ def min_entries(n: int) -> int:
     "How many of n entries must have a word for it to be one of a template."
     return min(max(int(n * TEMPLATE_SHARE), MIN_SIZE), TEMPLATE_ENTRIES)
 
-# %% ../../nbs/38_mine.series.ipynb #cfe13410
+# %% ../../nbs/38_mine.series.ipynb #9b92af72
 _UNSPACED = re.compile(f"[{_UNSPACED_LETTER}]")
 
 
@@ -133,7 +133,7 @@ def keep_frequent(
     frequent: set[str],  # of features
     length: int,  # tokens wanted
 ) -> list[str]:
-    "The first tokens in small letters, a slot for each that is not frequent; slots in a row are one."
+    "The first tokens in small letters, one slot for those in a row that are not frequent."
     lowered = [token.lower() for token in tokens]
     ends = ["", *lowered, ""]
     skeleton: list[str] = []
@@ -150,23 +150,23 @@ def keep_frequent(
             break
     return skeleton
 
-# %% ../../nbs/38_mine.series.ipynb #049c72eb
+# %% ../../nbs/38_mine.series.ipynb #b5fd0b2a
 HEAD_WORDS = 100
 HEAD_LETTERS = 160  # where a character is a token
 
 
 def is_unspaced(texts: list[list[str]]) -> bool:
-    "Is a token mostly one character? It has 1.1 on average in Chinese and Japanese, and 5 in words."
+    "Is a token one character? It has 1.1 on average in Chinese, and 5 in English."
     n_characters = sum(len("".join(tokens)) for tokens in texts)
     return n_characters < 2 * sum(map(len, texts))
 
-# %% ../../nbs/38_mine.series.ipynb #70b29c82
+# %% ../../nbs/38_mine.series.ipynb #97c59fd8
 def mask_texts(
     titles: Sequence[str],
     paragraphs: Sequence[Sequence[str]],  # of each entry
     lang: str,  # of all of them
 ) -> list[list[str]]:
-    "The skeletons of the entries of a language: the tokens at their beginning, • for names and numbers."
+    "The skeletons of the entries of a language: their first tokens, • for names and numbers."
     heads = drop_notices([head_sentences(text) for text in paragraphs])
     texts = [open_slots(title, " ".join(head)) for title, head in zip(titles, heads)]
     length = HEAD_LETTERS if is_unspaced(texts) else HEAD_WORDS
@@ -200,7 +200,7 @@ def jaccard_of(a: set, b: set) -> float:
     "Jaccard's index of two sets; 0 when both are empty."
     return len(a & b) / max(len(a | b), 1)
 
-# %% ../../nbs/38_mine.series.ipynb #d50f8cd9
+# %% ../../nbs/38_mine.series.ipynb #6f4ad720
 class Shingled(NamedTuple):
     "The distinct shingles of some texts, text after text, each text's by rising number."
 
@@ -222,7 +222,7 @@ def stir(numbers: np.ndarray) -> np.ndarray:
 
 
 def number_tokens(skeletons: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    "The 64-bit number of each token, uint64 [tokens], and the text it is in, int64 [tokens]."
+    "The number of each token, uint64 [tokens], and the text it is in, int64 [tokens]."
     numbers: dict[str, int] = {}
     for skeleton in skeletons:
         for token in skeleton:
@@ -342,7 +342,7 @@ def bucket_pairs(
     first, second = zip(*pairs)
     return np.concatenate(first), np.concatenate(second)
 
-# %% ../../nbs/38_mine.series.ipynb #e50fccd4
+# %% ../../nbs/38_mine.series.ipynb #f04d6d09
 def connect(
     shingled: Shingled,  # every text has a shingle
     has: sparse.csr_matrix,  # from incidence
@@ -365,7 +365,7 @@ def connect(
 
 
 def in_own_order(shingled: Shingled) -> np.ndarray:  # int [texts]
-    "The texts in an order that depends on their shingles alone; those with the same ones beside each other."
+    "The texts in an order that depends on their shingles alone."
     key = np.zeros(shingled.n_texts, np.uint64)
     np.add.at(key, shingled.text, stir(shingled.number))
     return np.argsort(key, kind="stable")
@@ -411,7 +411,7 @@ def template_of(
             template.append(SLOT)
     return (" " if k == WORDS_OF_SHINGLE else "").join(template)
 
-# %% ../../nbs/38_mine.series.ipynb #ce54fd7a
+# %% ../../nbs/38_mine.series.ipynb #f49183d3
 class Series(NamedTuple):
     "The series among some entries of one language."
 
@@ -421,38 +421,13 @@ class Series(NamedTuple):
     )  # cosine to the centre of its series; NaN for none; float32 [n]
     table: pd.DataFrame  # series, size, entry (place of the most typical), template
 
-
-def find_series(
-    titles: Sequence[str],
-    paragraphs: Sequence[Sequence[str]],  # of each entry
-    lang: str,  # of all of them
-) -> Series:
-    """The entries whose texts differ in little but names and numbers.
-
-    Series are numbered in the order of their first members. The order of the entries changes
-    nothing else."""
-    skeletons = mask_texts(titles, paragraphs, lang)
-    k = LETTERS_OF_SHINGLE if is_unspaced(skeletons) else WORDS_OF_SHINGLE
-    shingled = number_shingles(skeletons, k)
-    size = np.bincount(shingled.text, minlength=shingled.n_texts)
-    own_order = in_own_order(shingled)
-    can_judge = (size >= MIN_SHINGLES) & np.array(
-        list(map(is_prose_like, skeletons)), bool
-    )
-    judged = own_order[can_judge[own_order]]
-    shingled = take_texts(shingled, judged)
-    has, kinds = incidence(shingled)
-    component = connect(shingled, has)
-    number = number_series(component, judged, len(skeletons))
-    return describe_series(number, judged, has, kinds, skeletons, k)
-
-
+# %% ../../nbs/38_mine.series.ipynb #2b8ee934
 def number_series(
     component: np.ndarray,  # from connect, int [judged]
     judged: np.ndarray,  # their places among the entries, int [judged]
     n: int,  # entries
 ) -> np.ndarray:  # int32 [n]
-    "Numbers for the components that are large enough, in the order of their first members."
+    "Numbers for the large components, in the order of their first members."
     of_entry = np.full(n, -1)
     of_entry[judged] = component
     is_large = np.bincount(component) >= MIN_SIZE if len(component) else np.empty(0, bool)
@@ -486,6 +461,31 @@ def describe_series(
         described.append((i, len(members), best, template))
     columns = ["series", "size", "entry", "template"]
     return Series(number, typical, pd.DataFrame(described, columns=columns))
+
+# %% ../../nbs/38_mine.series.ipynb #56b880ff
+def find_series(
+    titles: Sequence[str],
+    paragraphs: Sequence[Sequence[str]],  # of each entry
+    lang: str,  # of all of them
+) -> Series:
+    """The entries whose texts differ in little but names and numbers.
+
+    Series are numbered in the order of their first members. The order of the entries changes
+    nothing else."""
+    skeletons = mask_texts(titles, paragraphs, lang)
+    k = LETTERS_OF_SHINGLE if is_unspaced(skeletons) else WORDS_OF_SHINGLE
+    shingled = number_shingles(skeletons, k)
+    size = np.bincount(shingled.text, minlength=shingled.n_texts)
+    own_order = in_own_order(shingled)
+    can_judge = (size >= MIN_SHINGLES) & np.array(
+        list(map(is_prose_like, skeletons)), bool
+    )
+    judged = own_order[can_judge[own_order]]
+    shingled = take_texts(shingled, judged)
+    has, kinds = incidence(shingled)
+    component = connect(shingled, has)
+    number = number_series(component, judged, len(skeletons))
+    return describe_series(number, judged, has, kinds, skeletons, k)
 
 # %% ../../nbs/38_mine.series.ipynb #ce9e4571
 def settle_series(
