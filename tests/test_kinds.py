@@ -23,7 +23,7 @@ from cmining.mine.kinds import (
     pattern_kind,
     save_kind_model,
 )
-from cmining.models.encode import load_encoder
+from cmining.models.encoders import load_encoder
 from cmining.viz.report import kinds_section
 
 ROOT = Path(__file__).parent.parent
