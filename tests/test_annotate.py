@@ -365,9 +365,8 @@ def test_thirty_items_by_keyboard_with_lost_tabs_and_a_file(opened, tmp_path):
     browser.press("Enter")
 
     saved = tmp_path / "answers-de-1.json"
-    browser.until(saved.is_file)
-    browser.until(lambda: saved.stat().st_size)
-    assert browser.js("document.querySelector('#copy').value") == saved.read_text("utf-8")
+    shown = browser.js("document.querySelector('#copy').value")
+    browser.until(lambda: saved.is_file() and saved.read_text("utf-8") == shown)
     rows, _ = read_answers([saved])
     digests = [text_hash(*pair) for pair in zip(ITEMS["title"], ITEMS["text"])]
     manifest = ITEMS[["item"]].assign(rater="de-1", digest=digests)
