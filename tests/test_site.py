@@ -22,7 +22,7 @@ from nbdev.processors import FilterDefaults
 from nbdev.serve_drv import exec_nb
 
 import cmining
-from cmining import mine_corpus, read_run
+from cmining import mine_corpus, read_record, read_run
 from cmining.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -198,10 +198,7 @@ BLOCK = re.compile(
 )
 VERDICT = {
     "pruned": "pruned by its title",
-    "sparse": "no near neighbours",
-    "incoherent": "does not hang together",
-    "small": "group too small",
-    "mixed": "no island",
+    "shared": "shared with other languages",
     "culture_point": "**culture point**",
 }
 
@@ -215,8 +212,8 @@ def as_markdown(head: list[str], rows: list[list[str]]) -> str:
 def read_labels(run: str | Path) -> pd.DataFrame:
     "The labels of the sample, with what the run made of each entry."
     labels = pd.read_csv(ROOT / "data/sample/labels.csv", keep_default_na=False)
-    entries = read_run(run, "entries")[["id", "stage", "reason", "group"]]
-    return labels.merge(entries, on="id")
+    columns = ["id", "stage", "reason", "isolation", "foreign_row", "foreign_similarity"]
+    return labels.merge(read_run(run, "entries")[columns], on="id")
 
 
 def example_entry() -> str:
@@ -239,56 +236,61 @@ def counts_sentence(labels: pd.DataFrame) -> str:
         f"Out come {n_points} culture points. {selected.sum()} of them are in the half of"
         f" the sample that is kept for testing; of these {right} are labelled culture"
         f" ({right / selected.sum():.0%}; of all entries of that half,"
-        f" {is_culture.mean():.0%}). The largest island of each language, its most central"
-        " titles first:"
+        f" {is_culture.mean():.0%}). They are {right / is_culture.sum():.0%} of what is"
+        " labelled culture there. The most isolated of each language:"
     )
 
 
-def islands_table(points: pd.DataFrame, gloss: pd.Series) -> str:
-    "The largest island of each language."
+def isolated_table(points: pd.DataFrame, lines: dict, gloss: pd.Series) -> str:
+    "The most isolated culture points of each language."
     rows = []
     for lang, of_lang in points.groupby("lang"):
-        by_size = of_lang.sort_values(["group_size", "group"], ascending=[False, True])
-        largest = by_size["group"].iloc[0]
-        island = of_lang[of_lang["group"] == largest].sort_values("rank")
-        group = island.iloc[0]
+        by_isolation = of_lang.sort_values(["isolation", "id"], ascending=[False, True])
+        first = by_isolation.head(4)
         rows.append(
             [
                 lang,
                 str(len(of_lang)),
-                ", ".join(island["title"][:4]),
-                ", ".join(gloss[i] for i in island["id"][:4]),
-                f"{group['dominance']:.2f}",
-                str(group["group_size"]),
-                f"{group['q_value']:.0e}",
+                ", ".join(first["title"]),
+                ", ".join(gloss[i] for i in first["id"]),
+                f"{first['isolation'].iloc[0]:.2f}",
+                f"{lines[lang]:.2f}",
             ]
         )
-    head = ["", "culture points", "largest island", "in English", "γ", "size", "q"]
+    head = ["", "culture points", "most isolated", "in English", "isolation", "line"]
     return as_markdown(head, rows)
 
 
-def verdicts_table(labels: pd.DataFrame, groups: pd.DataFrame) -> str:
+def verdicts_table(labels: pd.DataFrame, titles: pd.Series, lines: dict) -> str:
     "What became of the entries that were chosen beforehand."
     rows = []
     for concept in CHOSEN:
         entry = labels[labels["concept"] == concept].sort_values("lang").iloc[0]
-        gamma = "–"
-        if entry["group"] in groups.index:
-            group = groups.loc[entry["group"]]
-            gamma = f"{group['dominance']:.2f} ({group['lang']})"
         verdict = VERDICT[entry["stage"]]
         if isinstance(entry["reason"], str):
             verdict += f" ({entry['reason']})"
-        title = f"{entry['title']} ({entry['lang']})"
-        rows.append([title, entry["gloss_en"], gamma, verdict])
-    return as_markdown(["entry", "in English", "γ of its group", "verdict"], rows)
+        nearest = f"{titles[entry['foreign_row']]}, {entry['foreign_similarity']:.2f}"
+        rows.append(
+            [
+                f"{entry['title']} ({entry['lang']})",
+                entry["gloss_en"],
+                f"{entry['isolation']:.2f}",
+                f"{lines[entry['lang']]:.2f}",
+                nearest,
+                verdict,
+            ]
+        )
+    head = ["entry", "in English", "isolation", "line", "nearest abroad", "verdict"]
+    return as_markdown(head, rows)
 
 
 def examples(run: str | Path) -> str:
     "What goes in and what comes out, as Markdown."
     labels = read_labels(run)
     points = read_run(run, "culture_points")
-    groups = read_run(run, "groups").set_index("group")
+    entries = read_run(run, "entries")
+    lines = read_record(run)["isolation_lines"]
+    titles = entries["title"] + " (" + entries["lang"].astype(str) + ")"
     gloss = labels.set_index("id")["gloss_en"]
     return f"""\
 In goes a folder with a file for each language: {len(labels):,} entries in the sample, a \
@@ -300,13 +302,13 @@ title and paragraphs each.
 
 {counts_sentence(labels)}
 
-{islands_table(points, gloss)}
+{isolated_table(points, lines, gloss)}
 
-γ is how purely the group belongs to the language, size the number of its entries, and q \
-how likely so pure a group is by chance. Five entries that were chosen beforehand, and \
-what became of them:
+*Isolation* is how much nearer an entry lies to its own language than to any other; here \
+that of the first title. The *line* is what one entry in a hundred would reach if the \
+languages were shuffled. Five entries that were chosen beforehand, and what became of them:
 
-{verdicts_table(labels, groups)}"""
+{verdicts_table(labels, titles, lines)}"""
 
 
 def test_landing_page_shows_a_real_run(tmp_path):
