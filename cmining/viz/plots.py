@@ -27,7 +27,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry
 from matplotlib.patheffects import withStroke
 from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    silhouette_score,
+)
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
@@ -42,6 +46,7 @@ from cmining.core.runs import (
     read_vectors,
 )
 from ..core.scripts import shorten
+from ..evidence.quality import read_labels
 from ..ingest.corpus import corpus_files, read_entries
 from ..mine.pipeline import mine_corpus
 from ..mine.select import stage_of
@@ -54,7 +59,9 @@ __all__ = ['STYLE', 'STAGE_COLORS', 'LINE_COLORS', 'BENCHMARKS', 'REPORTED', 'us
            'sample_side', 'compare_islands', 'island_names', 'plot_map', 'plot_islands', 'bootstrap_mean', 'read_table',
            'read_renderings', 'run_pairs', 'rendering_distances', 'resistance', 'plot_radar', 'wilson_interval',
            'count_stages', 'plot_bars', 'plot_stages', 'plot_yield', 'theta_curve', 'plot_lines', 'plot_quality',
-           'plot_cost', 'reported_rows', 'read_results', 'beside_reported', 'plot_results', 'plot_ratings']
+           'labelled_entries', 'precision_recall', 'average_precision', 'selection_point', 'curve_at',
+           'plot_precision_recall', 'isolation_by_lang', 'plot_isolation', 'plot_cost', 'reported_rows', 'read_results',
+           'beside_reported', 'plot_results', 'plot_ratings']
 
 # %% ../../nbs/91_viz.plots.ipynb #d1b340c7
 STYLE: dict[str, Any] = {
@@ -910,6 +917,149 @@ def plot_quality(
     share_rows(panels, selections)
     legend_below(panels, ncols=8, handletextpad=0.1)
     return axes
+
+# %% ../../nbs/91_viz.plots.ipynb #7ad90354
+def labelled_entries(
+    run: str | Path,
+    labels: str | Path | pd.DataFrame,  # lang, id or title, kind, and perhaps split
+    split: str | None = None,  # labels of this split only, where they have splits
+) -> pd.DataFrame:  # id, lang, isolation (NaN: pruned), culture (bool), selected (bool)
+    """The entries of a run that have a label, and whether they are culture and selected.
+
+    Raises `RunError` for labels without kinds, and when none that counts is culture.
+    """
+    entries = read_run(run, "entries")
+    known = read_labels(labels, entries)
+    if "kind" not in known:
+        raise RunError("the labels need a column kind, in which culture is to be found")
+    has_label = known["kind"].notna()
+    if split and "split" in known:
+        has_label &= known["split"] == split
+    table = entries[["id", "lang", "isolation"]].assign(
+        culture=known["kind"] == "culture",
+        selected=entries["stage"] == "culture_point",
+    )[has_label]
+    if not table["culture"].any():
+        of_split = f" of split {split!r}" if split else ""
+        raise RunError(f"no label{of_split} is of the kind culture: nothing can be found")
+    return table.reset_index(drop=True)
+
+
+def precision_recall(
+    labelled: pd.DataFrame,  # isolation, culture; from labelled_entries
+) -> pd.DataFrame:  # isolation, recall, precision; a row a step, recall ascending
+    "Precision and recall of taking the most isolated entries first."
+    ranked = labelled.dropna(subset="isolation")
+    if not ranked["culture"].any():
+        return pd.DataFrame({"isolation": [], "recall": [], "precision": []})
+    curve = precision_recall_curve(ranked["culture"], ranked["isolation"])
+    precision, recall, isolation = curve
+    reached = ranked["culture"].sum() / labelled["culture"].sum()
+    steps = {
+        "isolation": isolation,
+        "recall": reached * recall[:-1],  # the last is the end of a plot, not a step
+        "precision": precision[:-1],
+    }
+    return pd.DataFrame(steps)[::-1].reset_index(drop=True)
+
+
+def average_precision(
+    labelled: pd.DataFrame,  # isolation, culture; from labelled_entries
+) -> float:  # from 0 to 1
+    "Area under the steps of `precision_recall`."
+    ranked = labelled.dropna(subset="isolation")
+    if not ranked["culture"].any():
+        return 0.0
+    reached = ranked["culture"].sum() / labelled["culture"].sum()
+    average = average_precision_score(ranked["culture"], ranked["isolation"])
+    return float(reached * average)
+
+# %% ../../nbs/91_viz.plots.ipynb #cce14700
+def selection_point(
+    labelled: pd.DataFrame,  # culture, selected; from labelled_entries
+) -> dict[str, float]:  # recall, precision, precision lo, precision hi
+    "Precision with Wilson's interval, and recall, of a run's own selection."
+    hits = int((labelled["selected"] & labelled["culture"]).sum())
+    n = int(labelled["selected"].sum())
+    return label_scores(hits, n, int(labelled["culture"].sum()))
+
+
+def curve_at(
+    curve: pd.DataFrame,  # from precision_recall
+    recalls: Iterable[float],
+) -> pd.DataFrame:  # isolation, recall, precision; a row for each recall that is reached
+    "The first step of a curve that reaches each recall: which line gives what."
+    place = np.searchsorted(curve["recall"], np.asarray(list(recalls)) - 1e-9)
+    return curve.iloc[place[place < len(curve)]].reset_index(drop=True)
+
+
+def plot_precision_recall(
+    ax: Axes,
+    labelled: pd.DataFrame,  # from labelled_entries
+    points: dict[str, dict[str, float]],  # from selection_point, by name
+) -> Axes:
+    """The curve of the isolation, and selections as points with the interval of their precision.
+
+    The dotted line is the precision of everything, or of a choice at random.
+    """
+    curve = precision_recall(labelled)
+    name = f"ranked by isolation (average precision {average_precision(labelled):.2f})"
+    ax.plot(curve["recall"], curve["precision"], color="black", label=name)
+    looks = zip(cycle((CULTURE_COLOR, OTHER_COLOR, "#44AA99")), cycle("osD"))
+    for (name, point), (color, marker) in zip(points.items(), looks):
+        x = point["recall"]
+        ax.vlines(x, point["precision lo"], point["precision hi"], color=color)
+        dot = dict(color=color, marker=marker, s=45, zorder=3, edgecolor="white")
+        ax.scatter(x, point["precision"], label=name, **dot)
+    chance = labelled["culture"].mean()
+    ax.axhline(chance, color="#666666", linestyle=":", linewidth=1, label="at random")
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    ax.grid()
+    ax.legend(loc="lower left")
+    return ax
+
+# %% ../../nbs/91_viz.plots.ipynb #73b98dc4
+def isolation_by_lang(
+    entries: pd.DataFrame,  # entries.parquet
+    lines: dict[str, float],  # isolation_lines of run.json; empty for islands
+) -> pd.DataFrame:  # lang, kept (entries with an isolation), median, line, above (share)
+    "Where the entries of each language lie, and their line; NaN where there is none."
+    rows = []
+    for lang, isolation in entries.dropna(subset="isolation").groupby("lang")[
+        "isolation"
+    ]:
+        line = lines.get(lang, np.nan)
+        above = (isolation >= line).mean() if np.isfinite(line) else np.nan
+        rows.append((lang, len(isolation), isolation.median(), line, above))
+    return pd.DataFrame(rows, columns=["lang", "kept", "median", "line", "above"])
+
+
+def plot_isolation(
+    ax: Axes,
+    entries: pd.DataFrame,  # entries.parquet
+    table: pd.DataFrame,  # from isolation_by_lang
+) -> Axes:
+    "A histogram of isolation for each language, its line, and the share above."
+    edges = np.histogram_bin_edges(entries["isolation"].dropna(), 50)
+    for y, row in enumerate(table.itertuples()):
+        of_lang = entries.loc[entries["lang"] == row.lang, "isolation"].dropna()
+        counts, _ = np.histogram(of_lang, edges)
+        color = lang_style(row.lang)["color"]
+        heights = 0.8 * counts / counts.max()
+        ax.stairs(y - heights, edges, baseline=y, fill=True, color=color, alpha=0.75)
+        if np.isnan(row.line):
+            continue
+        ax.vlines(row.line, y - 0.9, y, color="black", linewidth=1.6)
+        right = ax.get_yaxis_transform()
+        ax.text(1.01, y - 0.3, f"{row.above:.0%} above", transform=right, va="center")
+    ax.set(
+        yticks=range(len(table)),
+        yticklabels=table["lang"],
+        ylim=(len(table) - 0.8, -1.1),
+        xlabel="isolation; the black mark is the language's line",
+    )
+    ax.grid(axis="x")
+    return ax
 
 # %% ../../nbs/91_viz.plots.ipynb #e3dd8760
 def plot_cost(
