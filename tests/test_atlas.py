@@ -221,8 +221,8 @@ def test_same_bytes(run, made, tmp_path):
 
 
 def test_a_limit_leaves_culture_points_and_says_so(run, tmp_path):
-    told = make_atlas(run, tmp_path / "small.html", limit=300)
-    assert told["points"] == 300 and told["culture_points"] == len(
+    told = make_atlas(run, tmp_path / "small.html", limit=600)
+    assert told["points"] == 600 and told["culture_points"] == len(
         read_run(run, "culture_points")
     )
     assert "left out at random" in (tmp_path / "small.html").read_text("utf-8")

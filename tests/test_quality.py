@@ -4,22 +4,33 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from cmining.core.basics import RunError
-from cmining.core.runs import CANDIDATE, read_run
+from cmining.core.runs import CANDIDATE, Params, read_run
 from cmining.evidence.quality import read_labels
 from cmining.mine.pipeline import mine_corpus
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 
 
+def mined_labels(run: Path, select: str) -> pd.DataFrame:
+    "The labels of the sample with what a run says of each entry."
+    mine_corpus(SAMPLE, run, Params.of(select=select), jobs=1)
+    labels = pd.read_csv(SAMPLE / "labels.csv", keep_default_na=False)
+    columns = ["id", "stage", "reason", "isolation"]
+    return labels.merge(read_run(run, "entries")[columns], on="id")
+
+
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
-    "The labels with the stage where each entry stopped."
-    run = tmp_path_factory.mktemp("run")
-    mine_corpus(SAMPLE, run, jobs=1)
-    labels = pd.read_csv(SAMPLE / "labels.csv", keep_default_na=False)
-    return labels.merge(read_run(run, "entries")[["id", "stage", "reason"]], on="id")
+    "By isolation, the default."
+    return mined_labels(tmp_path_factory.mktemp("run"), "isolation")
+
+
+@pytest.fixture(scope="module")
+def island_labels(tmp_path_factory):
+    return mined_labels(tmp_path_factory.mktemp("islands"), "islands")
 
 
 def share(part: pd.Series, whole: pd.Series) -> float:
@@ -27,7 +38,8 @@ def share(part: pd.Series, whole: pd.Series) -> float:
 
 
 @pytest.mark.parametrize("split", ["all", "test"])
-def test_precision_and_recall(labels, split):
+def test_precision_and_recall_by_islands(island_labels, split):
+    labels = island_labels
     if split != "all":
         labels = labels[labels["split"] == split]
     culture = labels["kind"] == "culture"
@@ -39,8 +51,23 @@ def test_precision_and_recall(labels, split):
     assert share(selected, culture) >= 0.3, "selected of all culture entries"
 
 
+def test_isolation_on_the_test_half(labels):
+    labels = labels[(labels["split"] == "test") & (labels["stage"] != "pruned")]
+    culture = labels["kind"] == "culture"
+    selected = labels["stage"] == "culture_point"
+    assert average_precision_score(culture, labels["isolation"]) >= 0.87
+    precision = share(culture, selected)
+    recall = share(selected, culture)
+    assert precision >= 0.8
+    assert 2 * precision * recall / (precision + recall) >= 0.84
+    for lang, of_lang in labels.groupby("lang"):
+        of_culture = of_lang[of_lang["kind"] == "culture"]
+        assert (of_culture["stage"] == "culture_point").mean() >= 0.7, lang
+
+
 @pytest.mark.parametrize("lang", ["de", "en", "es", "fr", "ja", "zh"])
-def test_precision_in_each_language(labels, lang):
+def test_precision_in_each_language(island_labels, lang):
+    labels = island_labels
     of_lang = labels[labels["lang"] == lang]
     selected = of_lang["stage"] == "culture_point"
     assert share(of_lang["kind"] == "culture", selected) >= 0.7
