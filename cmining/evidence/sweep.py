@@ -86,8 +86,12 @@ def mine_points(
     jobs: int | None,
     quiet: bool,
 ) -> list[dict[str, Any]]:  # a row a point
-    "Mine the preset, then every point, and say what became of each."
-    mine_corpus(corpus, out / "run", Params.of(preset), jobs, quiet=quiet)
+    """Mine the preset, then every point, and say what became of each.
+
+    Points that all select by islands are compared with the islands of the preset."""
+    selects = {params.select for _, params in points}
+    same = {"select": selects.pop()} if len(selects) == 1 else {}
+    mine_corpus(corpus, out / "run", Params.of(preset, **same), jobs, quiet=quiet)
     reference = (read_run(out / "run", "entries")["stage"] == "culture_point").to_numpy()
     rows = []
     for number, (point, params) in enumerate(points):
