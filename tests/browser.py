@@ -66,13 +66,19 @@ class Page:
         "Go to an address, and wait until an expression is true there."
         self.js("window.left = true")  # the page before would be ready at once
         self("Page.navigate", url=address)
-        self.until(lambda: self.holds(f"!window.left && ({ready})"))
+        self.arrive(ready)
 
     def reload(self, ready: str):
         "Load the page anew, and wait until an expression is true there."
         self.js("window.left = true")
         self("Page.reload")
+        self.arrive(ready)
+
+    def arrive(self, ready: str):
+        "Wait for a new page, and until it is painted: what is typed before that is dropped."
         self.until(lambda: self.holds(f"!window.left && ({ready})"))
+        painted = "new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
+        self("Runtime.evaluate", expression=painted, awaitPromise=True)
 
     def holds(self, code: str) -> bool:
         "Is an expression true? A page that is just being left has no answer."
@@ -138,5 +144,6 @@ class Page:
 
     def close(self):
         self.socket.close()
-        self.process.terminate()
-        self.process.wait(20)
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(20)

@@ -475,15 +475,55 @@ def test_two_tabs_do_not_undo_each_other(opened):
     assert kept[ITEMS["item"][0]] == [1, None, None, None, None]
 
 
+def test_one_of_two_stores_is_enough(opened):
+    browser = opened
+    browser.js("document.querySelector('#agree').click()")
+    browser.press("1", "2")
+    browser.js("localStorage.clear()")  # as Chromium sometimes shows it
+    browser.reload(READY)
+    assert browser.answers() == "yn---"
+    broken = "indexedDB.open = () => { throw new Error('private window') }"
+    browser("Page.addScriptToEvaluateOnNewDocument", source=broken)
+    browser.reload(READY)
+    browser.press("1")
+    assert browser.answers() == "yny--"
+    browser.reload(READY)
+    assert browser.answers() == "yny--"
+    assert browser.text("#storage") is None
+
+
 def test_a_browser_that_keeps_nothing_says_so(opened):
     browser = opened
-    broken = "Storage.prototype.setItem = () => { throw new Error('full') }"
+    broken = (
+        "Storage.prototype.setItem = IDBObjectStore.prototype.put = () => { throw 0 }"
+    )
     browser("Page.addScriptToEvaluateOnNewDocument", source=broken)
     browser.open(browser.address, READY)
     browser.js("document.querySelector('#agree').click()")
     assert browser.text("#storage") == WORDS["de"]["storage"]
     browser.press("1", "2")
     assert browser.answers() == "yn---"
+
+
+def test_a_browser_that_is_killed(opened, tmp_path):
+    browser = opened
+    browser.js("document.querySelector('#agree').click()")
+    browser.press("1", "2", "1")
+    browser.until(
+        lambda: browser.js(
+            "(sheets('readonly').get(key).onsuccess = event => { window.kept ="
+            " event.target.result.changes }, window.kept == state.changes)"
+        )
+    )
+    browser.process.kill()
+    browser.process.wait(20)
+    for lock in (tmp_path / "profile").glob("Singleton*"):
+        lock.unlink()
+    again = Sheet(tmp_path / "profile")
+    again.open(browser.address, READY)
+    answers = again.answers()
+    again.close()
+    assert answers == "yny--"
 
 
 def test_every_row_has_one_status(study, tmp_path, run):

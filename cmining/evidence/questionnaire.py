@@ -346,15 +346,16 @@ def text_hash(title: str, text: str) -> str:
     "16 hexadecimal digits for what a rater read; white space at either end is no matter."
     return f"{hash64(title.strip(), text.strip()):016x}"
 
-# %% ../../nbs/47_evidence.questionnaire.ipynb #57a76116
+# %% ../../nbs/47_evidence.questionnaire.ipynb #4cf18596
 SCRIPT_STATE = r"""
 "use strict"
 const {sheet, words} = JSON.parse(document.getElementById("data").textContent)
 const key = `cmining annotate ${sheet.study} ${sheet.rater}`
 const n = sheet.questions.length
-let stores = true
+let database = null
 let state = stored() ?? {agreed: false, language: null, answers: {}, changes: 0}
-let place = firstUnfinished()
+let place = 0
+let stores = true
 
 function stored() {
   try {
@@ -364,15 +365,72 @@ function stored() {
   }
 }
 
+function store() {
+  try {
+    localStorage.setItem(key, JSON.stringify(state))
+    return true
+  } catch (error) {
+    return false
+  }
+}
+
+function sheets(mode) {
+  const transaction = database.transaction("sheets", mode, {durability: "strict"})
+  return transaction.objectStore("sheets")
+}
+
+function copy() {
+  try {
+    const all = sheets("readwrite")
+    all.put(state, key)
+    all.transaction.commit()
+    return true
+  } catch (error) {
+    return false
+  }
+}
+
 // every change is kept before anything else happens
 function change(edit) {
   state = stored() ?? state
   edit(state)
   state.changes += 1
+  const kept = [store(), copy()]
+  stores = kept.includes(true)
+}
+
+function forget() {
   try {
-    localStorage.setItem(key, JSON.stringify(state))
+    localStorage.removeItem(key)
+  } catch (error) {}
+  try {
+    sheets("readwrite").delete(key)
+  } catch (error) {}
+}
+
+// the copy, where it knows more than the first store, and then the page
+function open() {
+  const begin = () => { place = firstUnfinished(); show(start()) }
+  const late = setTimeout(begin, 3000)
+  const fail = () => { clearTimeout(late); begin() }
+  let opening
+  try {
+    opening = indexedDB.open("cmining annotate", 1)
   } catch (error) {
-    stores = false
+    return fail()
+  }
+  opening.onupgradeneeded = () => opening.result.createObjectStore("sheets")
+  opening.onerror = fail
+  opening.onsuccess = () => {
+    const reading = opening.result.transaction("sheets").objectStore("sheets").get(key)
+    reading.onerror = fail
+    reading.onsuccess = () => {
+      clearTimeout(late)
+      database = opening.result
+      if (reading.result?.changes > state.changes) state = reading.result
+      if (state.changes) [store(), copy()]
+      begin()
+    }
   }
 }
 
@@ -561,7 +619,7 @@ function show(focus = null) {
 }
 """
 
-# %% ../../nbs/47_evidence.questionnaire.ipynb #20142434
+# %% ../../nbs/47_evidence.questionnaire.ipynb #5c0f910e
 SCRIPT_ACT = r"""
 // the first question without an answer, or else the way on
 function nextFocus() {
@@ -610,11 +668,7 @@ async function loadFile(event) {
 
 function deleteAll() {
   if (!confirm(word("sure"))) return
-  try {
-    localStorage.removeItem(key)
-  } catch (error) {
-    stores = false
-  }
+  forget()
   state = {agreed: false, language: state.language, answers: {}, changes: 0}
   place = 0
   show()
@@ -661,7 +715,12 @@ addEventListener("storage", event => {
 
 addEventListener("beforeunload", event => { if (!stores) event.preventDefault() })
 
-show(state.agreed && place < sheet.items.length ? nextFocus() : null)
+// where the focus is when the page is opened
+function start() {
+  return state.agreed && place < sheet.items.length ? nextFocus() : null
+}
+
+open()
 """
 SCRIPT = SCRIPT_STATE + SCRIPT_VIEW + SCRIPT_ACT
 
