@@ -11,8 +11,7 @@ from bokeh.core.enums import MarkerType
 from browser import Page, need_browser
 
 from cmining.core.basics import RunError
-from cmining.core.runs import Params, read_record, read_run
-from cmining.evidence.explain import thresholds
+from cmining.core.runs import read_record, read_run
 from cmining.mine.pipeline import mine_corpus
 from cmining.viz.atlas import bokeh_style, make_atlas
 from cmining.viz.colors import BOKEH_MARKERS, LANG_STYLES, OTHER_STYLES
@@ -134,17 +133,10 @@ def test_search_click_and_read_the_evidence(browser, run):
     )
 
     said = browser.js("document.querySelector('#panel').innerText")
-    limit = thresholds(read_run(run, "entries"), Params(**read_record(run)["params"]))
-    limit = limit[(read_run(run, "entries")["id"] == want["id"]).to_numpy()].iloc[0]
-    for number in (
-        want["dispersion"],
-        limit["max_dispersion"],
-        want["entropy"],
-        limit["min_entropy"],
-        want["dominance"],
-        want["centrality"],
-    ):
+    line = read_record(run)["isolation_lines"]["ja"]
+    for number in (want["isolation"], line, want["centrality"]):
         assert f"{number:.3f}" in said
+    assert want["foreign_title"] in said
     for other in points.loc[points["group"] == want["group"], "title"]:
         assert other in said
 
