@@ -273,9 +273,9 @@ FRUITS = "apple pear plum cherry quince peach grape fig melon lemon".split()
         (float("nan"), "not finite for 10 of 10 texts, first for 'apple'"),
         (float("inf"), "not finite for 10 of 10 texts"),
         (1e30, "too large to compute with"),
-        (0.0, "nothing but zeros for 10 different texts"),
-        (1e-40, "nothing but zeros for 10 different texts"),
-        (1.0, "one and the same vector for 10 different texts"),
+        (0.0, "nothing but zeros for 10 of 10 different texts"),
+        (1e-40, "nothing but zeros for 10 of 10 different texts"),
+        (1.0, "one and the same vector for 10 of 10 different texts"),
     ],
 )
 def test_useless_vectors_are_refused(tiny, value, fault):

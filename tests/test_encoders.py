@@ -342,4 +342,4 @@ def test_auto_is_the_run_of_the_projection_it_takes(
     assert mine_corpus(corpus, run, auto, jobs=1, work=work, quiet=False).equals(points)
     assert "Projection: center. With each language's mean" in capsys.readouterr().err
     steps = {s["step"]: s["resumed"] == s["tasks"] for s in read_record(run)["steps"]}
-    assert steps["project"] and steps["group"]  # done by the other run
+    assert steps["project"] and steps["isolation"]  # done by the other run

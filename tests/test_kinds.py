@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from cmining.core.basics import RunError
+from cmining.core.runs import TABLES
 from cmining.instruct.synthesize import Settings, read_points
 from cmining.mine.kinds import (
     KINDS,
@@ -219,7 +220,8 @@ def toy_run(tmp_path):
             "rank": [1, 2, 1],
         }
     )
-    points.to_parquet(tmp_path / "culture_points.parquet")
+    columns = list(TABLES["culture_points"])
+    points.reindex(columns=columns).to_parquet(tmp_path / "culture_points.parquet")
     return tmp_path
 
 

@@ -96,14 +96,14 @@ def test_killed_and_resumed(reference, tmp_path, step):
 
 def test_second_run_computes_only_what_changed(reference, tmp_path):
     shutil.copytree(reference, tmp_path / "run")
-    mine_corpus(SAMPLE, tmp_path / "run", Params.of(theta=1), jobs=1)
+    mine_corpus(SAMPLE, tmp_path / "run", Params.of(alpha=0.1), jobs=1)
     resumed = {
         s["step"]: s["resumed"] == s["tasks"]
         for s in read_record(tmp_path / "run")["steps"]
     }
-    # other entries are asked for counterparts, and other points are compared for series
+    # other points are compared for series
     again = [step for step, done in resumed.items() if not done]
-    assert again == ["compare", "series", "discover"]
+    assert again == ["series", "discover"]
 
 
 def test_auto_takes_no_projection_for_the_bundled_encoder(reference, tmp_path):
@@ -138,6 +138,7 @@ def test_every_entry_is_a_row(reference):
         "incoherent",
         "small",
         "mixed",
+        "shared",
         "culture_point",
     }
     assert entries.loc[entries["stage"] == "pruned", "reason"].notna().all()

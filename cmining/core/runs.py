@@ -26,7 +26,7 @@ from .basics import RunError, parse_json
 from .engine import as_path, fetch_local, scratch_folder
 
 # %% auto #0
-__all__ = ['STOPPED_BY', 'STAGES', 'CANDIDATE', 'TABLES', 'Rule', 'Params', 'stopped_by', 'read_run', 'read_record',
+__all__ = ['STOPPED_BY', 'STAGES', 'CANDIDATE', 'TABLES', 'ADDED', 'Rule', 'Params', 'stopped_by', 'read_run', 'read_record',
            'read_params', 'work_shards', 'read_texts', 'read_by_row', 'vector_shards', 'read_vectors',
            'read_candidates']
 
@@ -424,6 +424,18 @@ TABLES: dict[str, dict[str, str]] = {
         "template": "str",
     },
 }
+# what runs of earlier versions lack: missing values there
+ADDED = {
+    "isolation",
+    "foreign_row",
+    "foreign_lang",
+    "foreign_title",
+    "foreign_similarity",
+    "n_langs",
+    "series",
+    "series_size",
+    "kind",
+}
 
 # %% ../../nbs/03_core.runs.ipynb #f9dfffbf
 def arrow_schema(columns: dict[str, str]) -> pa.Schema:
@@ -513,9 +525,10 @@ def read_run(run: str | Path | UPath, table: str) -> pd.DataFrame:
     with _naming(path), path.open("rb") as file:
         rows = pd.read_parquet(file)
     missing = [name for name in TABLES[table] if name not in rows]
-    if missing:
-        raise _broken(path, f"it has no column {', '.join(missing)}")
-    return rows
+    broken = [name for name in missing if name not in ADDED]
+    if broken:
+        raise _broken(path, f"it has no column {', '.join(broken)}")
+    return rows.assign(**dict.fromkeys(missing, np.nan))
 
 
 def read_record(run: str | Path | UPath) -> dict[str, Any]:

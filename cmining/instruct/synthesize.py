@@ -902,7 +902,7 @@ def read_points(
         )
     if not kinds:
         return points
-    if "kind" not in points:
+    if points["kind"].isna().all():
         raise RunError(
             f"{run} says no kinds: mine the corpus again, into the same folder"
         )

@@ -280,7 +280,7 @@ def kinds_section(runs: dict[str, Path]) -> list[str]:
     parts = []
     for name, run in runs.items():
         points = read_run(run, "culture_points")
-        if points.empty or "kind" not in points:
+        if points["kind"].isna().all():
             continue
         if len(runs) > 1:
             parts.append(f"<h3>{html.escape(name)}</h3>")
