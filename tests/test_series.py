@@ -240,3 +240,29 @@ def test_a_prompt_sees_one_member_of_a_series(runs):
     for group, constellation in constellations(points).items():
         seen = [point.title for point in constellation.points]
         assert len(titles.intersection(seen)) <= 1, group
+
+
+@pytest.fixture(scope="module")
+def isolated(corpus, tmp_path_factory):
+    "The same corpus by isolation, so loosely that every entry is selected."
+    run = tmp_path_factory.mktemp("isolated")
+    mine_corpus(corpus, run, Params.of(min_isolation=-4), jobs=1)
+    return run
+
+
+def test_a_series_is_one_finding_by_isolation_too(isolated):
+    entries = read_run(isolated, "entries")
+    stopped = entries[entries["reason"] == "series"]
+    assert len(stopped) >= 4
+    assert read_record(isolated)["barred"]["en"]["series"] == len(stopped)
+    text = explain_text(explain_entry(isolated, stopped["id"].iloc[0]))
+    assert "another member stands for it" in text
+    assert "stopped at isolation" not in text
+
+
+def test_every_stage_agrees_with_its_tests(isolated):
+    for id, stage in read_run(isolated, "entries")[["id", "stage"]].itertuples(
+        index=False
+    ):
+        tests = explain_entry(isolated, id)["tests"]
+        assert all(test["passed"] for test in tests) == (stage == "culture_point")

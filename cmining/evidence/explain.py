@@ -522,6 +522,9 @@ def run_tests(
         tests = island_tests(entries, row, group, stability, params, n_candidates)
     if params.select != "islands" and all(test.passed for test in tests):
         tests.append(isolation_test(entry, nearest_foreign(entries, row), line))
+    in_series = pd.notna(entry.get("series"))
+    if params.series != "keep" and in_series and all(test.passed for test in tests):
+        tests.append(series_test(entry, params.series))
     if params.max_langs is not None and all(test.passed for test in tests):
         tests.append(languages_test(entry, params.max_langs))
     return tests
@@ -553,9 +556,6 @@ def island_tests(
         tests.append(majority_test(entry, stability))
     if params.counterparts == "drop" and all(test.passed for test in tests):
         tests.append(counterpart_test(entry))
-    in_series = pd.notna(entry.get("series"))
-    if params.series != "keep" and in_series and all(test.passed for test in tests):
-        tests.append(series_test(entry, params.series))
     return tests
 
 # %% ../../nbs/43_evidence.explain.ipynb #9242069a

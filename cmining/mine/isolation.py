@@ -9,11 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .vectors import Cells, compare_by_cell, make_cells, sample_rows
+from cmining.mine.vectors import (
+    Cells,
+    compare_by_cell,
+    make_cells,
+    sample_rows,
+    take_rows,
+)
 
 # %% auto #0
 __all__ = ['HUB_NEIGHBORS', 'OWN_NEIGHBORS', 'SHUFFLED', 'SHUFFLES', 'SHUFFLED_OF_LANG', 'hubness', 'n_own_neighbors',
-           'Isolation', 'isolation_of', 'Shuffle', 'shuffle_languages', 'isolation_line', 'isolation_lines']
+           'Isolation', 'isolation_of', 'Shuffle', 'count_shuffles', 'shuffle_languages', 'isolation_line',
+           'isolation_lines']
 
 # %% ../../nbs/34_mine.isolation.ipynb #fe39dabc
 def keep_top(
@@ -112,9 +119,8 @@ def cosine_of_pairs(
     pairs = np.flatnonzero(b >= 0)
     for start in range(0, len(pairs), block):
         here = pairs[start : start + block]
-        x = np.asarray(vectors[a[here]], np.float32)
-        y = np.asarray(vectors[b[here]], np.float32)
-        cosine[here] = (x * y).sum(axis=1)
+        ends = take_rows(vectors, a[here]) * take_rows(vectors, b[here])
+        cosine[here] = ends.sum(axis=1)
     return cosine
 
 # %% ../../nbs/34_mine.isolation.ipynb #3998ea9f
@@ -166,24 +172,26 @@ class Shuffle(NamedTuple):
     asked: np.ndarray  # rows, ascending, int64 [a]
 
 
+def count_shuffles(
+    n: int,  # entries
+) -> int:
+    "How often the languages are shuffled."
+    return min(-(-SHUFFLED // n), SHUFFLES) if n else 0
+
+
 def shuffle_languages(
     code: np.ndarray,  # number of each entry's language, int [n]
     seed: int = 0,
-) -> list[Shuffle]:
-    "Shuffled languages for `isolation_of`; the same for the same input and seed."
-    if not len(code):
-        return []
-    n_shuffles = min(max(-(-SHUFFLED // len(code)), 1), SHUFFLES)
-    shuffles = []
-    for number in range(n_shuffles):
-        rng = np.random.default_rng([seed, number])
-        shuffled = rng.permutation(code)
-        asked = []
-        for lang in np.unique(code):
-            rows = np.flatnonzero(shuffled == lang)
-            asked.append(rows[sample_rows(len(rows), SHUFFLED_OF_LANG, seed)])
-        shuffles.append(Shuffle(shuffled, np.sort(np.concatenate(asked))))
-    return shuffles
+    number: int = 0,  # of the shuffle
+) -> Shuffle:
+    "Shuffled languages for `isolation_of`; the same for the same input, seed and number."
+    rng = np.random.default_rng([seed, number])
+    shuffled = rng.permutation(code)
+    asked = [np.empty(0, np.int64)]
+    for lang in np.unique(code):
+        rows = np.flatnonzero(shuffled == lang)
+        asked.append(rows[sample_rows(len(rows), SHUFFLED_OF_LANG, seed)])
+    return Shuffle(shuffled, np.sort(np.concatenate(asked)))
 
 
 def isolation_line(
@@ -205,7 +213,8 @@ def isolation_lines(
 ) -> np.ndarray:  # float64 [languages]
     "The line of each language, from shuffled languages."
     chance: dict[int, list[np.ndarray]] = {lang: [] for lang in np.unique(code)}
-    for shuffled, asked in shuffle_languages(code, seed):
+    for number in range(count_shuffles(len(code))):
+        shuffled, asked = shuffle_languages(code, seed, number)
         isolation = isolation_of(asked, vectors, shuffled, hub, cells).isolation
         for lang, values in chance.items():
             values.append(isolation[shuffled[asked] == lang])

@@ -84,6 +84,7 @@ from cmining.mine.control import (
 from .discover import find_groups, language_offset, project
 from cmining.mine.isolation import (
     Isolation,
+    count_shuffles,
     hubness,
     isolation_line,
     isolation_of,
@@ -108,7 +109,13 @@ from cmining.mine.select import (
     select_points,
 )
 from .series import HEAD_PARAGRAPHS, find_series, head_of, settle_series
-from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
+from cmining.mine.vectors import (
+    Cells,
+    cell_centers,
+    kmeans,
+    nearest_center,
+    take_rows,
+)
 from ..models.encode import StaticEncoder, entry_text
 from ..models.encoders import cached_encoder
 
@@ -776,7 +783,7 @@ def collect_kept(work: Work, languages: list[Language]) -> np.ndarray:
     return np.load(fetch_local(kept), mmap_mode="r")
 
 # %% ../../nbs/39_mine.pipeline.ipynb #0dc5d16d
-CANDIDATE_ROWS = 65_536  # rows of all kept entries that are looked at in one step
+CANDIDATE_ROWS = 65_536  # in memory at a time
 
 
 def candidate_vectors(
@@ -785,12 +792,10 @@ def candidate_vectors(
     is_candidate: np.ndarray,  # of every kept entry, bool [kept]
 ) -> None:
     "The vectors of all candidates, float16 [candidates, d], in the order of rows."
-    starts = range(0, len(kept), CANDIDATE_ROWS)
-    parts = (
-        kept[start : start + CANDIDATE_ROWS][is_candidate[start : start + CANDIDATE_ROWS]]
-        for start in starts
-    )
-    stack_vectors(target, parts, is_candidate.sum())
+    rows = np.flatnonzero(is_candidate)
+    starts = range(0, max(len(rows), 1), CANDIDATE_ROWS)  # one part, even if it is empty
+    parts = (take_rows(kept, rows[i : i + CANDIDATE_ROWS]) for i in starts)
+    stack_vectors(target, parts, len(rows))
 
 
 def group_candidates(
@@ -1035,7 +1040,7 @@ def save_shuffled(
     "Isolation of entries whose language is shuffled: language and isolation, float64 [a, 2]."
     vectors, cells = space.open()
     hubs = np.load(fetch_local(hub))
-    code, asked = shuffle_languages(space.code, seed)[number]
+    code, asked = shuffle_languages(space.code, seed, number)
     isolation = isolation_of(asked, vectors, code, hubs, cells).isolation
     save_array(target, np.column_stack([code[asked], isolation]).astype(np.float64))
 
@@ -1092,7 +1097,7 @@ def draw_lines(
         return np.full(n_langs, work.params.min_isolation)
     seed = work.params.seed
     tasks = []
-    for number in range(len(shuffle_languages(space.code, seed))):
+    for number in range(count_shuffles(len(space.code))):
         target = work.folder / "shuffled" / f"{space.kept.stem}-{seed}-{number:02}.npy"
         tasks.append(Task(target, save_shuffled, (number, space, hub, seed)))
     workers.run("shuffle", tasks)
@@ -1597,7 +1602,7 @@ def count_record(out: Path | UPath, work: Work) -> dict[str, Any]:
     return {
         "counts": counts,
         "pruned": count(pruned, "reason"),
-        "barred": count(stopped[stopped["stage"] == "mixed"], "reason"),
+        "barred": count(stopped[stopped["stage"] != "pruned"], "reason"),
         "skipped": dict(skipped),
         "culture_points": sum(c.get("culture_point", 0) for c in counts.values()),
     }
@@ -1643,9 +1648,7 @@ def lines_text(lines: dict[str, float]) -> str:
 class Discovered(NamedTuple):
     "What Stage 2 found."
 
-    entries: (
-        pd.DataFrame
-    )  # of select_points, with isolation and the nearest foreign entry
+    entries: pd.DataFrame  # with isolation and the nearest foreign entry
     groups: pd.DataFrame
     points: pd.DataFrame
     series: pd.DataFrame

@@ -30,7 +30,7 @@ from cmining.core.runs import (
     work_shards,
 )
 from ..core.scripts import shorten
-from ..evidence.explain import VERDICTS, thresholds
+from ..evidence.explain import REASON_TEXTS, VERDICTS, thresholds
 from .colors import BOKEH_MARKERS, lang_style
 
 # %% auto #0
@@ -273,7 +273,7 @@ def bokeh_style(lang: str) -> tuple[str, str, str]:
     return style["color"], *BOKEH_MARKERS[style["marker"]]
 
 # %% ../../nbs/92_viz.atlas.ipynb #02b96c21
-TEXT_COLUMNS = ("title", "lang", "stage", "lead", "foreign")
+TEXT_COLUMNS = ("title", "lang", "stage", "reason", "lead", "foreign")
 FLOAT_COLUMNS = (
     "x",
     "y",
@@ -312,11 +312,9 @@ def bokeh_source(
         shorten(title, NAME_CHARACTERS) for title in table["title"].iloc[named]
     ]
     columns = {
-        **{c: list(table[c]) for c in TEXT_COLUMNS},
+        **{c: list(table[c].fillna("")) for c in TEXT_COLUMNS},
         **{c: table[c].to_numpy(np.float32) for c in FLOAT_COLUMNS},
         **{c: table[c].fillna(-1).to_numpy(np.int32) for c in INT_COLUMNS},
-        "unstable": (table["reason"] == "unstable").to_numpy(np.uint8),
-        "counterpart": (table["reason"] == "counterpart").to_numpy(np.uint8),
         "name": list(name),
     }
     return ColumnDataSource(columns, name="points")
@@ -783,7 +781,11 @@ Object.assign(atlas, {
       + `${format(group.p)}; corrected for the number of groups, q is ${format(group.q)}.`
   },
 
+  // does evidence that came after the selection bar it?
+  isBarred: i => d.reason[i] == "series" || d.reason[i] == "known elsewhere",
+
   verdict(i) {
+    if (this.isBarred(i)) return `Not selected: it is ${facts.reasons[d.reason[i]]}.`
     const group = facts.groups[d.group[i]]
     const {tau, theta, max_q, select} = facts.params
     if (d.stage[i] == "culture_point" && select == "isolation")
@@ -806,10 +808,10 @@ Object.assign(atlas, {
     }
     if (group.dominance > theta && d.lang[i] != group.lang)
       return `Not selected: it is a guest on an island of ${group.lang}.`
-    if (d.unstable[i])
+    if (d.reason[i] == "unstable")
       return "Not selected: it lay on an island in fewer than half of the repeats "
         + "of the grouping."
-    if (d.counterpart[i])
+    if (d.reason[i] == "counterpart")
       return "Not selected: the entry nearest to it is in another language."
     if (max_q !== null && group.q > max_q)
       return "Not selected: a group as pure as its own comes by chance too often."
@@ -823,10 +825,14 @@ Object.assign(atlas, {
     const {tau, theta, max_q, select} = facts.params
     const tests = []
     const add = (...test) => tests.push(test)
-    const isolation = () => add("isolation", stage != "shared", format(d.isolation[i]),
-      `at least ${format(d.line[i])}`)
+    const barred = () => { if (this.isBarred(i)) add(d.reason[i], false, "yes", "no") }
+    const isolation = () => {
+      const passed = stage != "shared" || this.isBarred(i)
+      add("isolation", passed, format(d.isolation[i]), `at least ${format(d.line[i])}`)
+    }
     if (select == "isolation") {
       isolation()
+      barred()
       return tests
     }
     const dispersion = format(d.dispersion[i])
@@ -841,8 +847,9 @@ Object.assign(atlas, {
     add("dominance", dominance > theta, format(dominance), `above ${theta}`)
     add("language", d.lang[i] == lang, d.lang[i], `the group's, ${lang}`)
     if (max_q !== null) add("chance, q", q <= max_q, format(q), `at most ${max_q}`)
-    if (d.unstable[i]) add("majority", false, "below half", "half of the repeats")
-    if (d.counterpart[i])
+    if (d.reason[i] == "unstable")
+      add("majority", false, "below half", "half of the repeats")
+    if (d.reason[i] == "counterpart")
       add("counterpart", false, "nearest abroad", "in its own language")
     if (stage == "culture_point") {
       const share = `${Math.round(100 * d.stability[i])} %`
@@ -850,6 +857,7 @@ Object.assign(atlas, {
     }
     const reached = stage == "shared" || stage == "culture_point"
     if (select == "both" && reached) isolation()
+    barred()
     return tests
   },
 })
@@ -1000,6 +1008,7 @@ def atlas_page(
     facts = {
         "langs": langs,
         "verdicts": {stage: VERDICTS[stage] for stage in stages},
+        "reasons": REASON_TEXTS,
         "groups": by_group,
         "menu": [group for options in menu.values() for group, _ in options],
         "examples": pick_examples(table, by_group),
