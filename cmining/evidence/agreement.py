@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from .quality import bootstrap_weights
+from .quality import bootstrap_weights, mean_of_known
 
 # %% auto #0
 __all__ = ['LEVELS', 'krippendorff_alpha', 'alpha_interval', 'cohen_kappa', 'fleiss_kappa', 'against_others']
@@ -193,20 +193,6 @@ def pair_kappas(
         kappas[i, j] = kappa_of_table(tables, distances)
     return kappas
 
-
-def mean_known(
-    rows: list[np.ndarray],  # float [r] each
-    n: int,  # r
-) -> np.ndarray:  # float [r]; NaN where no row has a value
-    "The mean of the rows, without their NaN."
-    if not rows:
-        return np.full(n, np.nan)
-    table = np.array(rows)
-    known = ~np.isnan(table)
-    total = np.where(known, table, 0).sum(0)
-    nan = np.full(n, np.nan)
-    return np.divide(total, known.sum(0), out=nan, where=known.any(0))
-
 # %% ../../nbs/45_evidence.agreement.ipynb #6d8a72ca
 def against_others(
     ratings: np.ndarray,  # float [raters, units], NaN where there is no answer
@@ -223,11 +209,15 @@ def against_others(
     everything = np.ones((1, n_units))
     weights = np.concatenate([everything, unit_weights(n_units, n_boot, seed)])
     kappas = pair_kappas(np.asarray(ratings, float), weights, level)
+
+    def mean_kappa(some: list[np.ndarray]) -> np.ndarray:  # float [r]; NaN for none
+        return mean_of_known(np.reshape(some, (-1, len(weights))).T)
+
     rows = []
     for rater in range(n_raters):
         own = [kappa for pair, kappa in kappas.items() if rater in pair]
         rest = [kappa for pair, kappa in kappas.items() if rater not in pair]
-        with_others = mean_known(own, len(weights))
-        gap = with_others - mean_known(rest, len(weights))
+        with_others = mean_kappa(own)
+        gap = with_others - mean_kappa(rest)
         rows.append([with_others[0], gap[0], *middle(gap[1:])])
     return np.array(rows).reshape(n_raters, 4)

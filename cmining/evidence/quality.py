@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from ..core.basics import RunError, parse_json
 from ..core.runs import CANDIDATE, STAGES, read_record, read_run
@@ -437,13 +438,9 @@ def rank_auc(
     positive: np.ndarray,  # bool [n]
 ) -> float:
     "Probability that a positive scores above a negative, ties by half; NaN without one of each."
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if not n_positive or not n_negative:
+    if positive.all() or not positive.any():
         return float("nan")
-    ranks = pd.Series(score).rank().to_numpy()
-    n_below = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(n_below / (n_positive * n_negative))
+    return float(roc_auc_score(positive, score))
 
 # %% ../../nbs/41_evidence.quality.ipynb #2bfcd8f1
 def silver_counterparts(

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from ..core.basics import RunError, hash64, parse_json
-from ..core.engine import atomic_write
+from ..core.engine import atomic_write, lock_file
 
 # %% auto #0
 __all__ = ['BUDGET_SPENT', 'Prompt', 'Endpoint', 'Reply', 'load_prices', 'token_cost', 'estimate', 'Journal', 'ask',
@@ -430,27 +430,16 @@ def was_cut(finish: str) -> bool:
     return finish.lower() in CUT
 
 # %% ../../nbs/11_models.llm.ipynb #bee4894d
-def lock_file(file: Any, path: Path) -> None:
+def lock_journal(file: Any, path: Path) -> None:
     """Lock an open file until it is closed, or its process ends.
 
     A RunError when another process has locked it.
     """
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            # far behind the end: Windows refuses to read what is locked
-            file.seek(1 << 40)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
+    if not lock_file(file):
         raise RunError(
             f"{path} is in use by another process, which would pay for the same answers:"
             " wait for it, or stop it"
-        ) from e
+        )
 
 # %% ../../nbs/11_models.llm.ipynb #69702422
 class Journal:
@@ -470,7 +459,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.path, "ab", buffering=0)
         try:
-            lock_file(self.file, self.path)
+            lock_journal(self.file, self.path)
             self.reader = open(self.path, "rb")
         except BaseException:
             self.file.close()
