@@ -26,7 +26,7 @@ from .basics import RunError, parse_json
 from .engine import as_path, fetch_local, scratch_folder
 
 # %% auto #0
-__all__ = ['STOPPED_BY', 'STAGES', 'CANDIDATE', 'TABLES', 'ADDED', 'Rule', 'Params', 'stopped_by', 'read_run', 'read_record',
+__all__ = ['STOPPED_BY', 'STAGES', 'CANDIDATE', 'TABLES', 'Rule', 'Params', 'stopped_by', 'read_run', 'read_record',
            'read_params', 'work_shards', 'read_texts', 'read_by_row', 'vector_shards', 'read_vectors',
            'read_candidates']
 
@@ -424,6 +424,8 @@ TABLES: dict[str, dict[str, str]] = {
         "template": "str",
     },
 }
+
+# %% ../../nbs/03_core.runs.ipynb #a1b2c3d4
 # what runs of earlier versions lack: missing values there
 ADDED = {
     "isolation",

@@ -43,8 +43,7 @@ from cmining.evidence.questionnaire import (
 )
 
 # %% auto #0
-__all__ = ['sample_study', 'plan_text', 'collect_study', 'simulate_study', 'collected_text', 'score_study', 'is_simulated',
-           'scores_text']
+__all__ = ['sample_study', 'collect_study', 'simulate_study', 'collected_text', 'score_study', 'scores_text']
 
 # %% ../../nbs/49_evidence.study.ipynb #19856467
 KEY = "key.json"
@@ -356,6 +355,12 @@ def keyed_ratings(
     total = total_score(ratings[list(QUESTIONS)].to_numpy(float))
     return ratings.assign(total=total), units, checks
 
+# %% ../../nbs/49_evidence.study.ipynb #cee0d8e5
+def is_simulated(study: str | Path) -> bool:
+    "Is any of the answers of a collected study made up?"
+    outcome = json.loads((Path(study) / "collected.json").read_text(encoding="utf-8"))
+    return outcome["simulated"] > 0
+
 # %% ../../nbs/49_evidence.study.ipynb #8fbb452e
 def score_study(
     study: str | Path,  # a study folder that was collected
@@ -385,12 +390,6 @@ def score_study(
         marked = table.assign(simulated=True) if simulated else table
         write_table(study / "scores" / f"{name}.csv", marked)
     return scores
-
-
-def is_simulated(study: str | Path) -> bool:
-    "Is any of the answers of a collected study made up?"
-    outcome = json.loads((Path(study) / "collected.json").read_text(encoding="utf-8"))
-    return outcome["simulated"] > 0
 
 # %% ../../nbs/49_evidence.study.ipynb #1f2db332
 def scores_text(

@@ -33,8 +33,8 @@ from cmining.ingest.corpus import (
 )
 
 # %% auto #0
-__all__ = ['wiki_title', 'title_keys', 'link_files', 'read_links', 'has_capitals', 'save_links', 'link_record', 'Linked',
-           'count_links', 'link_entries']
+__all__ = ['wiki_title', 'title_keys', 'link_files', 'read_links', 'save_links', 'link_record', 'Linked', 'count_links',
+           'link_entries']
 
 # %% ../../nbs/26_ingest.links.ipynb #e6534b5e
 def wiki_title(
@@ -495,6 +495,11 @@ def source_files(table: str | Path) -> list[Path]:
     files = link_files(table)
     return files + [page_file(file) for file in files if _plain_suffix(file) == ".sql"]
 
+# %% ../../nbs/26_ingest.links.ipynb #a05df9d2
+def has_capitals(table: str | Path) -> bool:
+    "Do all titles of a table begin with a capital? Not those of a Wiktionary, which its name tells."
+    return not any("wiktionary" in path.name for path in link_files(table))
+
 # %% ../../nbs/26_ingest.links.ipynb #c9083cee
 def read_links(
     table: str | Path,  # a file, or a folder of them
@@ -518,11 +523,6 @@ def read_links(
                 counts["section of a page"] += 1
             else:
                 yield Link(link.concept, link.lang, title)
-
-
-def has_capitals(table: str | Path) -> bool:
-    "Do all titles of a table begin with a capital? Not those of a Wiktionary, which its name tells."
-    return not any("wiktionary" in path.name for path in link_files(table))
 
 # %% ../../nbs/26_ingest.links.ipynb #03fb4419
 LINK_ROW = np.dtype([("concept", "<u8"), ("lang", "u1"), ("title", "<u8")])

@@ -24,10 +24,9 @@ from .vectors import fit_centers, nearest_center, sample_rows, take_rows
 from ..models.encode import Encoder
 
 # %% auto #0
-__all__ = ['PAIR_COLUMNS', 'CONTROL_REPEATS', 'MIN_TOGETHER', 'MAX_ISLANDS', 'PROJECTION_FIGURES', 'MIN_GAIN', 'BY_TABLE',
-           'BY_NAMES', 'MIN_CONTROLS', 'MIN_FOUND', 'cldr_names', 'cldr_terms', 'tidy_terms', 'pair_scores',
-           'language_identity', 'encoder_control', 'control_warning', 'better_projection', 'cldr_links',
-           'found_controls', 'lonely_topics', 'comparability', 'comparability_warning']
+__all__ = ['cldr_names', 'cldr_terms', 'pair_scores', 'language_identity', 'encoder_control', 'control_warning',
+           'better_projection', 'cldr_links', 'found_controls', 'lonely_topics', 'comparability',
+           'comparability_warning']
 
 # %% ../../nbs/36_mine.control.ipynb #e4d87ce2
 def cldr_names(lang: str) -> dict[str, str]:
@@ -80,7 +79,7 @@ def tidy_terms(
     is_translated = given.sum(axis=1) > 1  # one text alone is no translation
     return table.astype(object).where(given, None)[is_translated].reset_index(drop=True)
 
-# %% ../../nbs/36_mine.control.ipynb #3770c5ee
+# %% ../../nbs/36_mine.control.ipynb #9f09827d
 PAIR_COLUMNS = [
     "pair",
     "pairs",
@@ -90,7 +89,7 @@ PAIR_COLUMNS = [
     "retrieval_chance",
 ]
 
-
+# %% ../../nbs/36_mine.control.ipynb #3770c5ee
 def pair_scores(
     vectors: np.ndarray,  # unit rows, float32 [terms, d]
     group: np.ndarray,  # int [terms]
@@ -269,8 +268,10 @@ def encoder_control(
     when all is well."""
     return control_each(encoder, langs, params, {"": project}, terms, n_groups)[""]
 
-# %% ../../nbs/36_mine.control.ipynb #71a5c8cc
+# %% ../../nbs/36_mine.control.ipynb #06884b84
 MIN_TOGETHER = 0.5
+
+# %% ../../nbs/36_mine.control.ipynb #71a5c8cc
 MAX_ISLANDS = 0.1
 
 # %% ../../nbs/36_mine.control.ipynb #550f3508
@@ -308,11 +309,13 @@ def project_terms(
     offsets = {code: language_offset(vectors[lang == code], kind) for code in codes}
     return project(vectors, lang, kind, offsets)
 
-# %% ../../nbs/36_mine.control.ipynb #3a405ed7
-PROJECTION_FIGURES = ("together", "retrieval", "own_language", "probe", "islands")
+# %% ../../nbs/36_mine.control.ipynb #68686e57
 MIN_GAIN = 0.2  # of the share of pairs that are together
 
+# %% ../../nbs/36_mine.control.ipynb #a69ab6f0
+PROJECTION_FIGURES = ("together", "retrieval", "own_language", "probe", "islands")
 
+# %% ../../nbs/36_mine.control.ipynb #3a405ed7
 def better_projection(
     controls: Mapping[
         str, Mapping[str, Any]
@@ -420,13 +423,15 @@ def lonely_topics(
         ["entries", "lang"], ascending=[False, True], ignore_index=True
     )
 
-# %% ../../nbs/36_mine.control.ipynb #9161ef7b
+# %% ../../nbs/36_mine.control.ipynb #5fd08c92
 BY_TABLE = "counterparts table"
 BY_NAMES = "CLDR names"
+
+# %% ../../nbs/36_mine.control.ipynb #4420fdca
 MIN_CONTROLS = 20
 MIN_FOUND = 0.5
 
-
+# %% ../../nbs/36_mine.control.ipynb #9161ef7b
 def comparability(
     lang: np.ndarray,  # of every entry, str [n]
     linked: Linked,  # of the same; by a table, or from cldr_links

@@ -41,10 +41,11 @@ from cmining.models.llm import (
     request_failure,
 )
 
-logger = logging.getLogger(__name__)
-
 # %% auto #0
-__all__ = ['logger', 'PACKAGED', 'ENDPOINT_PREFIX', 'PackagedEncoder', 'load_packaged', 'EndpointEncoder', 'load_encoder']
+__all__ = ['PACKAGED', 'ENDPOINT_PREFIX', 'PackagedEncoder', 'load_packaged', 'EndpointEncoder', 'load_encoder']
+
+# %% ../../nbs/12_models.encoders.ipynb #cf958b49
+logger = logging.getLogger(__name__)
 
 # %% ../../nbs/12_models.encoders.ipynb #ff8dadb6
 def encode_texts(
