@@ -102,11 +102,16 @@ HEAD_WORDS = 100
 HEAD_LETTERS = 160  # where a character is a token
 
 
-def is_unspaced(n_characters: int, n_tokens: int) -> bool:
+def is_unspaced(
+    tokens: list[np.ndarray],  # places in words, int32
+    words: list[str],
+) -> bool:
     "Is a token one character? It has 1.1 on average in Chinese, and 5 in English."
-    return n_characters < 2 * n_tokens
+    n_times = sum(np.bincount(part, minlength=len(words)) for part in tokens)
+    size = np.fromiter(map(len, words), int, len(words))
+    return int(n_times @ size) < 2 * int(n_times.sum())
 
-# %% ../../nbs/38_mine.series.ipynb #51b53ddc
+# %% ../../nbs/38_mine.series.ipynb #1b4f03b3
 STRETCH = 4096  # texts, 12 bits
 _PART = re.compile(rf"[()（）\[\]〔〕【】]|{_ANY_TOKEN}")
 NOTHING, SLOT_NUMBER, OPENING, CLOSING = range(4)
@@ -116,9 +121,9 @@ def start_numbers() -> defaultdict[str, int]:
     "The numbers of tokens; a token that is asked for and has none gets the next."
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__
-    numbers.update({"": NOTHING, SLOT: SLOT_NUMBER})
-    numbers.update(dict.fromkeys("(（[〔【", OPENING))
-    numbers.update(dict.fromkeys(")）]〕】", CLOSING))
+    numbers.update({"": NOTHING, SLOT: SLOT_NUMBER, "(": OPENING, ")": CLOSING})
+    numbers.update(dict.fromkeys("（[〔【", OPENING))
+    numbers.update(dict.fromkeys("）]〕】", CLOSING))
     return numbers
 
 
@@ -144,22 +149,25 @@ class Sentences(NamedTuple):
 def number_heads(
     paragraphs: Iterable[Sequence[str]],  # of each entry
     numbers: defaultdict[str, int],  # from start_numbers
-) -> tuple[np.ndarray, Sentences]:  # int32 [tokens]
-    "The numbers of all tokens and brackets of the heads of some entries."
+) -> tuple[Stretch, Sentences]:
+    "The tokens and brackets of the heads of some entries, and their sentences."
     tokens = array("i")
     hashes = array("Q")
     n_tokens = array("i")
     n_sentences = array("i")
+    ends = array("i", [0])
     for text in paragraphs:
         head = head_sentences(text)
-        n_sentences.append(len(head))
         for sentence in head:
             parts = _PART.findall(sentence)
             tokens.extend([numbers[part] for part in parts])
             hashes.append(hash64(sentence))
             n_tokens.append(len(parts))
+        n_sentences.append(len(head))
+        ends.append(len(tokens))
     counts = np.array(n_tokens, np.int32), np.array(n_sentences, np.int32)
-    return np.array(tokens, np.int32), Sentences(np.array(hashes, np.uint64), *counts)
+    by_sentence = Sentences(np.array(hashes, np.uint64), *counts)
+    return Stretch(np.array(tokens, np.int32), np.diff(ends)), by_sentence
 
 # %% ../../nbs/38_mine.series.ipynb #a4034156
 def is_notice(by_sentence: Sentences) -> np.ndarray:  # bool [sentences]
@@ -390,7 +398,7 @@ def skeletons_of(stretch: Stretch, vocabulary: Vocabulary, template: Template) -
     place = np.arange(len(tokens)) - np.repeat(np.cumsum(n_tokens) - n_tokens, n_tokens)
     return Stretch(tokens[place < template.length], np.minimum(n_tokens, template.length))
 
-# %% ../../nbs/38_mine.series.ipynb #37af5da4
+# %% ../../nbs/38_mine.series.ipynb #5bf4cc12
 class Skeletons(NamedTuple):
     "The skeletons of some texts, text after text."
 
@@ -413,15 +421,12 @@ def in_stretches(values: Iterable) -> Iterator[list]:
 
 def read_all(
     paragraphs: Iterable[Sequence[str]], numbers: defaultdict[str, int]
-) -> tuple[list[np.ndarray], Sentences]:
+) -> tuple[list[Stretch], Sentences]:
     "number_heads for all entries, a stretch at a time."
     read = [number_heads(texts, numbers) for texts in in_stretches(paragraphs)]
     read = read or [number_heads([], numbers)]
-    by_sentence = [
-        np.concatenate(arrays)
-        for arrays in zip(*[by_sentence for _, by_sentence in read])
-    ]
-    return [tokens for tokens, _ in read], Sentences(*by_sentence)
+    by_sentence = [np.concatenate(arrays) for arrays in zip(*[part for _, part in read])]
+    return [stretch for stretch, _ in read], Sentences(*by_sentence)
 
 
 def use_fewer_words(stretches: list[Stretch], words: list[str]) -> Skeletons:
@@ -448,29 +453,19 @@ def make_skeletons(
 ) -> Skeletons:
     "The skeletons of the entries of a language."
     numbers = start_numbers()
-    texts, by_sentence = read_all(paragraphs, numbers)
+    stretches, by_sentence = read_all(paragraphs, numbers)
     n_dropped = notice_tokens(by_sentence)
-    text_of = np.repeat(np.arange(len(n_dropped)), by_sentence.n_sentences)
-    n_tokens = np.bincount(text_of, by_sentence.n_tokens, len(n_dropped)).astype(np.int64)
     vocabulary = settle_vocabulary(numbers)
-    size = np.fromiter(map(len, vocabulary.words), np.int32, len(vocabulary.words))
-    stretches = []
     counted = []
-    n_characters = 0
-    for start in range(0, max(len(n_dropped), 1), STRETCH):
-        rows = slice(start, start + STRETCH)
-        stretch = Stretch(texts[start // STRETCH], n_tokens[rows])
-        texts[start // STRETCH] = None
-        stretch = open_all_slots(
+    for i, stretch in enumerate(stretches):
+        rows = slice(i * STRETCH, (i + 1) * STRETCH)
+        stretches[i] = open_all_slots(
             stretch, n_dropped[rows], titles[rows], numbers, vocabulary
         )
-        n_characters += int(size[stretch.tokens].sum())
-        counted.append(count_features(stretch, vocabulary, lang))
-        stretches.append(stretch)
+        counted.append(count_features(stretches[i], vocabulary, lang))
     frequent = frequent_features(counted, min_entries(len(n_dropped)))
-    del counted
-    n_all = sum(len(stretch.tokens) for stretch in stretches)
-    length = HEAD_LETTERS if is_unspaced(n_characters, n_all) else HEAD_WORDS
+    has_letters = is_unspaced([stretch.tokens for stretch in stretches], vocabulary.words)
+    length = HEAD_LETTERS if has_letters else HEAD_WORDS
     template = settle_template(frequent, vocabulary, numbers, length)
     for i, stretch in enumerate(stretches):
         stretches[i] = skeletons_of(stretch, vocabulary, template)
@@ -787,10 +782,8 @@ class Series(NamedTuple):
 # %% ../../nbs/38_mine.series.ipynb #2b8ee934
 def shingle_length(skeletons: Skeletons) -> int:
     "How many tokens a shingle has."
-    n = np.bincount(skeletons.tokens, minlength=len(skeletons.words))
-    size = np.array([len(word) for word in skeletons.words], int)
-    is_short = is_unspaced(int(n @ size), len(skeletons.tokens))
-    return LETTERS_OF_SHINGLE if is_short else WORDS_OF_SHINGLE
+    has_letters = is_unspaced([skeletons.tokens], skeletons.words)
+    return LETTERS_OF_SHINGLE if has_letters else WORDS_OF_SHINGLE
 
 
 def number_series(
