@@ -804,20 +804,24 @@ def number_series(
 
 def describe_series(
     number: np.ndarray,  # from number_series, int32 [n]
-    shingled: Shingled,
+    shingled: Shingled,  # of all entries; is used up
     skeletons: Skeletons,
     k: int,
 ) -> Series:
     "The series with what tells them."
+    size = np.diff(shingled.starts)
+    in_series = np.flatnonzero(number >= 0)
+    taken = shingled.number[np.repeat(number >= 0, size)]
+    members_only = Shingled(taken, np.append(0, np.cumsum(size[in_series])))
+    all_kinds = distinct(shingled.number)
     typical = np.full(len(number), np.nan, np.float32)
     described = []
-    all_kinds = distinct(shingled.number.copy())
-    members_of = pd.Series(np.flatnonzero(number >= 0)).groupby(number[number >= 0])
-    for i, members in members_of:
-        members = members.to_numpy()
-        has, kinds = incidence(shingled, members)
+    places_of = pd.Series(np.arange(len(in_series))).groupby(number[in_series])
+    for i, places in places_of:
+        has, kinds = incidence(members_only, places.to_numpy())
         place = np.searchsorted(all_kinds, kinds)
         cosine, center = typicality(has, place, len(all_kinds))
+        members = in_series[places]
         typical[members] = cosine.round(6)
         best = members[typical[members].argmax()]
         template = template_of(skeletons.of(best), kinds[center >= COMMON], k)
