@@ -108,7 +108,7 @@ from cmining.mine.select import (
     select_isolated,
     select_points,
 )
-from .series import HEAD_PARAGRAPHS, find_series, head_of, settle_series
+from .series import HEAD_PARAGRAPHS, find_series, settle_series
 from cmining.mine.vectors import (
     Cells,
     cell_centers,
@@ -909,19 +909,18 @@ def open_space(
     return Space(kept, centers, np.concatenate([np.empty(0, np.int32), *cells]), code)
 
 # %% ../../nbs/39_mine.pipeline.ipynb #7b235be3
+HEADS_AT_ONCE = 1024
+
+
 def read_heads(
     shards: list[Path | UPath],  # of a language
     rows: np.ndarray,  # row numbers within the language, ascending, int [n]
-) -> pa.Table:  # id, title, head
-    "Ids, titles and the beginnings of the texts of some entries, in the order of rows."
-    schema = pa.schema({"id": pa.string(), "title": pa.string(), "head": pa.string()})
-    parts = [schema.empty_table()]
-    for table in read_by_row(shards, rows, ["id", "title", "paragraphs"]):
-        first = pc.list_slice(table["paragraphs"], 0, HEAD_PARAGRAPHS).to_pylist()
-        heads = pa.array([head_of(paragraphs) for paragraphs in first], pa.string())
-        part = pa.table([table["id"], table["title"], heads], schema.names)
-        parts.append(part.cast(schema))
-    return pa.concat_tables(parts)
+) -> Iterator[list[str]]:
+    "The first paragraphs of some entries, one entry after the other."
+    for table in read_by_row(shards, rows, ["paragraphs"]):
+        for start in range(0, len(table), HEADS_AT_ONCE):
+            paragraphs = table["paragraphs"].slice(start, HEADS_AT_ONCE)
+            yield from pc.list_slice(paragraphs, 0, HEAD_PARAGRAPHS).to_pylist()
 
 
 SERIES_COLUMNS = ["id", "title", "series", "typicality", "template"]
@@ -934,15 +933,14 @@ def series_of_language(
     rows: np.ndarray,  # of its culture points, within the language, ascending, int [n]
 ) -> None:
     "The culture points that are in a series: place, id, title, series, typicality, template."
-    texts = read_heads(shards, rows)
-    titles = texts["title"].to_pylist()
-    found = find_series(titles, [[head] for head in texts["head"].to_pylist()], lang)
+    entries = pa.concat_tables(read_by_row(shards, rows, ["id", "title"]))
+    found = find_series(entries["title"].to_pylist(), read_heads(shards, rows), lang)
     places = np.flatnonzero(found.number >= 0)
     template = dict(zip(found.table["entry"], found.table["template"]))
     columns = {
         "place": pa.array(places, pa.int64()),
-        "id": texts["id"].take(places),
-        "title": texts["title"].take(places),
+        "id": entries["id"].take(places),
+        "title": entries["title"].take(places),
         "series": pa.array(found.number[places], pa.int32()),
         "typicality": pa.array(found.typicality[places], pa.float32()),
         "template": pa.array([template.get(place) for place in places], pa.string()),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from sys import intern
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,34 +44,17 @@ def head_sentences(paragraphs: Sequence[str]) -> list[str]:
 # %% ../../nbs/38_mine.series.ipynb #550dc7ef
 MIN_SIZE = 3  # entries that make a series
 
-
-def drop_notices(heads: list[list[str]]) -> list[list[str]]:
-    "The heads without the notices before the text."
-    n_entries = Counter(sentence for head in heads for sentence in set(head))
-    shortened = []
-    for head in heads:
-        start = 0
-        while start < len(head) and n_entries[head[start]] >= MIN_SIZE:
-            start += 1
-        shortened.append(head[start:])
-    return shortened
-
 # %% ../../nbs/38_mine.series.ipynb #11866e76
 SLOT = "•"
 # Of the unspaced scripts a character is a token; of katakana a run is.
 _UNSPACED_LETTER = rf"{HAN}{KANA}{SOUTHEAST_ASIAN}"
-_TOKEN = re.compile(rf"{SLOT}|[ァ-ー]+|[{_UNSPACED_LETTER}]|[^\W{_UNSPACED_LETTER}]+")
-_BRACKETS = re.compile(r"[(（\[〔【][^()（）\[\]〔〕【】]*[)）\]〕】]")
+_ANY_TOKEN = rf"{SLOT}|[ァ-ー]+|[{_UNSPACED_LETTER}]|[^\W{_UNSPACED_LETTER}]+"
+_TOKEN = re.compile(_ANY_TOKEN)
 _DIGIT = re.compile(r"\d")
 _QUALIFIER = re.compile(r"[,(、]")  # begins what a title has to tell it from others
 
 
-def drop_brackets(text: str) -> str:
-    "The text without brackets and what is in them, be they nested once."
-    return _BRACKETS.sub(" ", _BRACKETS.sub(" ", text))
-
-
-def slot_name(tokens: list[str], lowered: list[str], name: list[str]) -> None:
+def slot_name(tokens: list, lowered: list, name: list, slot: str | int) -> None:
     "Put a slot, in place, wherever the tokens of a name follow each other."
     if not name:
         return
@@ -79,23 +63,19 @@ def slot_name(tokens: list[str], lowered: list[str], name: list[str]) -> None:
         start = lowered.index(name[0], start)
         end = start + len(name)
         if lowered[start:end] == name:
-            tokens[start:end] = lowered[start:end] = [SLOT]
+            tokens[start:end] = lowered[start:end] = [slot]
         start += 1
 
 
-def open_slots(title: str, text: str) -> list[str]:
-    "The tokens of a text; a slot for its title and for each token with a digit."
-    tokens = _TOKEN.findall(drop_brackets(text))
-    lowered = [token.lower() for token in tokens]
+def names_of(title: str) -> tuple[list[str], list[str]]:
+    "The tokens of a title in small letters: of all of it, and without what qualifies it."
     title = unicodedata.normalize("NFKC", title).lower()
-    bare = _QUALIFIER.split(title)[0]
-    for name in (title, bare):
-        slot_name(tokens, lowered, _TOKEN.findall(name))
-    # interned: the words of all texts are kept once
-    return [
-        intern(token) if token.isalpha() or not _DIGIT.search(token) else SLOT
-        for token in tokens
-    ]
+    return _TOKEN.findall(title), _TOKEN.findall(_QUALIFIER.split(title)[0])
+
+
+def is_numeral(token: str) -> bool:
+    "Is there a digit in a token?"
+    return not token.isalpha() and bool(_DIGIT.search(token))
 
 # %% ../../nbs/38_mine.series.ipynb #13c80440
 # German, Luxembourgish, and what is written as they are: a noun begins with a capital
@@ -117,65 +97,389 @@ def is_letter(token: str) -> bool:
     "Is a token one character of a script without spaces?"
     return len(token) == 1 and bool(_UNSPACED.match(token))
 
-
-def features(tokens: list[str], lang: str) -> set[str]:
-    "What of a text is counted: words in small letters, and pairs of characters."
-    words = {token for token in tokens if not is_letter(token)}
-    lowered = {word.lower() for word in words}
-    counted = lowered if lang in CAPITAL_NOUNS else words & lowered
-    pairs = zip(tokens, tokens[1:])
-    counted.update([a + b for a, b in pairs if is_letter(a) and is_letter(b)])
-    return counted
-
-
-def keep_frequent(
-    tokens: list[str],
-    frequent: set[str],  # of features
-    length: int,  # tokens wanted
-) -> list[str]:
-    "The first tokens in small letters, one slot for those in a row that are not frequent."
-    lowered = [token.lower() for token in tokens]
-    ends = ["", *lowered, ""]
-    skeleton: list[str] = []
-    for before, token, after in zip(ends, lowered, ends[2:]):
-        if is_letter(token):
-            is_kept = before + token in frequent or token + after in frequent
-        else:
-            is_kept = token in frequent and token != SLOT
-        if is_kept:
-            skeleton.append(intern(token))
-        elif not skeleton or skeleton[-1] != SLOT:
-            skeleton.append(SLOT)
-        if len(skeleton) == length:
-            break
-    return skeleton
-
 # %% ../../nbs/38_mine.series.ipynb #b5fd0b2a
 HEAD_WORDS = 100
 HEAD_LETTERS = 160  # where a character is a token
 
 
-def is_unspaced(texts: list[list[str]]) -> bool:
+def is_unspaced(
+    tokens: list[np.ndarray],  # places in words, int32
+    words: list[str],
+) -> bool:
     "Is a token one character? It has 1.1 on average in Chinese, and 5 in English."
-    n_characters = sum(len("".join(tokens)) for tokens in texts)
-    return n_characters < 2 * sum(map(len, texts))
+    n_times = sum(np.bincount(part, minlength=len(words)) for part in tokens)
+    size = np.fromiter(map(len, words), int, len(words))
+    return int(n_times @ size) < 2 * int(n_times.sum())
 
-# %% ../../nbs/38_mine.series.ipynb #97c59fd8
+# %% ../../nbs/38_mine.series.ipynb #1b4f03b3
+STRETCH = 4096  # texts, 12 bits
+_PART = re.compile(rf"[()（）\[\]〔〕【】]|{_ANY_TOKEN}")
+NOTHING, SLOT_NUMBER, OPENING, CLOSING = range(4)
+
+
+def start_numbers() -> defaultdict[str, int]:
+    "The numbers of tokens; a token that is asked for and has none gets the next."
+    numbers: defaultdict[str, int] = defaultdict()
+    numbers.default_factory = numbers.__len__
+    numbers.update({"": NOTHING, SLOT: SLOT_NUMBER, "(": OPENING, ")": CLOSING})
+    numbers.update(dict.fromkeys("（[〔【", OPENING))
+    numbers.update(dict.fromkeys("）]〕】", CLOSING))
+    return numbers
+
+
+class Stretch(NamedTuple):
+    "The tokens of some texts, text after text."
+
+    tokens: np.ndarray  # numbers, int32 [tokens]
+    n_tokens: np.ndarray  # of each text, int [texts]
+
+    def text(self) -> np.ndarray:  # int16 [tokens]
+        "The text that each token is in."
+        return np.repeat(np.arange(len(self.n_tokens), dtype=np.int16), self.n_tokens)
+
+
+class Sentences(NamedTuple):
+    "The sentences of some texts, text after text."
+
+    hashes: np.ndarray  # uint64 [sentences]
+    n_tokens: np.ndarray  # of each sentence, int32 [sentences]
+    n_sentences: np.ndarray  # of each text, int32 [texts]
+
+
+def number_heads(
+    paragraphs: Iterable[Sequence[str]],  # of each entry
+    numbers: defaultdict[str, int],  # from start_numbers
+) -> tuple[Stretch, Sentences]:
+    "The tokens and brackets of the heads of some entries, and their sentences."
+    tokens = array("i")
+    hashes = array("Q")
+    n_tokens = array("i")
+    n_sentences = array("i")
+    ends = array("i", [0])
+    for text in paragraphs:
+        head = head_sentences(text)
+        for sentence in head:
+            parts = _PART.findall(sentence)
+            tokens.extend([numbers[part] for part in parts])
+            hashes.append(hash64(sentence))
+            n_tokens.append(len(parts))
+        n_sentences.append(len(head))
+        ends.append(len(tokens))
+    counts = np.array(n_tokens, np.int32), np.array(n_sentences, np.int32)
+    by_sentence = Sentences(np.array(hashes, np.uint64), *counts)
+    return Stretch(np.array(tokens, np.int32), np.diff(ends)), by_sentence
+
+# %% ../../nbs/38_mine.series.ipynb #a4034156
+def is_notice(by_sentence: Sentences) -> np.ndarray:  # bool [sentences]
+    "Do at least `MIN_SIZE` texts have the sentence?"
+    n_texts = len(by_sentence.n_sentences)
+    text = np.repeat(np.arange(n_texts, dtype=np.int32), by_sentence.n_sentences)
+    order = np.argsort(by_sentence.hashes, kind="stable")
+    hashes = by_sentence.hashes[order]
+    text = text[order]
+    is_first = np.ones(len(hashes), bool)
+    is_first[1:] = hashes[1:] != hashes[:-1]
+    is_new = is_first.copy()
+    is_new[1:] |= text[1:] != text[:-1]
+    sentence = np.cumsum(is_first) - 1
+    n_entries = np.bincount(sentence[is_new])
+    answer = np.empty(len(hashes), bool)
+    answer[order] = (n_entries >= MIN_SIZE)[sentence]
+    return answer
+
+
+def notice_tokens(by_sentence: Sentences) -> np.ndarray:  # int [texts]
+    "How many tokens the notices before each text have."
+    ends = np.cumsum(by_sentence.n_sentences)
+    starts = ends - by_sentence.n_sentences
+    own = np.append(np.flatnonzero(~is_notice(by_sentence)), len(by_sentence.hashes))
+    first_own = np.minimum(own[np.searchsorted(own, starts)], ends)
+    before = np.append(0, np.cumsum(by_sentence.n_tokens))
+    return before[first_own] - before[starts]
+
+# %% ../../nbs/38_mine.series.ipynb #5e372d1c
+class Vocabulary(NamedTuple):
+    "What is to be known of each token, by its number."
+
+    words: list[str]
+    lower: np.ndarray  # number of the token in small letters, int32 [words]
+    is_letter: np.ndarray  # bool [words]
+    is_numeral: np.ndarray  # bool [words]
+    first: np.ndarray  # as a feature: the token in small letters, uint64 [words]
+    second: np.ndarray  # … and nothing, uint64 [words]
+
+
+def settle_vocabulary(numbers: defaultdict[str, int]) -> Vocabulary:
+    "The tokens that have a number, and those in small letters, which get one."
+    for word in list(numbers):
+        numbers[word.lower()]
+    numbers.default_factory = None
+    words = list(numbers)
+    n = len(words)
+    lower = np.fromiter((numbers[word.lower()] for word in words), np.int32, n)
+    letters = np.fromiter(map(is_letter, words), bool, n)
+    numerals = np.fromiter(map(is_numeral, words), bool, n)
+    first = lower.astype(np.uint64)
+    second = np.full(n, NOTHING, np.uint64)
+    # ア beside イ, and the word アイ, are one feature
+    for number, word in enumerate(words):
+        if len(word) == 2 and all(map(is_letter, word)):
+            if word[0] in numbers and word[1] in numbers:
+                first[number] = numbers[word[0]]
+                second[number] = numbers[word[1]]
+    return Vocabulary(words, lower, letters, numerals, first, second)
+
+
+def drop_bracketed(
+    tokens: np.ndarray,  # int32 [tokens]
+    text: np.ndarray,  # of each, int16 [tokens]
+) -> tuple[np.ndarray, np.ndarray]:
+    "The tokens without brackets and what is in them, be they nested once, and their texts."
+    for _ in range(2):
+        marks = np.flatnonzero((tokens == OPENING) | (tokens == CLOSING))
+        opens = marks[:-1]
+        closes = marks[1:]
+        is_pair = (tokens[opens] == OPENING) & (tokens[closes] == CLOSING)
+        is_pair &= text[opens] == text[closes]
+        change = np.zeros(len(tokens) + 1, np.int8)
+        change[opens[is_pair]] = 1
+        change[closes[is_pair] + 1] -= 1
+        stays = np.cumsum(change[:-1], dtype=np.int8) == 0
+        tokens = tokens[stays]
+        text = text[stays]
+    stays = (tokens != OPENING) & (tokens != CLOSING)
+    return tokens[stays], text[stays]
+
+
+def slot_titles(
+    stretch: Stretch,
+    titles: Sequence[str],  # of its texts
+    numbers: dict[str, int],
+    lower: np.ndarray,  # of the vocabulary
+) -> Stretch:
+    "The texts with a slot wherever their title stands."
+    lowered = lower[stretch.tokens]
+    n_tokens = stretch.n_tokens.copy()
+    starts = np.append(0, np.cumsum(n_tokens)).tolist()
+    parts = []
+    done = 0
+    for i, title in enumerate(titles):
+        names = [[numbers.get(token) for token in name] for name in names_of(title)]
+        own = slice(starts[i], starts[i + 1])
+        own_lowered = lowered[own].tolist()
+        if not any(name and name[0] in own_lowered for name in names):
+            continue
+        own_tokens = stretch.tokens[own].tolist()
+        for name in names:
+            slot_name(own_tokens, own_lowered, name, SLOT_NUMBER)
+        parts += [stretch.tokens[done : own.start], np.array(own_tokens, np.int32)]
+        done = own.stop
+        n_tokens[i] = len(own_tokens)
+    return Stretch(np.concatenate([*parts, stretch.tokens[done:]]), n_tokens)
+
+
+def open_all_slots(
+    stretch: Stretch,
+    n_dropped: np.ndarray,  # from notice_tokens, int [texts]
+    titles: Sequence[str],
+    numbers: dict[str, int],
+    vocabulary: Vocabulary,
+) -> Stretch:
+    "open_slots for all texts of a stretch, without their notices."
+    begins = np.cumsum(stretch.n_tokens) - stretch.n_tokens + n_dropped
+    stays = np.arange(len(stretch.tokens)) >= np.repeat(begins, stretch.n_tokens)
+    tokens, text = drop_bracketed(stretch.tokens[stays], stretch.text()[stays])
+    n_tokens = np.bincount(text, minlength=len(stretch.n_tokens))
+    opened = slot_titles(Stretch(tokens, n_tokens), titles, numbers, vocabulary.lower)
+    opened.tokens[vocabulary.is_numeral[opened.tokens]] = SLOT_NUMBER
+    return opened
+
+# %% ../../nbs/38_mine.series.ipynb #4fcf1bca
+SHIFT = np.uint64(26)  # bits of a token's number: 67 million tokens
+TEXT_SHIFT = np.uint64(52)
+FEATURE = np.uint64(2**52 - 1)
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    "The distinct values by rising size; the array itself is sorted."
+    values.sort()
+    is_new = np.ones(len(values), bool)
+    is_new[1:] = values[1:] != values[:-1]
+    return values[is_new]
+
+
+def is_among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:  # bool
+    "Which values are among those of an ascending array?"
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    place = np.searchsorted(ascending, values)
+    place[place == len(ascending)] = 0
+    return ascending[place] == values
+
+
+def count_features(
+    stretch: Stretch, vocabulary: Vocabulary, lang: str
+) -> tuple[np.ndarray, np.ndarray]:  # uint64 [features], ascending; int [features]
+    "The features of some texts, and how many of the texts have each."
+    tokens = stretch.tokens
+    text = stretch.text().astype(np.uint64) << TEXT_SHIFT
+    is_word = ~vocabulary.is_letter[tokens]
+    if lang not in CAPITAL_NOUNS:
+        is_word &= vocabulary.lower[tokens] == tokens
+    word = tokens[is_word]
+    words = vocabulary.first[word] << SHIFT | vocabulary.second[word]
+    is_pair = vocabulary.is_letter[tokens[:-1]] & vocabulary.is_letter[tokens[1:]]
+    is_pair &= text[1:] == text[:-1]
+    left = tokens[:-1][is_pair].astype(np.uint64)
+    right = tokens[1:][is_pair].astype(np.uint64)
+    pairs = left << SHIFT | right
+    seen = distinct(np.concatenate([text[is_word] | words, text[:-1][is_pair] | pairs]))
+    return np.unique(seen & FEATURE, return_counts=True)
+
+
+def frequent_features(
+    counted: list[tuple[np.ndarray, np.ndarray]],  # from count_features
+    least: int,
+) -> np.ndarray:  # uint64, ascending
+    "The features that at least so many entries have."
+    keys, place = np.unique(np.concatenate([k for k, _ in counted]), return_inverse=True)
+    n_entries = np.bincount(place, np.concatenate([n for _, n in counted]), len(keys))
+    return keys[n_entries >= least]
+
+# %% ../../nbs/38_mine.series.ipynb #c8a8ca84
+class Template(NamedTuple):
+    "What stays of a text."
+
+    words: np.ndarray  # does the token stay wherever it stands? bool [words]
+    pairs: np.ndarray  # of tokens side by side, uint64, ascending
+    length: int  # tokens wanted
+
+
+def settle_template(
+    frequent: np.ndarray,  # from frequent_features
+    vocabulary: Vocabulary,
+    numbers: dict[str, int],
+    length: int,
+) -> Template:
+    "The words and the pairs that stay."
+    stays = is_among(vocabulary.first << SHIFT | vocabulary.second, frequent)
+    stays &= ~vocabulary.is_letter
+    stays[SLOT_NUMBER] = False
+    made_up = []
+    for number in np.flatnonzero(stays):
+        word = vocabulary.words[number]
+        if len(word) > 2 and (is_letter(word[0]) or is_letter(word[-1])):
+            for left, right in ((word[0], word[1:]), (word[:-1], word[-1])):
+                if left in numbers and right in numbers:
+                    made_up.append(numbers[left] << int(SHIFT) | numbers[right])
+    is_pair = (frequent & np.uint64(2 ** int(SHIFT) - 1)) != NOTHING
+    pairs = np.append(frequent[is_pair], np.array(made_up, np.uint64))
+    return Template(stays, distinct(pairs), length)
+
+
+def skeletons_of(stretch: Stretch, vocabulary: Vocabulary, template: Template) -> Stretch:
+    "keep_frequent for all texts of a stretch."
+    tokens = vocabulary.lower[stretch.tokens]
+    text = stretch.text()
+    letters = vocabulary.is_letter[tokens]
+    beside = np.flatnonzero((letters[1:] | letters[:-1]) & (text[1:] == text[:-1]))
+    left = tokens[beside].astype(np.uint64)
+    right = tokens[beside + 1].astype(np.uint64)
+    beside = beside[is_among(left << SHIFT | right, template.pairs)]
+    is_paired = np.zeros(len(tokens), bool)
+    is_paired[beside] = True
+    is_paired[beside + 1] = True
+    is_kept = template.words[tokens] | (is_paired & letters)
+    tokens[~is_kept] = SLOT_NUMBER
+    stays = np.ones(len(tokens), bool)
+    stays[1:] = is_kept[1:] | is_kept[:-1] | (text[1:] != text[:-1])
+    tokens = tokens[stays]
+    n_tokens = np.bincount(text[stays], minlength=len(stretch.n_tokens))
+    place = np.arange(len(tokens)) - np.repeat(np.cumsum(n_tokens) - n_tokens, n_tokens)
+    return Stretch(tokens[place < template.length], np.minimum(n_tokens, template.length))
+
+# %% ../../nbs/38_mine.series.ipynb #5bf4cc12
+class Skeletons(NamedTuple):
+    "The skeletons of some texts, text after text."
+
+    tokens: np.ndarray  # places in words, int32 [tokens]
+    starts: np.ndarray  # of each text in tokens, and the end, int [texts + 1]
+    words: list[str]
+
+    def of(self, text: int) -> list[str]:
+        "The words of a skeleton."
+        tokens = self.tokens[self.starts[text] : self.starts[text + 1]]
+        return [self.words[token] for token in tokens]
+
+
+def in_stretches(values: Iterable) -> Iterator[list]:
+    "Lists of `STRETCH` values."
+    iterator = iter(values)
+    while stretch := list(islice(iterator, STRETCH)):
+        yield stretch
+
+
+def read_all(
+    paragraphs: Iterable[Sequence[str]], numbers: defaultdict[str, int]
+) -> tuple[list[Stretch], Sentences]:
+    "number_heads for all entries, a stretch at a time."
+    read = [number_heads(texts, numbers) for texts in in_stretches(paragraphs)]
+    read = read or [number_heads([], numbers)]
+    by_sentence = [np.concatenate(arrays) for arrays in zip(*[part for _, part in read])]
+    return [stretch for stretch, _ in read], Sentences(*by_sentence)
+
+
+def use_fewer_words(stretches: list[Stretch], words: list[str]) -> Skeletons:
+    "The skeletons as one, with the words that they have."
+    is_used = np.zeros(len(words), bool)
+    for stretch in stretches:
+        is_used[stretch.tokens] = True
+    place = (np.cumsum(is_used) - 1).astype(np.int32)
+    n_tokens = np.concatenate([stretch.n_tokens for stretch in stretches])
+    starts = np.append(0, np.cumsum(n_tokens))
+    tokens = np.empty(starts[-1], np.int32)
+    end = len(tokens)
+    while stretches:
+        last = stretches.pop().tokens
+        tokens[end - len(last) : end] = place[last]
+        end -= len(last)
+    return Skeletons(tokens, starts, [words[i] for i in np.flatnonzero(is_used)])
+
+
+def make_skeletons(
+    titles: Sequence[str],
+    paragraphs: Iterable[Sequence[str]],  # of each entry; read once
+    lang: str,  # of all of them
+) -> Skeletons:
+    "The skeletons of the entries of a language."
+    numbers = start_numbers()
+    stretches, by_sentence = read_all(paragraphs, numbers)
+    n_dropped = notice_tokens(by_sentence)
+    vocabulary = settle_vocabulary(numbers)
+    counted = []
+    for i, stretch in enumerate(stretches):
+        rows = slice(i * STRETCH, (i + 1) * STRETCH)
+        stretches[i] = open_all_slots(
+            stretch, n_dropped[rows], titles[rows], numbers, vocabulary
+        )
+        counted.append(count_features(stretches[i], vocabulary, lang))
+    frequent = frequent_features(counted, min_entries(len(n_dropped)))
+    has_letters = is_unspaced([stretch.tokens for stretch in stretches], vocabulary.words)
+    length = HEAD_LETTERS if has_letters else HEAD_WORDS
+    template = settle_template(frequent, vocabulary, numbers, length)
+    for i, stretch in enumerate(stretches):
+        stretches[i] = skeletons_of(stretch, vocabulary, template)
+    return use_fewer_words(stretches, vocabulary.words)
+
+# %% ../../nbs/38_mine.series.ipynb #7cdd44e1
 def mask_texts(
     titles: Sequence[str],
-    paragraphs: Sequence[Sequence[str]],  # of each entry
+    paragraphs: Iterable[Sequence[str]],  # of each entry; read once
     lang: str,  # of all of them
 ) -> list[list[str]]:
     "The skeletons of the entries of a language: their first tokens, • for names and numbers."
-    heads = drop_notices([head_sentences(text) for text in paragraphs])
-    texts = [open_slots(title, " ".join(head)) for title, head in zip(titles, heads)]
-    length = HEAD_LETTERS if is_unspaced(texts) else HEAD_WORDS
-    n_entries: Counter[str] = Counter()
-    for tokens in texts:
-        n_entries.update(features(tokens, lang))
-    least = min_entries(len(texts))
-    frequent = {feature for feature, n in n_entries.items() if n >= least}
-    return [keep_frequent(tokens, frequent, length) for tokens in texts]
+    masked = make_skeletons(titles, paragraphs, lang)
+    return [masked.of(text) for text in range(len(masked.starts) - 1)]
 
 # %% ../../nbs/38_mine.series.ipynb #1a25b5d0
 WORDS_OF_SHINGLE = 3
@@ -205,8 +509,7 @@ class Shingled(NamedTuple):
     "The distinct shingles of some texts, text after text, each text's by rising number."
 
     number: np.ndarray  # uint64 [shingles]
-    text: np.ndarray  # which text, int64 [shingles], ascending
-    n_texts: int
+    starts: np.ndarray  # of each text in number, and the end, int [texts + 1]
 
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: 2**64 by the golden ratio
@@ -221,21 +524,8 @@ def stir(numbers: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def number_tokens(skeletons: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    "The number of each token, uint64 [tokens], and the text it is in, int64 [tokens]."
-    numbers: dict[str, int] = {}
-    for skeleton in skeletons:
-        for token in skeleton:
-            if token not in numbers:
-                numbers[token] = hash64(token)
-    n_tokens = [len(skeleton) for skeleton in skeletons]
-    stream = (numbers[token] for skeleton in skeletons for token in skeleton)
-    tokens = np.fromiter(stream, np.uint64, sum(n_tokens))
-    return tokens, np.repeat(np.arange(len(skeletons)), n_tokens)
-
-
 def number_runs(
-    tokens: np.ndarray,  # uint64 [tokens]
+    tokens: np.ndarray,  # hash64 of each, uint64 [tokens]
     k: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # uint64 [tokens - k + 1]; bool
     "The number of each run of k tokens, and whether one slot at most is in it."
@@ -250,20 +540,54 @@ def number_runs(
     return stir(number), n_slots <= 1
 
 
-def number_shingles(skeletons: list[list[str]], k: int) -> Shingled:
-    "The distinct shingles of k tokens of each skeleton."
-    tokens, text = number_tokens(skeletons)
+def shingles_of(
+    tokens: np.ndarray,  # hash64 of each, text after text, uint64 [tokens]
+    n_tokens: np.ndarray,  # of each text, int [texts]
+    k: int,
+) -> Shingled:
+    "The distinct shingles of k tokens of each text."
+    text = np.repeat(np.arange(len(n_tokens)), n_tokens)
     number, is_shingle = number_runs(tokens, k)
     begins_in = text[: len(number)]
     is_shingle &= begins_in == text[len(text) - len(number) :]
     number = number[is_shingle]
     text = begins_in[is_shingle]
-    order = np.lexsort((number, text))
-    number = number[order]
-    text = text[order]
+    ends = np.cumsum(np.bincount(text, minlength=len(n_tokens)))
+    for start, end in pairwise([0, *ends.tolist()]):
+        number[start:end].sort()
     is_new = np.ones(len(number), bool)
     is_new[1:] = (number[1:] != number[:-1]) | (text[1:] != text[:-1])
-    return Shingled(number[is_new], text[is_new], len(skeletons))
+    size = np.bincount(text[is_new], minlength=len(n_tokens))
+    return Shingled(number[is_new], np.append(0, np.cumsum(size)))
+
+
+def number_shingles(skeletons: Skeletons, k: int, min_shingles: int = 0) -> Shingled:
+    """The distinct shingles of k tokens of each skeleton.
+
+    A text with fewer than `min_shingles`, or with too many slots, has none."""
+    hashes = np.array([hash64(word) for word in skeletons.words], np.uint64)
+    slot = skeletons.words.index(SLOT) if SLOT in skeletons.words else -1
+    number = np.empty(len(skeletons.tokens), np.uint64)
+    sizes = [np.empty(0, int)]
+    end = 0
+    for first in range(0, len(skeletons.starts) - 1, STRETCH):
+        starts = skeletons.starts[first : first + STRETCH + 1]
+        tokens = skeletons.tokens[starts[0] : starts[-1]]
+        n_tokens = np.diff(starts)
+        shingled = shingles_of(hashes[tokens], n_tokens, k)
+        text = np.repeat(np.arange(len(n_tokens)), n_tokens)
+        n_slots = np.bincount(text[tokens == slot], minlength=len(n_tokens))
+        size = np.diff(shingled.starts)
+        if min_shingles:
+            is_judged = (size >= min_shingles) & (n_slots <= MAX_SLOTS * n_tokens)
+        else:
+            is_judged = np.ones(len(size), bool)
+        judged = shingled.number[np.repeat(is_judged, size)]
+        number[end : end + len(judged)] = judged
+        end += len(judged)
+        sizes.append(size * is_judged)
+    number.resize(end, refcheck=False)  # in place: what was never filled was never used
+    return Shingled(number, np.append(0, np.cumsum(np.concatenate(sizes))))
 
 # %% ../../nbs/38_mine.series.ipynb #991f11ce
 N_BANDS = 128
@@ -271,53 +595,74 @@ N_ROWS = 3
 TEXTS_AT_ONCE = 2048
 
 
-def minhash(
-    shingled: Shingled,  # every text has a shingle
-    n_functions: int = N_BANDS * N_ROWS,
-) -> np.ndarray:  # uint32 [texts, functions]
-    "The signature of each text: its smallest value under each of some hash functions."
+def hash_functions(n: int) -> tuple[np.ndarray, np.ndarray]:  # uint64 [n] each
+    "The factors and the shifts of some functions, always the same."
     rng = np.random.default_rng(0)
-    factors = rng.integers(0, 2**64, n_functions, np.uint64) | np.uint64(1)
-    shifts = rng.integers(0, 2**64, n_functions, np.uint64)
-    starts = np.searchsorted(shingled.text, np.arange(shingled.n_texts + 1))
-    signatures = np.empty((shingled.n_texts, n_functions), np.uint32)
-    for first in range(0, shingled.n_texts, TEXTS_AT_ONCE):
-        last = min(first + TEXTS_AT_ONCE, shingled.n_texts)
-        numbers = shingled.number[starts[first] : starts[last]]
-        begins = starts[first:last] - starts[first]
+    factors = rng.integers(0, 2**64, n, np.uint64) | np.uint64(1)
+    return factors, rng.integers(0, 2**64, n, np.uint64)
+
+
+def minhash(
+    number: np.ndarray,  # of the shingles, text after text, uint64 [shingles]
+    starts: np.ndarray,  # of each text; each has a shingle, int [texts]
+    factors: np.ndarray,  # uint64 [functions]
+    shifts: np.ndarray,  # uint64 [functions]
+) -> np.ndarray:  # uint32 [texts, functions]
+    "The smallest value of each text's shingles under each of some hash functions."
+    signatures = np.empty((len(starts), len(factors)), np.uint32)
+    ends = np.append(starts[1:], len(number))
+    for first in range(0, len(starts), TEXTS_AT_ONCE):
+        texts = slice(first, first + TEXTS_AT_ONCE)
+        begins = starts[texts]
+        numbers = number[begins[0] : ends[texts][-1]]
+        values = np.empty_like(numbers)
         for i, (factor, shift) in enumerate(zip(factors, shifts)):
-            values = ((numbers * factor + shift) >> np.uint64(32)).astype(np.uint32)
-            signatures[first:last, i] = np.minimum.reduceat(values, begins)
+            np.multiply(numbers, factor, out=values)
+            values += shift
+            least = np.minimum.reduceat(values, begins - begins[0])
+            signatures[texts, i] = least >> np.uint64(32)
     return signatures
 
 # %% ../../nbs/38_mine.series.ipynb #8ed77e5b
 NEIGHBORS = 4
-PAIRS_AT_ONCE = 16_384
+PAIRS_AT_ONCE = 16_384  # 14 bits
+PAIR_SHIFT = np.uint64(50)
 
 
-def incidence(
-    shingled: Shingled,
-) -> tuple[sparse.csr_matrix, np.ndarray]:  # float32 [texts, kinds]; uint64 [kinds]
-    "Which text has which shingle, and the shingles' numbers."
-    kinds, column = np.unique(shingled.number, return_inverse=True)
-    ones = np.ones(len(column), np.float32)
-    starts = np.searchsorted(shingled.text, np.arange(shingled.n_texts + 1))
-    shape = (shingled.n_texts, len(kinds))
-    return sparse.csr_matrix((ones, column.astype(np.int32), starts), shape), kinds
+def take_texts(
+    shingled: Shingled, texts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # uint64 [shingles]; int [shingles]
+    "The shingles of some texts, in the order given, and the place in `texts` of each."
+    starts = shingled.starts[texts]
+    size = shingled.starts[texts + 1] - starts
+    ends = np.cumsum(size)
+    place = np.repeat(np.arange(len(texts)), size)
+    shift = np.repeat(starts - (ends - size), size)
+    return shingled.number[np.arange(len(place)) + shift], place
 
 
 def are_near(
     a: np.ndarray,  # texts, int [pairs]
     b: np.ndarray,  # int [pairs]
-    has: sparse.csr_matrix,  # from incidence
-    size: np.ndarray,  # shingles of each text, int [texts]
+    shingled: Shingled,
 ) -> np.ndarray:  # bool [pairs]
     "Is Jaccard's index of the texts of each pair at least `THETA`?"
+    size = np.diff(shingled.starts)
     near = [np.empty(0, bool)]
     for start in range(0, len(a), PAIRS_AT_ONCE):
         i = a[start : start + PAIRS_AT_ONCE]
         j = b[start : start + PAIRS_AT_ONCE]
-        shared = np.asarray(has[i].multiply(has[j]).sum(axis=1)).ravel()
+        # the pair, and 50 bits of the shingle; what both texts have is there twice
+        keys = []
+        for texts in (i, j):
+            number, pair = take_texts(shingled, texts)
+            number >>= np.uint64(14)
+            number |= pair.astype(np.uint64) << PAIR_SHIFT
+            keys.append(number)
+        key = np.concatenate(keys)
+        key.sort()
+        twice = key[1:][key[1:] == key[:-1]] >> PAIR_SHIFT
+        shared = np.bincount(twice.astype(np.int64), minlength=len(i))
         near.append(shared >= THETA * (size[i] + size[j] - shared))
     return np.concatenate(near)
 
@@ -325,12 +670,13 @@ def are_near(
 def bucket_pairs(
     band: np.ndarray,  # uint32 [texts, values of the band]
     component: np.ndarray,  # what is known to be connected, int [texts]
+    own_order: np.ndarray,  # from in_own_order, int [texts]
 ) -> tuple[np.ndarray, np.ndarray]:  # texts, int [pairs] each
     "Neighbours among the texts that agree in a band, where they are in two components."
     key = np.zeros(len(band), np.uint64)
     for column in band.T:
         key = stir(key * MULTIPLIER + column)
-    order = np.argsort(key, kind="stable")
+    order = own_order[np.argsort(key[own_order], kind="stable")]
     key = key[order]
     pairs = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     for step in range(1, NEIGHBORS + 1):
@@ -343,19 +689,32 @@ def bucket_pairs(
     return np.concatenate(first), np.concatenate(second)
 
 # %% ../../nbs/38_mine.series.ipynb #f04d6d09
-def connect(
-    shingled: Shingled,  # every text has a shingle
-    has: sparse.csr_matrix,  # from incidence
-) -> np.ndarray:  # int [texts]
-    "A number for each text, the same for texts that near pairs connect."
-    n = shingled.n_texts
-    size = np.bincount(shingled.text, minlength=n)
-    signatures = minhash(shingled)
+def in_own_order(shingled: Shingled, texts: np.ndarray) -> np.ndarray:  # int [texts]
+    "The places of some texts in an order that depends on their shingles alone."
+    key = np.empty(len(texts), np.uint64)
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        part = slice(first, first + TEXTS_AT_ONCE)
+        number, place = take_texts(shingled, texts[part])
+        begins = np.searchsorted(place, np.arange(len(texts[part])))
+        key[part] = np.add.reduceat(stir(number), begins)
+    return np.argsort(key, kind="stable")
+
+
+def connect(shingled: Shingled, texts: np.ndarray) -> np.ndarray:  # int [texts]
+    """A number for each of the texts, ascending, that have shingles.
+
+    It is the same for texts that near pairs connect."""
+    n = len(texts)
+    starts = shingled.starts[texts]
+    own_order = in_own_order(shingled, texts)
+    factors, shifts = hash_functions(N_BANDS * N_ROWS)
     component = np.arange(n)
     near_a = near_b = np.empty(0, np.int64)
     for first in range(0, N_BANDS * N_ROWS, N_ROWS):
-        a, b = bucket_pairs(signatures[:, first : first + N_ROWS], component)
-        near = are_near(a, b, has, size)
+        rows = slice(first, first + N_ROWS)
+        band = minhash(shingled.number, starts, factors[rows], shifts[rows])
+        a, b = bucket_pairs(band, component, own_order)
+        near = are_near(texts[a], texts[b], shingled)
         near_a = np.concatenate([near_a, a[near]])
         near_b = np.concatenate([near_b, b[near]])
         edges = np.ones(len(near_a), np.int8), (near_a, near_b)
@@ -363,34 +722,22 @@ def connect(
         component = connected_components(graph, directed=False)[1]
     return component
 
-
-def in_own_order(shingled: Shingled) -> np.ndarray:  # int [texts]
-    "The texts in an order that depends on their shingles alone."
-    key = np.zeros(shingled.n_texts, np.uint64)
-    np.add.at(key, shingled.text, stir(shingled.number))
-    return np.argsort(key, kind="stable")
-
-
-def take_texts(shingled: Shingled, texts: np.ndarray) -> Shingled:
-    "Some of the texts, in the order given, numbered anew."
-    starts = np.searchsorted(shingled.text, np.arange(shingled.n_texts + 1))
-    size = np.diff(starts)[texts]
-    ends = np.cumsum(size)
-    places = np.arange(size.sum()) + np.repeat(starts[texts] - (ends - size), size)
-    text = np.repeat(np.arange(len(texts)), size)
-    return Shingled(shingled.number[places], text, len(texts))
-
 # %% ../../nbs/38_mine.series.ipynb #4685f541
 COMMON = 0.5  # share of the members that makes a shingle part of the template
 
 
 def typicality(
     has: sparse.csr_matrix,  # of the members of a series, float32 [members, shingles]
+    place: np.ndarray,  # of these shingles among all kinds of shingles, int [shingles]
+    n_kinds: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # float32 [members]; float32 [shingles]
     "The cosine of each member to the centre of the series, and the centre."
     center = np.asarray(has.mean(axis=0), np.float32).ravel()
     size = np.asarray(has.sum(axis=1)).ravel()
-    return has @ center / np.sqrt(size) / np.linalg.norm(center), center
+    # in the space of all kinds: the last digit of a norm depends on where the zeros stand
+    everywhere = np.zeros(n_kinds, np.float32)
+    everywhere[place] = center
+    return has @ center / np.sqrt(size) / np.linalg.norm(everywhere), center
 
 
 def template_of(
@@ -399,7 +746,7 @@ def template_of(
     k: int,
 ) -> str:
     "A skeleton with slots for all words that are in no common shingle."
-    number, _ = number_runs(number_tokens([skeleton])[0], k)
+    number, _ = number_runs(np.array([hash64(word) for word in skeleton], np.uint64), k)
     is_common = np.zeros(len(skeleton), bool)
     for start in np.flatnonzero(np.isin(number, common)):
         is_common[start : start + k] = True
@@ -410,6 +757,17 @@ def template_of(
         elif not template or template[-1] != SLOT:
             template.append(SLOT)
     return (" " if k == WORDS_OF_SHINGLE else "").join(template)
+
+
+def incidence(
+    shingled: Shingled, texts: np.ndarray
+) -> tuple[sparse.csr_matrix, np.ndarray]:  # float32 [texts, kinds]; uint64 [kinds]
+    "Which of some texts has which shingle, and the shingles' numbers by rising size."
+    number, place = take_texts(shingled, texts)
+    kinds, column = np.unique(number, return_inverse=True)
+    starts = np.searchsorted(place, np.arange(len(texts) + 1))
+    parts = np.ones(len(column), np.float32), column.astype(np.int32), starts
+    return sparse.csr_matrix(parts, (len(texts), len(kinds))), kinds
 
 # %% ../../nbs/38_mine.series.ipynb #f49183d3
 class Series(NamedTuple):
@@ -422,6 +780,12 @@ class Series(NamedTuple):
     table: pd.DataFrame  # series, size, entry (place of the most typical), template
 
 # %% ../../nbs/38_mine.series.ipynb #2b8ee934
+def shingle_length(skeletons: Skeletons) -> int:
+    "How many tokens a shingle has."
+    has_letters = is_unspaced([skeletons.tokens], skeletons.words)
+    return LETTERS_OF_SHINGLE if has_letters else WORDS_OF_SHINGLE
+
+
 def number_series(
     component: np.ndarray,  # from connect, int [judged]
     judged: np.ndarray,  # their places among the entries, int [judged]
@@ -440,24 +804,27 @@ def number_series(
 
 def describe_series(
     number: np.ndarray,  # from number_series, int32 [n]
-    judged: np.ndarray,  # places of the texts of has, int [judged]
-    has: sparse.csr_matrix,  # from incidence
-    kinds: np.ndarray,
-    skeletons: list[list[str]],
+    shingled: Shingled,  # of all entries; is used up
+    skeletons: Skeletons,
     k: int,
 ) -> Series:
     "The series with what tells them."
+    size = np.diff(shingled.starts)
+    in_series = np.flatnonzero(number >= 0)
+    taken = shingled.number[np.repeat(number >= 0, size)]
+    members_only = Shingled(taken, np.append(0, np.cumsum(size[in_series])))
+    all_kinds = distinct(shingled.number)
     typical = np.full(len(number), np.nan, np.float32)
-    row = np.full(len(number), -1)
-    row[judged] = np.arange(len(judged))
     described = []
-    members_of = pd.Series(np.flatnonzero(number >= 0)).groupby(number[number >= 0])
-    for i, members in members_of:
-        members = members.to_numpy()
-        cosine, center = typicality(has[row[members]])
+    places_of = pd.Series(np.arange(len(in_series))).groupby(number[in_series])
+    for i, places in places_of:
+        has, kinds = incidence(members_only, places.to_numpy())
+        place = np.searchsorted(all_kinds, kinds)
+        cosine, center = typicality(has, place, len(all_kinds))
+        members = in_series[places]
         typical[members] = cosine.round(6)
         best = members[typical[members].argmax()]
-        template = template_of(skeletons[best], kinds[center >= COMMON], k)
+        template = template_of(skeletons.of(best), kinds[center >= COMMON], k)
         described.append((i, len(members), best, template))
     columns = ["series", "size", "entry", "template"]
     return Series(number, typical, pd.DataFrame(described, columns=columns))
@@ -465,27 +832,19 @@ def describe_series(
 # %% ../../nbs/38_mine.series.ipynb #56b880ff
 def find_series(
     titles: Sequence[str],
-    paragraphs: Sequence[Sequence[str]],  # of each entry
+    paragraphs: Iterable[Sequence[str]],  # of each entry; read once
     lang: str,  # of all of them
 ) -> Series:
     """The entries whose texts differ in little but names and numbers.
 
     Series are numbered in the order of their first members. The order of the entries changes
     nothing else."""
-    skeletons = mask_texts(titles, paragraphs, lang)
-    k = LETTERS_OF_SHINGLE if is_unspaced(skeletons) else WORDS_OF_SHINGLE
-    shingled = number_shingles(skeletons, k)
-    size = np.bincount(shingled.text, minlength=shingled.n_texts)
-    own_order = in_own_order(shingled)
-    can_judge = (size >= MIN_SHINGLES) & np.array(
-        list(map(is_prose_like, skeletons)), bool
-    )
-    judged = own_order[can_judge[own_order]]
-    shingled = take_texts(shingled, judged)
-    has, kinds = incidence(shingled)
-    component = connect(shingled, has)
-    number = number_series(component, judged, len(skeletons))
-    return describe_series(number, judged, has, kinds, skeletons, k)
+    skeletons = make_skeletons(titles, paragraphs, lang)
+    k = shingle_length(skeletons)
+    shingled = number_shingles(skeletons, k, MIN_SHINGLES)
+    judged = np.flatnonzero(np.diff(shingled.starts))
+    number = number_series(connect(shingled, judged), judged, len(titles))
+    return describe_series(number, shingled, skeletons, k)
 
 # %% ../../nbs/38_mine.series.ipynb #ce9e4571
 def settle_series(
