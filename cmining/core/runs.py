@@ -426,7 +426,7 @@ TABLES: dict[str, dict[str, str]] = {
 }
 
 # %% ../../nbs/03_core.runs.ipynb #a1b2c3d4
-# what runs of earlier versions lack: missing values there
+# what runs of earlier versions lack: missing values there, and no rows
 ADDED = {
     "isolation",
     "foreign_row",
@@ -438,6 +438,7 @@ ADDED = {
     "series_size",
     "kind",
 }
+ADDED_TABLES = {"series"}
 
 # %% ../../nbs/03_core.runs.ipynb #f9dfffbf
 def arrow_schema(columns: dict[str, str]) -> pa.Schema:
@@ -523,6 +524,9 @@ def read_run(run: str | Path | UPath, table: str) -> pd.DataFrame:
     """A table of a run folder: entries, groups or culture_points, with the columns of `TABLES`.
 
     Raises `RunError` when the folder is no finished run, or the table is broken."""
+    if table in ADDED_TABLES and not (as_path(run) / f"{table}.parquet").is_file():
+        read_record(run)  # of an earlier version, but finished
+        return pd.DataFrame(columns=list(TABLES[table]))
     path = _finished(run, f"{table}.parquet")
     with _naming(path), path.open("rb") as file:
         rows = pd.read_parquet(file)

@@ -898,7 +898,7 @@ def read_points(
     if points.empty:
         raise RunError(
             f"{run} has no culture points, so there is nothing to ask about: mine a"
-            " larger corpus, or with a lower theta"
+            " larger corpus, or with another line (alpha, or theta for islands)"
         )
     if not kinds:
         return points

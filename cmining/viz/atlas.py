@@ -161,7 +161,7 @@ def atlas_table(
 
     The columns of entries.parquet, and max_dispersion, min_entropy, line (of isolation, NaN
     where it selects nothing), foreign (title and language of the nearest entry abroad), rank,
-    centrality, stability, lead, x and y.
+    centrality, stability, kind, lead, x and y.
     """
     entries = read_run(run, "entries")
     points = read_run(run, "culture_points")
@@ -170,7 +170,7 @@ def atlas_table(
     is_culture = (entries["stage"] == "culture_point").to_numpy()[rows]
     xy = lay_out(read_vectors(run, entries, rows), is_culture, seed=params.seed)
     table = pd.concat([entries, thresholds(entries, params)], axis=1).iloc[rows]
-    ranks = points[["lang", "id", "rank", "centrality", "stability"]]
+    ranks = points[["lang", "id", "rank", "centrality", "stability", "kind"]]
     table = table.merge(ranks, "left", ["lang", "id"])
     lines = read_record(run).get("isolation_lines", {})
     return table.assign(
@@ -273,7 +273,7 @@ def bokeh_style(lang: str) -> tuple[str, str, str]:
     return style["color"], *BOKEH_MARKERS[style["marker"]]
 
 # %% ../../nbs/92_viz.atlas.ipynb #02b96c21
-TEXT_COLUMNS = ("title", "lang", "stage", "reason", "lead", "foreign")
+TEXT_COLUMNS = ("title", "lang", "stage", "reason", "lead", "foreign", "kind")
 FLOAT_COLUMNS = (
     "x",
     "y",
@@ -287,7 +287,7 @@ FLOAT_COLUMNS = (
     "line",
     "foreign_similarity",
 )
-INT_COLUMNS = ("domain", "group", "rank")
+INT_COLUMNS = ("domain", "group", "rank", "n_langs")
 FONT = (
     'system-ui, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", "PingFang SC",'
     ' "Hiragino Sans", "Noto Sans CJK SC", "Yu Gothic", "Microsoft YaHei", sans-serif'
@@ -726,10 +726,20 @@ Object.assign(atlas, {
       element("button", "← whole map", {onclick: () => this.back()}),
       element("h2", d.title[i], text),
       element("p", this.verdict(i), {className: this.isCulture(i) ? "yes" : "no"}),
+      element("p", this.facts(i), {className: "quiet"}),
       element("p", d.lead[i], text),
       this.table(i),
     )
     if (members.length) panel.append(...this.members(i, members))
+  },
+
+  // what is known besides the tests: kind, languages that have it
+  facts(i) {
+    const langs = d.n_langs[i]
+    const known = []
+    if (d.kind[i]) known.push(d.kind[i])
+    if (langs >= 0) known.push(`known in ${langs} ${langs == 1 ? "language" : "languages"}`)
+    return known.join(", ")
   },
 
   membersOf(group) {

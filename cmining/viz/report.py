@@ -586,7 +586,7 @@ As an example, the largest groups of each language.
 central = points[points["rank"] == 1]
 by_size = central.sort_values(["lang", "group_size"], ascending=[True, False])
 largest = by_size.groupby("lang").head(top)
-numbers = largest[["lang", "group", "group_size", "dominance", "q_value"]]
+numbers = largest[["lang", "group", "group_size", "isolation"]]
 labels = [f"{row.lang}, group {row.group}" for row in numbers.itertuples()]
 colors = [lang_style(lang)["color"] for lang in numbers["lang"]]
 fig, ax = plt.subplots(figsize=(6, 0.8 + 0.22 * len(numbers)))
