@@ -1,4 +1,7 @@
-"""Training: the answer alone is learnt, what was killed ends with the same bytes, and what cannot work is refused."""
+"""Training: the answer alone is learnt, and what was killed ends with the same bytes.
+
+What cannot work is refused.
+"""
 
 import json
 import random
@@ -137,12 +140,10 @@ def test_layers_computed_twice_give_the_same_bytes(
     monkeypatch.setattr(module, "must_recompute", lambda need, free: True)
     tune(PAIRS, tiny_llama, tmp_path / "a", FAST)
     again = tmp_path / "a/seed-0"
-    assert (
-        numbers_of(again)["recompute"]
-        and not numbers_of(undisturbed / "seed-0")["recompute"]
-    )
+    once = undisturbed / "seed-0"
+    assert numbers_of(again)["recompute"] and not numbers_of(once)["recompute"]
     weights = "adapter_model.safetensors"
-    assert files_of(again)[weights] == files_of(undisturbed / "seed-0")[weights]
+    assert files_of(again)[weights] == files_of(once)[weights]
 
 
 def test_run_json(undisturbed, tiny_llama):
