@@ -24,12 +24,13 @@ from cmining.train.tune import (
     IGNORED,
     MemoryNeed,
     TuneParams,
+    cut_step,
     encode_pairs,
     load_model,
     model_folder,
     must_recompute,
-    padded_length,
-    training_order,
+    padded_tokens,
+    training_parts,
     tune,
 )
 
@@ -172,7 +173,7 @@ def test_the_size_of_a_part_is_no_other_training(undisturbed, tiny_llama, tmp_pa
     "The gradient of a step is a sum over its items, however it is cut into parts."
     one = TuneParams(**{**asdict(FAST), "dropout": 0.0})
     other = TuneParams(**{**asdict(FAST), "dropout": 0.0, "device_batch": 3})
-    assert other.micro_batch == 2
+    assert (one.n_parts, other.n_parts) == (2, 3)
     losses = []
     for name, params in (("one", one), ("other", other)):
         tune(PAIRS, tiny_llama, tmp_path / name, params)
@@ -217,16 +218,27 @@ def test_items_beyond_the_cutoff_are_left_out_and_counted(tiny_llama, tmp_path):
     assert summary["left_out"] == {"longer than the cut-off": 1}
 
 
-def test_order_and_padding():
+def test_steps_have_each_item_once_an_epoch_and_little_padding():
     lengths = np.random.default_rng(1).integers(20, 400, 640)
-    order = training_order(lengths, 2, 64, seed=3)
-    assert sorted(order[:640]) == sorted(order[640:]) == list(range(640))
-    steps = lengths[order].reshape(-1, 64)
-    assert (np.diff(steps, axis=1) >= 0).all()
-    assert not np.array_equal(order, training_order(lengths, 2, 64, seed=4))
-    shuffled = np.random.default_rng(0).permutation(lengths)
-    waste = [padded_length(x, 8) / x.sum() - 1 for x in (shuffled, lengths[order][:640])]
-    assert waste[1] < 0.15 < waste[0]
+    params = TuneParams(epochs=2.0)
+    parts = training_parts(lengths, params, seed=3)
+    assert len(parts) == 20 * params.n_parts
+    steps = [np.concatenate(parts[i : i + 16]) for i in range(0, len(parts), 16)]
+    assert [len(step) for step in steps] == [64] * 20
+    first, second = np.concatenate(steps[:10]), np.concatenate(steps[10:])
+    assert sorted(first) == sorted(second) == list(range(640))
+    assert not np.array_equal(parts[0], training_parts(lengths, params, seed=4)[0])
+    padding = (
+        sum(padded_tokens(lengths, part) for part in parts) / (2 * lengths.sum()) - 1
+    )
+    assert 0 < padding < 0.05
+
+
+def test_the_last_step_may_be_small():
+    lengths = np.full(67, 9)
+    parts = training_parts(lengths, TuneParams(epochs=1.0), seed=0)
+    assert [len(part) for part in parts[16:]] == [1, 1, 1]
+    assert cut_step(np.array([5]), 1) == [1]
 
 
 def test_what_does_not_fit_is_refused_with_the_sizes(tiny_llama, tmp_path, monkeypatch):

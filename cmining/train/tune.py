@@ -90,8 +90,8 @@ class TuneParams:
         within=(1, 1_000_000),
     )
     device_batch: int = param(
-        8,
-        "items that are computed at a time, at most: decides about memory and speed,"
+        4,
+        "items that are computed at a time, on average: decides about memory and speed,"
         " and not, but for rounding, about the weights (ours)",
         within=COUNT,
     )
@@ -117,10 +117,9 @@ class TuneParams:
         return 2 * self.rank if self.alpha is None else self.alpha
 
     @property
-    def micro_batch(self) -> int:
-        "Items that are computed at a time: the largest part of a batch that is allowed."
-        most = min(self.device_batch, self.batch)
-        return next(n for n in range(most, 0, -1) if self.batch % n == 0)
+    def n_parts(self) -> int:
+        "Parts of a step that are computed one after the other."
+        return math.ceil(self.batch / self.device_batch)
 
 # %% ../../nbs/60_train.tune.ipynb #a0e7831a
 def import_trainers() -> None:
@@ -360,36 +359,57 @@ def encode_pairs(
     fit = [example for example in examples if len(example.input_ids) <= cutoff]
     return fit, len(examples) - len(fit)
 
-# %% ../../nbs/60_train.tune.ipynb #7d8a5aad
-def training_order(
-    lengths: np.ndarray,  # tokens of each item, int [n]
-    epochs: float,
-    batch: int,  # items of a step
-    seed: int,
-) -> np.ndarray:  # which item comes when, int64 [epochs × n]
-    "Each epoch in an order of its own, and the items of each step sorted by length."
+# %% ../../nbs/60_train.tune.ipynb #324c8172
+def cut_step(
+    lengths: np.ndarray,  # tokens of the items of a step, ascending, int [n]
+    n_parts: int,  # at most n
+) -> list[int]:  # where each part ends
+    "Cut the items of a step into parts so that the least is padded."
     n = len(lengths)
+    size = np.arange(n + 1)[None, :] - np.arange(n + 1)[:, None]  # of a part from i to j
+    cost = np.where(size > 0, size * np.concatenate([[0], lengths])[None, :], np.inf)
+    cheapest = np.full(n + 1, np.inf)
+    cheapest[0] = 0
+    starts = []  # of the last part, for each number of parts and each end
+    for _ in range(n_parts):
+        total = cheapest[:, None] + cost
+        starts.append(total.argmin(axis=0))
+        cheapest = total.min(axis=0)
+    ends = [n]
+    for start in starts[:0:-1]:
+        ends.append(int(start[ends[-1]]))
+    return ends[::-1]
+
+# %% ../../nbs/60_train.tune.ipynb #618beaff
+def training_order(n: int, epochs: float, seed: int) -> np.ndarray:
+    "Which item comes when, each epoch in an order of its own, int64 [epochs × n]."
     n_seen = max(1, round(epochs * n))
     shuffled = [
         np.random.default_rng([seed, epoch]).permutation(n)
         for epoch in range(math.ceil(n_seen / n))
     ]
-    order = np.concatenate(shuffled)[:n_seen]
-    step = np.arange(n_seen) // batch
-    return order[np.lexsort((order, lengths[order], step))]
+    return np.concatenate(shuffled)[:n_seen]
 
 
-def padded_length(lengths: np.ndarray, micro_batch: int) -> int:
-    "Tokens that are computed for items in this order, padding included."
-    starts = range(0, len(lengths), micro_batch)
-    parts = [lengths[start : start + micro_batch] for start in starts]
-    return sum(len(part) * int(part.max()) for part in parts)
+def training_parts(
+    lengths: np.ndarray,  # tokens of each item, int [n]
+    params: TuneParams,
+    seed: int,
+) -> list[np.ndarray]:  # the items of each part; a step has n_parts of them
+    "What is computed when, from the first step to the last."
+    order = training_order(len(lengths), params.epochs, seed)
+    parts = []
+    for start in range(0, len(order), params.batch):
+        items = order[start : start + params.batch]
+        items = items[np.lexsort((items, lengths[items]))]
+        ends = cut_step(lengths[items], min(params.n_parts, len(items)))
+        parts += np.split(items, ends[:-1])
+    return parts
 
 
-def part_tokens(lengths: np.ndarray, micro_batch: int) -> np.ndarray:
-    "Tokens of the items up to the end of each part, without padding, int64 [parts]."
-    ends = np.arange(micro_batch, len(lengths) + micro_batch, micro_batch)
-    return np.cumsum(lengths)[np.minimum(ends, len(lengths)) - 1]
+def padded_tokens(lengths: np.ndarray, part: np.ndarray) -> int:
+    "Tokens that are computed for a part, padding included."
+    return len(part) * int(lengths[part].max())
 
 # %% ../../nbs/60_train.tune.ipynb #4b670753
 class MemoryNeed(NamedTuple):
@@ -475,8 +495,7 @@ def weight_bytes(folder: Path, params: TuneParams) -> tuple[int, int]:
 def memory_need(
     folder: Path,
     params: TuneParams,
-    n_items: int,  # of a part
-    longest: int,  # tokens
+    n_tokens: int,  # of the largest part, padding included
     free: int,  # bytes
 ) -> MemoryNeed:
     """What training with parts of this size takes.
@@ -489,8 +508,8 @@ def memory_need(
     model = add_lora(load_plain(folder).to(device_name()), params, folder).train()
     one, two = (kept_bytes(model, n, TRIED_TOKENS) for n in (1, 2))
     n_layers = model.config.get_text_config().num_hidden_layers
-    kept = math.ceil((two - one) * n_items * longest / TRIED_TOKENS)
-    hidden = 2 * n_items * longest * model.config.get_text_config().hidden_size
+    kept = math.ceil((two - one) * n_tokens / TRIED_TOKENS)
+    hidden = 2 * n_tokens * model.config.get_text_config().hidden_size
     return MemoryNeed(weights, adapter, kept, n_layers * hidden + kept // n_layers)
 
 
@@ -671,10 +690,10 @@ def trainer_settings(plan: Plan, n_steps: int, checkpoints: Path, seed: int) -> 
     return SFTConfig(
         output_dir=str(checkpoints),
         seed=seed,
-        num_train_epochs=1,  # the order holds all epochs
+        num_train_epochs=1,  # the parts are those of all epochs
         train_sampling_strategy="sequential",
-        per_device_train_batch_size=params.micro_batch,
-        gradient_accumulation_steps=params.batch // params.micro_batch,
+        per_device_train_batch_size=1,  # a row is a part
+        gradient_accumulation_steps=params.n_parts,
         learning_rate=params.rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(params.warmup * n_steps),
@@ -685,8 +704,9 @@ def trainer_settings(plan: Plan, n_steps: int, checkpoints: Path, seed: int) -> 
         gradient_checkpointing=plan.recompute,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
-        # the examples have their labels; a longer one than the cut-off is not among them
+        # the collator knows the examples by their numbers
         dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
         max_length=None,
         save_strategy="no",  # the watch asks for checkpoints
         logging_steps=1,
@@ -697,12 +717,13 @@ def trainer_settings(plan: Plan, n_steps: int, checkpoints: Path, seed: int) -> 
 
 
 def make_trainer(
-    plan: Plan, order: np.ndarray, checkpoints: Path, seed: int, watch: Any
+    plan: Plan, parts: list[np.ndarray], checkpoints: Path, seed: int, watch: Any
 ) -> Any:
     "TRL's trainer of the model with new LoRA layers."
     from datasets import Dataset
     from transformers import AutoTokenizer, PrinterCallback, set_seed
     from trl import SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     params = plan.params
     set_seed(seed)
@@ -711,11 +732,19 @@ def make_trainer(
     if params.loraplus is not None:
         model = model.to(device_name())  # the optimizer takes the weights where they are
     optimizer = None if params.loraplus is None else loraplus_optimizer(model, params)
-    dataset = Dataset.from_list([example._asdict() for example in plan.examples])
+    pad = (
+        tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
+    )
+    collate = DataCollatorForLanguageModeling(pad_token_id=pad)
+
+    def collate_part(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return collate([plan.examples[item]._asdict() for item in rows[0]["items"]])
+
     trainer = SFTTrainer(
         model,
-        trainer_settings(plan, math.ceil(len(order) / params.batch), checkpoints, seed),
-        train_dataset=dataset.select(order),
+        trainer_settings(plan, math.ceil(len(parts) / params.n_parts), checkpoints, seed),
+        data_collator=collate_part,
+        train_dataset=Dataset.from_dict({"items": [part.tolist() for part in parts]}),
         processing_class=tokenizer,
         callbacks=[watch],
         optimizers=(optimizer, None),
@@ -737,6 +766,11 @@ def save_adapter(trainer: Any, plan: Plan, folder: Path) -> None:
     write_json(path, config)
 
 
+def example_lengths(examples: list[Example]) -> np.ndarray:
+    "Tokens of each example, int64 [n]."
+    return np.array([len(example.input_ids) for example in examples])
+
+
 def train_seed(
     plan: Plan,
     seed: int,
@@ -747,10 +781,9 @@ def train_seed(
     save_seconds: float,
 ) -> None:
     "Train one adapter from where it stopped, and write it with its run.json."
-    lengths = np.array([len(example.input_ids) for example in plan.examples])
-    params = plan.params
-    order = training_order(lengths, params.epochs, params.batch, seed)
-    tokens_after = part_tokens(lengths[order], params.micro_batch)
+    lengths = example_lengths(plan.examples)
+    parts = training_parts(lengths, plan.params, seed)
+    tokens_after = np.cumsum([lengths[part].sum() for part in parts])
     checkpoint = last_checkpoint(checkpoints)
     before = 0.0
     if checkpoint:
@@ -758,7 +791,7 @@ def train_seed(
         say(f"seed {seed}   goes on after step {checkpoint_step(checkpoint):,}")
     watch = make_watch(say, f"seed {seed}", tokens_after, save_seconds, before)
     with quiet_libraries():
-        trainer = make_trainer(plan, order, checkpoints, seed, watch)
+        trainer = make_trainer(plan, parts, checkpoints, seed, watch)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     tokens = int(tokens_after[-1])
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -868,14 +901,16 @@ def plan_training(
         )
     if too_long:
         left_out = {**left_out, "longer than the cut-off": too_long}
-    longest = max(len(example.input_ids) for example in examples)
+    lengths = example_lengths(examples)
+    parts = training_parts(lengths, params, seed=0)
+    largest = max(padded_tokens(lengths, part) for part in parts)
     free = free_memory()
-    need = memory_need(folder, params, params.micro_batch, longest, free)
+    need = memory_need(folder, params, largest, free)
     recompute = must_recompute(need, free)
     facts = {
         "items": len(examples),
         "left_out": left_out,
-        "longest": longest,
+        "longest": int(lengths.max()),
         "chat_template": bool(tokenizer.chat_template),
         "device": device_name(),
         "threads": torch.get_num_threads(),
