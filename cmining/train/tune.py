@@ -162,10 +162,31 @@ def first_line(e: BaseException) -> str:
     return f"{type(e).__name__}: {lines[0]}"
 
 # %% ../../nbs/60_train.tune.ipynb #05c87076
+BYTES_UNPACKING = 5  # for each weight; 4.5 were measured
+
+
+def gigabytes(size: int) -> str:
+    "A number of bytes as people read it."
+    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.0f} GB"
+
+
 def cache_folder() -> Path:
     "Where this user's caches are."
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "cmining"
+
+
+def check_unpacking(file: Path) -> None:
+    "Raises RunError when the unpacked model would not fit into memory."
+    from gguf import GGUFReader
+
+    n_weights = sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    need, free = BYTES_UNPACKING * n_weights, psutil.virtual_memory().available
+    if need > free:
+        raise RunError(
+            f"to unpack {file} takes {gigabytes(need)} of memory, and {gigabytes(free)}"
+            " are free: take a smaller model or a larger machine"
+        )
 
 
 def write_unpacked(file: Path, folder: Path) -> None:
@@ -174,6 +195,7 @@ def write_unpacked(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
+        check_unpacking(file)
         with quiet_libraries():
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent,
@@ -185,6 +207,8 @@ def write_unpacked(file: Path, folder: Path) -> None:
             model.save_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             tokenizer.save_pretrained(folder)
+    except RunError:
+        raise
     except Exception as e:  # a file that is broken fails in any way
         raise RunError(
             f"{file} is no GGUF model that transformers can read ({first_line(e)}):"
@@ -272,6 +296,18 @@ def model_folder(
         raise RunError(f"there is no model folder {name!r}: name one that is there")
     return fetch_model(name)
 
+# %% ../../nbs/60_train.tune.ipynb #e7f51a45
+def load_plain(folder: Path) -> Any:
+    "The model of a folder in bf16, on the processor. RunError when it is broken."
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_libraries():
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    except Exception as e:  # a model that is broken fails in any way
+        raise RunError(f"cannot load the model {folder}: {first_line(e)}") from e
+
 # %% ../../nbs/60_train.tune.ipynb #2f9304b7
 def load_model(
     model: str | Path,  # a name of the hub, a folder, or a GGUF file
@@ -282,22 +318,16 @@ def load_model(
     Raises RunError when one of the two is not there, ImportError without the extra.
     """
     import_trainers()
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = model_folder(model)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise RunError(f"{adapter} is no adapter: name a folder such as ADAPTER/seed-0")
-    try:
-        with quiet_libraries():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-            if adapter is not None:
-                loaded = PeftModel.from_pretrained(loaded, str(adapter))
-    except Exception as e:  # a model that is broken fails in any way
-        raise RunError(f"cannot load the model {model}: {first_line(e)}") from e
-    return loaded.to(device_name()).eval(), tokenizer
+    loaded = load_plain(folder)
+    if adapter is not None:
+        loaded = PeftModel.from_pretrained(loaded, str(adapter))
+    return loaded.to(device_name()).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def device_name() -> str:
@@ -412,6 +442,10 @@ def padded_tokens(lengths: np.ndarray, part: np.ndarray) -> int:
     return len(part) * int(lengths[part].max())
 
 # %% ../../nbs/60_train.tune.ipynb #4b670753
+TRIED_TOKENS = 64  # of an item of the part that is tried
+AUTOCAST = False
+
+
 class MemoryNeed(NamedTuple):
     "Bytes that training takes."
 
@@ -512,18 +546,6 @@ def memory_need(
     hidden = 2 * n_tokens * model.config.get_text_config().hidden_size
     return MemoryNeed(weights, adapter, kept, n_layers * hidden + kept // n_layers)
 
-
-def load_plain(folder: Path) -> Any:
-    "The model of a folder in bf16, on the processor."
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-
-
-TRIED_TOKENS = 64
-AUTOCAST = False
-
 # %% ../../nbs/60_train.tune.ipynb #19e675fe
 def free_memory() -> int:
     "Bytes that are free on the GPU, or on this machine where there is none."
@@ -532,11 +554,6 @@ def free_memory() -> int:
     if device_name() == "cuda":
         return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available
-
-
-def gigabytes(size: int) -> str:
-    "A number of bytes as people read it."
-    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.0f} GB"
 
 
 def must_recompute(need: MemoryNeed, free: int) -> bool:
@@ -962,6 +979,9 @@ def tune(
         "params": asdict(params),
     }
     check_out(out, record)
+    missing = [seed for seed in seeds if not (out / f"seed-{seed}").exists()]
+    if not missing:
+        return {**parse_json((out / RECORD).read_bytes()), **finished_seeds(out)}
     with quiet_libraries():
         plan, facts = plan_training(pairs, folder, str(model), params, left_out)
     record.update(facts)
@@ -969,13 +989,11 @@ def tune(
     with hold_folder(out):
         for unfinished in out.glob(".seed-*.*"):  # of a process that was killed
             remove_path(unfinished)
-        summary = {**record, **finished_seeds(out)}
-        for seed in seeds:
+        for seed in missing:
+            write_json(out / RECORD, {**record, **finished_seeds(out)})
+            checkpoints = out / f".checkpoints-{seed}"
             adapter = out / f"seed-{seed}"
-            if not adapter.exists():
-                write_json(out / RECORD, {**record, **finished_seeds(out)})
-                checkpoints = out / f".checkpoints-{seed}"
-                train_seed(plan, seed, adapter, checkpoints, record, say, save_seconds)
-            summary = {**record, **finished_seeds(out)}
-            write_json(out / RECORD, summary)
+            train_seed(plan, seed, adapter, checkpoints, record, say, save_seconds)
+        summary = {**record, **finished_seeds(out)}
+        write_json(out / RECORD, summary)
     return summary
