@@ -1,4 +1,4 @@
-"""Comparing arms: intervals that cover, tests of the right size, and results that do not go together."""
+"""Comparing arms: intervals that cover, tests of the right size, folders that do not go together."""
 
 import json
 import re
@@ -32,16 +32,20 @@ def simulate(rng, n_seeds=(3, 1), n=200, gain=0.0, seed_sd=0.0, luck=0.3, rows=1
 
     The seeds of an arm differ by `seed_sd`; `luck` is the share of answers that two
     trainings do not have in common."""
-    difficulty = np.repeat(rng.uniform(0.3, 0.7, n), rows)
-    temper = np.repeat(rng.random(n), rows)
+    unit = np.repeat(np.arange(n), rows)
+    difficulty = rng.uniform(0.3, 0.7, n)
+    temper = rng.random(n)
     arms = []
     for seeds, better in zip(n_seeds, (gain, 0)):
         spread = seed_sd if seeds > 1 else 0
         chance = difficulty + better + rng.normal(0, spread, (seeds, 1))
-        own = rng.random((seeds, n * rows)) < luck
-        dice = np.where(own, rng.random((seeds, n * rows)), temper)
-        arms.append((dice < chance).astype(float))
-    return *arms, np.repeat(np.arange(n), rows)
+        own = rng.random((seeds, n)) < luck
+        dice = np.where(own, rng.random((seeds, n)), temper)[:, unit]
+        if rows > 1:  # of one question most are right or wrong together
+            odd = rng.random(dice.shape) < 0.2
+            dice = np.where(odd, rng.random(dice.shape), dice)
+        arms.append((dice < chance[:, unit]).astype(float))
+    return *arms, unit
 
 
 CASES = {
@@ -72,7 +76,7 @@ def test_the_interval_covers_and_the_test_has_its_size(case):
 
 def test_drawn_one_by_one_rows_of_a_question_claim_too_much():
     rng = np.random.default_rng(2)
-    first, second, unit = simulate(rng, n=100, rows=4, luck=0.1)
+    first, second, unit = simulate(rng, n=100, rows=4)
     together = estimate_difference(first, second, unit)
     alone = estimate_difference(first, second)
     assert together["hi"] - together["lo"] > 1.2 * (alone["hi"] - alone["lo"])
