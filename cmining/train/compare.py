@@ -467,6 +467,12 @@ def split_name(arm: str) -> tuple[str, str]:
     return name, model
 
 
+def theta_of(arm: str) -> float | None:
+    "The threshold that an arm is named after, such as theta-0.8."
+    match = re.fullmatch(r"theta[-_=]?(\d*\.?\d+)", split_name(arm)[0])
+    return float(match[1]) if match else None
+
+
 def arm_pairs(arms: Sequence[str]) -> list[tuple[str, str]]:
     """Which arms are compared, of one model each.
 
@@ -478,7 +484,8 @@ def arm_pairs(arms: Sequence[str]) -> list[tuple[str, str]]:
             other, other_model = split_name(second)
             if first == second or model != other_model:
                 continue
-            if other == "base" or (own == "full" and other != "base"):
+            ablated = own == "full" and theta_of(other) is None
+            if other == "base" or ablated:
                 pairs.append((first, second))
     pairs = [(first, second) for first, second in pairs if split_name(first)[0] != "base"]
     return pairs or [(second, first) for first, second in combinations(arms, 2)]
@@ -814,13 +821,13 @@ def about_arm(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seeds = sorted({r["seed"] for r in records if r.get("seed") is not None})
     adapters = [record.get("adapter") for record in records if record.get("adapter")]
     trained = adapter_record(adapters[0]) if adapters else {}
-    theta = re.fullmatch(r"theta[-_=]?(\d*\.?\d+)", split_name(records[0]["arm"])[0])
+    theta = theta_of(records[0]["arm"])
     about = {
         "items": trained.get("items"),
         "tokens": trained.get("tokens"),
         "seeds": seeds if is_trained(records[0]) else [],
     }
-    return about | ({"theta": float(theta[1])} if theta else {})
+    return about if theta is None else about | {"theta": theta}
 
 
 def careful(
@@ -859,19 +866,21 @@ def careful(
     return notes
 
 # %% ../../nbs/65_train.compare.ipynb #115decc4
-def correct_for_many(comparisons: list[dict[str, Any]]) -> None:
-    "Add p_holm to the comparisons of tasks and to those of cells, and the sentences."
-    nan = float("nan")
-    known = [nan if c["p"] is None else c["p"] for c in comparisons]
-    n_compared = int(np.isfinite(known).sum())
-    for comparison, p in zip(comparisons, holm(np.array(known))):
-        comparison["p_holm"] = rounded(p)
+def add_holm(comparisons: Sequence[dict[str, Any]]) -> int:  # how many have a p-value
+    "Add p_holm to comparisons that are corrected together."
+    p = np.array([np.nan if c["p"] is None else c["p"] for c in comparisons], float)
+    for comparison, corrected in zip(comparisons, holm(p)):
+        comparison["p_holm"] = rounded(corrected)
+    return int(np.isfinite(p).sum())
+
+
+def correct_for_many(comparisons: Sequence[dict[str, Any]]) -> None:
+    "Add p_holm to one family of comparisons and to their cells, and the sentences."
+    n_compared = add_holm(comparisons)
+    for comparison in comparisons:
         comparison["sentence"] = sentence_of(comparison, n_compared)
     kinds = ("by_country", "by_lang")
-    cells = [cell for c in comparisons for kind in kinds for cell in c[kind].values()]
-    of_cells = np.array([nan if cell["p"] is None else cell["p"] for cell in cells])
-    for cell, p in zip(cells, holm(of_cells)):
-        cell["p_holm"] = rounded(p)
+    add_holm([cell for c in comparisons for kind in kinds for cell in c[kind].values()])
 
 
 def is_guard(task: str, guards: Sequence[str]) -> bool:
@@ -913,7 +922,10 @@ def summarize_results(
         arms[arm] = about_arm(of_arm) | {"scores": {}}
         if overlap and arm in overlap:
             arms[arm]["overlap"] = overlap[arm]
-    about_tasks, comparisons, guarded = {}, [], []
+    about_tasks = {}
+    comparisons = []
+    guarded = []
+    families: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for name, task in tasks.items():
         judged = judge(task, seed)
         about_tasks[name] = task_record(task, judged, is_guard(name, guards))
@@ -921,11 +933,14 @@ def summarize_results(
             arms[arm]["scores"][name] = arm_scores(judged, arm, list(of_arm))
         for pair in arm_pairs(list(task.scores)):
             comparison = compare_pair(name, task, judged, pair)
+            with_base = split_name(pair[1])[0] == "base"
             if not is_guard(name, guards):
+                families[with_base].append(comparison)
                 comparisons.append(comparison)
-            elif split_name(pair[1])[0] != "full":
+            elif with_base:
                 guarded.append(guard_of(comparison, margin))
-    correct_for_many(comparisons)
+    for family in families.values():
+        correct_for_many(family)
     models = sorted(set(name_models(records).values()))
     return {
         "model": ", ".join(models),
@@ -1012,6 +1027,18 @@ def cells_text(summary: dict[str, Any]) -> list[str]:
     return parts
 
 # %% ../../nbs/65_train.compare.ipynb #0b7701ff
+def sentences_by_task(summary: dict[str, Any]) -> list[str]:
+    "The sentences of all comparisons, an empty line between two tasks."
+    lines = []
+    task = None
+    for comparison in [*summary["comparisons"], *summary["guards"]]:
+        if task not in (None, comparison["task"]):
+            lines.append("")
+        task = comparison["task"]
+        lines.append(comparison["sentence"])
+    return lines
+
+# %% ../../nbs/65_train.compare.ipynb #3fd48de2
 def comparison_text(
     summary: dict[str, Any],  # from summarize_results
 ) -> str:
@@ -1028,8 +1055,7 @@ def comparison_text(
         score_table(summary).to_string(index=False),
         *cells_text(summary),
         "",
-        *[comparison["sentence"] for comparison in summary["comparisons"]],
-        *[guard["sentence"] for guard in summary["guards"]],
+        *sentences_by_task(summary),
         *chance_notes(summary),
     ]
     if summary["notes"]:
