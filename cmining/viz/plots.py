@@ -1167,7 +1167,11 @@ def score_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
             row |= {"lo": lo, "hi": hi, "chance": chance}
             for figure in figures_of(arm, about, of_task["guard"]):
                 rows.append(row | {"figure": figure})
-            if with_theta and (arm == "base" or "theta" in about):
+            if (
+                with_theta
+                and not of_task["guard"]
+                and (arm == "base" or "theta" in about)
+            ):
                 theta = about.get("theta")
                 rows.append(row | {"figure": "fig5", "item": model, "theta": theta})
     return rows
@@ -1299,6 +1303,9 @@ def plot_downstream(
         untrained = named.loc[(named["name"] == name) & named["theta"].isna(), "value"]
         for value in untrained:
             ax.axhline(value, color=color, linestyle="--", linewidth=1)
+    if len(names) > 1:
+        for text in ax.legend(loc="upper left", bbox_to_anchor=(1, 1)).get_texts():
+            text.set_parse_math(False)
     ax.set_title("downstream")
     return ax
 
