@@ -208,8 +208,9 @@ def estimate_difference(
 ) -> dict[str, float]:  # difference, lo, hi, p, smallest
     """The mean of one arm less that of another, with its 95 % interval.
 
-    The interval is over questions and seeds. `smallest` is the difference that such a sample shows four times out of five. Raises
-    `ValueError` where the two did not answer the same questions."""
+    The interval is over questions and seeds. `smallest` is the difference that such a
+    sample shows four times out of five. Raises `ValueError` where the two did not answer
+    the same questions."""
     first = np.atleast_2d(first)
     second = np.atleast_2d(second)
     n = first.shape[1]
