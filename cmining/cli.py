@@ -45,7 +45,7 @@ try:
 
     from cmining import __version__
     from cmining.core.basics import CorpusError, RunError, parse_json
-    from cmining.core.engine import BACKENDS, as_path
+    from cmining.core.engine import BACKENDS, as_path, write_json
     from cmining.core.runs import Params, read_record
     from cmining.core.scripts import check_lang
     from cmining.evidence.cost import cost_text, run_cost
@@ -1087,6 +1087,84 @@ def export_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
 
+# %% ../nbs/99_cli.ipynb #bca5f55d
+def compare_command(options: argparse.Namespace) -> None:
+    "cmining compare"
+    from cmining.train.compare import GUARDS, comparison_text, summarize_results
+    from cmining.train.overlap import measure_overlap, overlap_table
+
+    if bool(options.datasets) != bool(options.against):
+        raise RunError(
+            "--datasets and --against go together: whose overlap, and with what"
+        )
+    if not 0 <= options.margin <= 100:
+        raise RunError(f"--margin is points from 0 to 100, not {options.margin}")
+    overlap = None
+    if options.datasets:
+        overlap = measure_overlap(options.datasets, options.against)
+    summary = summarize_results(
+        options.results,
+        tuple(options.guard or GUARDS),
+        options.margin / 100,
+        overlap,
+    )
+    print(comparison_text(summary))
+    if overlap:
+        print("\nItems that share a run of words with a benchmark:")
+        print(overlap_table(overlap).to_string(index=False))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.out, summary)
+        figure = "nbs/figures/results.ipynb"
+        line = shell_line(
+            "papermill", figure, "results.ipynb", "-p", "results", options.out.resolve()
+        )
+        print(
+            f"\nAll numbers are in {options.out}. Tables 1, 4, 5, from the checkout: {line}"
+        )
+
+
+def compare_options(sub: argparse.ArgumentParser) -> None:
+    "Which results, and how they are judged."
+    sub.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULTS",
+        help="folders that cmining evaluate wrote, or folders with such",
+    )
+    sub.add_argument("--out", type=Path, help="a JSON file for all numbers")
+    sub.add_argument(
+        "--guard",
+        action="append",
+        metavar="TASK",
+        help=(
+            "a task that guards against forgetting, by its name or the beginning of it;"
+            " may be given again (default global_mmlu)"
+        ),
+    )
+    sub.add_argument(
+        "--margin",
+        type=float,
+        default=2.0,
+        metavar="POINTS",
+        help="a loss on a guarding task that is no forgetting yet (default 2)",
+    )
+    sub.add_argument(
+        "--datasets",
+        nargs="+",
+        type=Path,
+        metavar="DATASET",
+        help="datasets of the arms, to count what they share with benchmarks",
+    )
+    sub.add_argument(
+        "--against",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="benchmark files for --datasets: .jsonl or .jsonl.gz",
+    )
+
 # %% ../nbs/99_cli.ipynb #de92ecb2
 def train_command(options: argparse.Namespace) -> None:
     "cmining train"
@@ -1386,6 +1464,12 @@ COMMANDS: dict[str, Command] = {
         "Train a language model on a dataset: LoRA with the paper's settings.",
         "cmining train data/items --model Qwen/Qwen2.5-7B-Instruct --out adapters/full"
         " --seeds 3",
+    ),
+    "compare": Command(
+        compare_command,
+        compare_options,
+        "Lay trained models side by side: intervals, tests, and what could be seen.",
+        "cmining compare results/base results/random results/full --out comparison.json",
     ),
     "cost": Command(
         cost_command,

@@ -35,7 +35,7 @@ from sklearn.metrics import (
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from ..core.basics import RunError
+from ..core.basics import RunError, parse_json
 from cmining.core.runs import (
     CANDIDATE,
     REASONS,
@@ -61,7 +61,7 @@ __all__ = ['STYLE', 'STAGE_COLORS', 'LINE_COLORS', 'BENCHMARKS', 'REPORTED', 'us
            'count_stages', 'plot_bars', 'plot_stages', 'plot_yield', 'theta_curve', 'plot_lines', 'plot_quality',
            'labelled_entries', 'precision_recall', 'average_precision', 'selection_point', 'curve_at',
            'plot_precision_recall', 'isolation_by_lang', 'plot_isolation', 'plot_cost', 'reported_rows', 'read_results',
-           'beside_reported', 'plot_results', 'plot_ratings']
+           'beside_reported', 'plot_results', 'plot_downstream', 'plot_ratings']
 
 # %% ../../nbs/91_viz.plots.ipynb #d1b340c7
 STYLE: dict[str, Any] = {
@@ -1079,7 +1079,7 @@ def plot_cost(
     return ax
 
 # %% ../../nbs/91_viz.plots.ipynb #6edd9c3d
-RESULTS = ["figure", "item", "measure", "value", "lo", "hi", "theta", "text"]
+RESULTS = ["figure", "item", "measure", "value", "lo", "hi", "theta", "text", "chance"]
 TABLE_1 = {
     "Llama3.1-8B": (37.44, 76.18, 89.66, 77.88),
     "GLM4-9B": (34.10, 74.71, 86.98, 74.43),
@@ -1131,15 +1131,83 @@ REPORTED = pd.DataFrame(
     columns=RESULTS,
 )
 
+# %% ../../nbs/91_viz.plots.ipynb #62d14291
+TASK_TITLES = {
+    "blend_mc": "BLEnD",
+    "culturalbench_hard": "CulturalBench-Hard",
+    "culturescope": "CultureScope",
+    "global_mmlu_lite": "Global-MMLU-Lite",
+    "sage": "SAGE",
+}
+ABLATION = ("base", "random", "mono", "full")
+
+
+def figures_of(arm: str, about: dict[str, Any], is_guard: bool) -> list[str]:
+    "The tables that a score of an arm belongs to; none for a point of Fig. 5."
+    if "theta" in about:
+        return []
+    if is_guard:
+        return ["table4"]
+    return ["table1", "table3"] if arm in ABLATION else ["table1"]
+
+
+def score_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    "The scores of a summary's arms in the form of a results file."
+    model = summary["model"].rpartition("/")[2]
+    with_theta = any("theta" in about for about in summary["arms"].values())
+    rows = []
+    for arm, about in summary["arms"].items():
+        item = model if arm == "base" else f"{model} + {arm}"
+        for task, score in about["scores"].items():
+            lo, hi = score["ci"]
+            of_task = summary["tasks"][task]
+            numbers = [score["value"], lo, hi, of_task["chance"]]
+            value, lo, hi, chance = [None if x is None else 100 * x for x in numbers]
+            row = {"item": item, "measure": TASK_TITLES.get(task, task), "value": value}
+            row |= {"lo": lo, "hi": hi, "chance": chance}
+            for figure in figures_of(arm, about, of_task["guard"]):
+                rows.append(row | {"figure": figure})
+            if (
+                with_theta
+                and not of_task["guard"]
+                and (arm == "base" or "theta" in about)
+            ):
+                theta = about.get("theta")
+                rows.append(row | {"figure": "fig5", "item": model, "theta": theta})
+    return rows
+
+
+def answer_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    "The answers that a summary sets side by side."
+    return [
+        {"figure": "table5", "item": arm, "measure": shown["question"], "text": text}
+        for shown in summary["answers"]
+        for arm, text in shown["answers"].items()
+    ]
+
+
+def read_summary(path: str | Path) -> pd.DataFrame:  # columns RESULTS
+    "The rows of a summary that cmining compare wrote. A RunError for any other file."
+    try:
+        summary = parse_json(Path(path).read_bytes())
+        rows = [*score_rows(summary), *answer_rows(summary)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise RunError(
+            f"{path} is no summary of cmining compare ({type(e).__name__}: {e}): make one"
+            " with its --out"
+        ) from e
+    return pd.DataFrame(rows, columns=RESULTS)
+
 # %% ../../nbs/91_viz.plots.ipynb #7a3d574d
 def read_results(
-    path: str | Path | None,  # a results file
+    path: str | Path | None,  # a results file, or a summary: .json
     figure: str,  # whose rows are wanted
 ) -> pd.DataFrame:  # columns RESULTS; no rows where there is no file, or none in it
     "The rows of a figure in a results file. A RunError says what is wrong with the file."
     if path is None:
         return pd.DataFrame(columns=RESULTS)
-    table = read_table(path)
+    summary = Path(path).suffix == ".json"
+    table = read_summary(path) if summary else read_table(path)
     missing = [c for c in ("figure", "item", "measure") if c not in table]
     if missing:
         raise RunError(
@@ -1147,7 +1215,7 @@ def read_results(
             f" {', '.join(map(str, table.columns))}"
         )
     table = table.reindex(columns=RESULTS).replace("", None)
-    for column in ("value", "lo", "hi", "theta"):
+    for column in ("value", "lo", "hi", "theta", "chance"):
         numbers = pd.to_numeric(table[column], errors="coerce")
         bad = table.loc[numbers.isna() & table[column].notna(), column]
         if len(bad):
@@ -1167,28 +1235,79 @@ def beside_reported(
     filled = [table for table in (own, paper) if len(table)]
     return pd.concat(filled or [own], ignore_index=True)
 
+# %% ../../nbs/91_viz.plots.ipynb #1d34f621
+def committed_results() -> Path | None:
+    "The results of the downstream experiment that came with the checkout, if any did."
+    path = SAMPLE.parent.parent / "reports" / "downstream" / "results.json"
+    return path if path.is_file() else None
+
 # %% ../../nbs/91_viz.plots.ipynb #eb135a1d
-def plot_results(
-    axes: np.ndarray,  # an Axes for each measure
-    table: pd.DataFrame,  # from beside_reported
-) -> np.ndarray:  # the Axes
-    "Items down, a measure a panel: filled dots are measured, hollow ones reported."
-    panels = np.atleast_1d(axes)
-    items = list(table["item"].unique())
+def draw_scores(
+    ax: Axes,
+    scores: pd.DataFrame,  # of one measure, from beside_reported
+    items: list[str],  # the rows, from the top down
+) -> None:
+    "Filled dots with intervals for what is measured, hollow ones for what is reported."
     measured = dict(label="measured", facecolors=CULTURE_COLOR, edgecolors=CULTURE_COLOR)
     hollow = dict(label="reported by the paper", facecolors="none", edgecolors="#666666")
-    for ax, measure in zip(panels, table["measure"].unique()):
-        scores = table[table["measure"] == measure]
-        for reported, part in scores.groupby("reported"):
-            y = part["item"].map(items.index)
-            ax.hlines(y, part["lo"], part["hi"], color=CULTURE_COLOR)
-            ax.scatter(part["value"], y, s=30, **(hollow if reported else measured))
+    for reported, part in scores.groupby("reported"):
+        y = part["item"].map(items.index)
+        ax.hlines(y, part["lo"], part["hi"], color=CULTURE_COLOR)
+        ax.scatter(part["value"], y, s=30, **(hollow if reported else measured))
+    chance = scores["chance"].dropna().unique()
+    if len(chance) == 1:
+        ax.axvline(chance[0], color="#666666", linestyle=":", linewidth=1, label="chance")
+
+# %% ../../nbs/91_viz.plots.ipynb #08354173
+def plot_results(
+    axes: np.ndarray,  # an Axes for each measure, in a row or in rows
+    table: pd.DataFrame,  # from beside_reported
+) -> np.ndarray:  # the Axes
+    """Items down, a measure a panel: filled dots are measured, hollow ones reported.
+
+    A line is a 95 % interval, the dotted one what guessing gives."""
+    rows = np.atleast_2d(axes)
+    panels = rows.ravel()
+    items = list(table["item"].unique())
+    measures = list(table["measure"].unique())
+    for ax, measure in zip(panels, measures):
+        draw_scores(ax, table[table["measure"] == measure], items)
         ax.set_title(shorten(measure, TITLE_CHARACTERS), parse_math=False)
-    share_rows(panels, [shorten(item, 40) for item in items])
+    for row in rows:
+        share_rows(row, [shorten(item, 40) for item in items])
+    for ax in panels[len(measures) :]:
+        ax.set_visible(False)
     for label in [label for ax in panels for label in ax.get_yticklabels()]:
         label.set_parse_math(False)
-    legend_below(panels, ncols=2)
+    legend_below(panels, ncols=3)
     return axes
+
+# %% ../../nbs/91_viz.plots.ipynb #b7e37f34
+def plot_downstream(
+    ax: Axes,
+    scores: pd.DataFrame,  # from read_results for fig5; theta is missing without training
+) -> Axes:
+    "Accuracy over θ with its intervals, a line a model and benchmark; untrained dashed."
+    named = scores.assign(name=scores["item"] + ", " + scores["measure"])
+    trained = named.dropna(subset="theta")
+    values = {
+        f"{name}{end}": part.set_index("theta")[column]
+        for name, part in trained.groupby("name", sort=False)
+        for column, end in (("value", ""), ("lo", " lo"), ("hi", " hi"))
+        if part[column].notna().any()
+    }
+    names = list(trained["name"].unique())
+    table = pd.DataFrame(values).rename_axis("theta").reset_index()
+    plot_lines(ax, table, "theta", names)
+    for name, color in zip(names, cycle(LINE_COLORS)):
+        untrained = named.loc[(named["name"] == name) & named["theta"].isna(), "value"]
+        for value in untrained:
+            ax.axhline(value, color=color, linestyle="--", linewidth=1)
+    if len(names) > 1:
+        for text in ax.legend(loc="upper left", bbox_to_anchor=(1, 1)).get_texts():
+            text.set_parse_math(False)
+    ax.set_title("downstream")
+    return ax
 
 # %% ../../nbs/91_viz.plots.ipynb #8e6bfa99
 def plot_ratings(
