@@ -690,7 +690,9 @@ def read_choice(
 # %% ../../nbs/61_tasks.utils.ipynb #65ec449f
 def stem_words(text: str) -> str:
     "The words of a text without a plural ending."
-    return " ".join(re.sub(r"(?<=\w{3})(?:es|s)$", "", word) for word in fold_words(text))
+    return " ".join(
+        re.sub(r"(?<=\w{3})(?:es?|s)$", "", word) for word in fold_words(text)
+    )
 
 # %% ../../nbs/61_tasks.utils.ipynb #930ebf7a
 def is_short_answer(

@@ -115,7 +115,7 @@ class Scorer(NamedTuple):
 
     about: dict[str, Any]  # what decides the numbers; stands in results.json
     score: Callable[
-        [BenchmarkTask, list[dict[str, Any]], Path],
+        [BenchmarkTask, list[dict[str, Any]], Path, str],
         tuple[list[dict[str, Any]], dict[str, Any]],
     ]
 
@@ -126,10 +126,11 @@ def local_scorer(
     "Scores with a model in memory."
 
     def score(
-        task: BenchmarkTask, questions: list[dict[str, Any]], journal: Path
+        task: BenchmarkTask, questions: list[dict[str, Any]], work: Path, key: str
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        work = score_options if task.choices else generate_answers
-        results, pace = work(
+        score_task = score_options if task.choices else generate_answers
+        journal = work / f"{task.name}-{key}.jsonl"
+        results, pace = score_task(
             model, tokenizer, task, questions, journal, chat=chat, quiet=quiet
         )
         rows = [
@@ -151,19 +152,20 @@ def endpoint_scorer(
     about = {
         "model": endpoint.model,
         "model_digest": None,
+        "adapter": None,
         "backend": "endpoint",
         "base_url": public_url(endpoint.base_url or "") or None,
         "chat_template": True,
     }
 
     def score(
-        task: BenchmarkTask, questions: list[dict[str, Any]], journal: Path
+        task: BenchmarkTask, questions: list[dict[str, Any]], work: Path, key: str
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return ask_questions(
             endpoint,
             task,
             questions,
-            journal,
+            work / f"answers-{digest(about)}.jsonl",
             prices=prices,
             budget=budget,
             quiet=quiet,
@@ -212,7 +214,7 @@ def evaluate_task(
         return dict(known)
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    rows, use = scorer.score(task, questions, work / f"{task.name}-{key}.jsonl")
+    rows, use = scorer.score(task, questions, work, key)
     write_rows(rows, file)
     return task_scores(task, rows) | told | {"use": use, "key": key}
 
@@ -303,7 +305,7 @@ def evaluate_model(
     chat: bool = False,  # by the model's chat template
     endpoint: Endpoint | None = None,  # a server that has the model
     prices: Mapping[str, Price] | None = None,  # of the endpoint, from load_prices
-    budget: float | None = None,  # USD for each task at the endpoint
+    budget: float | None = None,  # USD, of all answers in the results folder
     langs: Sequence[str] = ("en",),  # from the hub, where each is on its own
     revision: str | None = None,  # of the questions on the hub
     quiet: bool = True,
