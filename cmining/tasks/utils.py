@@ -102,17 +102,18 @@ FIELDS = ("country", "lang", "subject", "label", "concept")
 
 
 def column(row: Mapping[str, Any], *names: str) -> Any:
-    "The first of these columns that a row has. A ValueError when it has none."
+    "The first of these columns with something in it. A ValueError when there is none."
     for name in names:
-        if row.get(name) is not None:
-            return row[name]
-    raise ValueError(f"there is no column {' or '.join(names)}")
+        value = row.get(name)
+        if value is not None and (not isinstance(value, str) or value.strip()):
+            return value
+    raise ValueError(f"column {' or '.join(names)} is missing or empty")
 
 
 def text_of(row: Mapping[str, Any], *names: str) -> str:
-    "The text in a column. A ValueError when it is none, or empty."
+    "The text in a column. A ValueError when there is none."
     value = column(row, *names)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         raise ValueError(f"{names[0]} is a text, not {value!r}")
     return value.strip()
 
