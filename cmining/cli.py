@@ -1147,7 +1147,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         raise RunError("--budget is for an endpoint: name it with --base-url")
     evaluate_model(
         options.model,
-        options.tasks.split(","),
+        [name.strip() for name in options.tasks.split(",")],
         options.data,
         options.out,
         adapter=options.adapter,
@@ -1160,7 +1160,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
         revision=options.revision,
         quiet=False,
     )
-    print(f"Results are in {options.out}/; compare them with:  cmining compare")
+    print(f"Results are in {options.out}/. Beside those of other arms:")
+    print(f"  {shell_line('cmining', 'compare', options.out)} …")
 
 
 def evaluate_options(sub: argparse.ArgumentParser) -> None:

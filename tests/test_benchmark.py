@@ -169,6 +169,14 @@ def test_a_line_that_is_no_question_is_refused(tmp_path, line):
     assert "sage.jsonl, line 2" in refused("sage", "choice", tmp_path)
 
 
+def test_a_file_that_is_cut_off_is_refused(tmp_path):
+    whole = gzip.compress(write_jsonl(choices(50), tmp_path / "rows").read_bytes())
+    (tmp_path / "sage.jsonl.gz").write_bytes(whole[:-40])
+    assert "sage.jsonl.gz is broken after line" in refused("sage", "choice", tmp_path)
+    (tmp_path / "sage.jsonl.gz").write_bytes(b"not compressed at all")
+    assert "sage.jsonl.gz is broken" in refused("sage", "choice", tmp_path)
+
+
 def test_a_question_without_an_option_is_left_out_and_counted(tmp_path):
     rows = judgements(3)
     rows[5]["prompt_option"] = None
@@ -568,7 +576,7 @@ def test_smollm2_answers_twenty_questions(smollm2, tmp_path):
     assert record["tasks"]["sage_text"]["n"] == 20
     # capitals, by their names: a model of any size knows most of them
     assert record["tasks"]["sage_text"]["value"] >= 0.6
-    assert record["tasks"]["sage_text"]["use"]["tokens"] > 500
+    assert record["tasks"]["sage"]["use"]["tokens"] > 400
 
 
 CAPITALS = (

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import re
 import unicodedata
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,12 +51,15 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     "The lines of a text file in UTF-8, with their numbers from 1."
     import fsspec
 
-    with fsspec.open(str(path), "rb", compression="infer") as lines:
-        for n, line in enumerate(lines, 1):
-            try:
+    n = 0
+    try:
+        with fsspec.open(str(path), "rb", compression="infer") as lines:
+            for n, line in enumerate(lines, 1):
                 yield n, line.decode("utf-8-sig" if n == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {n} is no UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, line {n} is no UTF-8: {error}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is broken after line {n}: {error}") from error
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -110,18 +115,23 @@ def column(row: Mapping[str, Any], *names: str) -> Any:
     raise ValueError(f"column {' or '.join(names)} is missing or empty")
 
 
+def whole_text(text: str) -> str:
+    "A text without space around it, and with ? for half a surrogate pair."
+    return text.strip().encode("utf-8", "replace").decode()
+
+
 def text_of(row: Mapping[str, Any], *names: str) -> str:
     "The text in a column. A ValueError when there is none."
     value = column(row, *names)
     if not isinstance(value, str):
         raise ValueError(f"{names[0]} is a text, not {value!r}")
-    return value.strip()
+    return whole_text(value)
 
 
 def optional_text(row: Mapping[str, Any], *names: str) -> str | None:
     "The text in a column; None where there is none."
     values = (row.get(name) for name in names)
-    return next((str(value) for value in values if value is not None), None)
+    return next((whole_text(str(value)) for value in values if value is not None), None)
 
 
 def answer_number(
@@ -161,7 +171,7 @@ def four_options(row: Mapping[str, Any]) -> list[str]:
     options = lettered_options(row)
     if not isinstance(options, list) or len(options) != 4:
         raise ValueError(f"there are four options, not {options!r}")
-    texts = [str(option).strip() for option in options]
+    texts = [whole_text(str(option)) for option in options]
     if not all(texts):
         raise ValueError(f"an option is empty: {options!r}")
     return texts
@@ -269,7 +279,7 @@ def check_judgements(
 def flat_texts(value: Any) -> list[str]:
     "All texts in nested lists, in their order, each once."
     if isinstance(value, str):
-        return [value.strip()] if value.strip() else []
+        return [whole_text(value)] if value.strip() else []
     if isinstance(value, Mapping):
         value = list(value.values())
     if not isinstance(value, list):
