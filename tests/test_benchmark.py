@@ -104,7 +104,7 @@ def write_csv(rows: list[dict], file: Path) -> Path:
 def data(tmp_path_factory) -> Path:
     "A folder of benchmark files in three formats."
     folder = tmp_path_factory.mktemp("data")
-    write_jsonl(choices(24), folder / "blend_mc_dev.jsonl")
+    write_jsonl(choices(12), folder / "blend_mc_dev.jsonl")
     write_csv(judgements(6), folder / "CulturalBench-Hard.csv")
     write_jsonl(stories(9), folder / "normad.jsonl")
     short = [
@@ -249,8 +249,6 @@ def test_blend_is_the_mean_over_countries(data):
         known = q["country"] == "Japan"
         scores = [(0.0 if known and i == q["answer"] else -1.0, False) for i in range(4)]
         rows.append(task.results(q, scores)[task.metric])
-    firsts = {c: [q["answer"] == 0 for q in questions if q["country"] == c] for c in "x"}
-    assert not firsts["x"]
     by_hand = []
     for country in ("Mexico", "Japan", "日本"):
         of = [q for q in questions if q["country"] == country]
@@ -373,7 +371,7 @@ utils = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(utils)
 print(len(utils.load_questions("blend_mc", "choice", {str(data)!r})[0]))
 """
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "24\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "12\n"
 
 
 def test_results_say_what_they_are(byte_llama, data, tmp_path):
