@@ -26,6 +26,7 @@ _HOME = {
     "synthesize_items": "instruct.synthesize",
     "synthesize_offline": "instruct.synthesize",
     "export_dataset": "instruct.export",
+    "question_accuracy": "tasks.utils",
     "make_report": "viz.report",
     "make_atlas": "viz.atlas",
 }

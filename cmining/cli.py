@@ -998,8 +998,19 @@ def add_item_options(sub: argparse.ArgumentParser) -> None:
 
 
 def add_price_options(sub: argparse.ArgumentParser) -> None:
-    "What it may cost."
+    "What it may cost, and how long a reply may be."
     sub.add_argument("--dry-run", action="store_true", help="only say what it would take")
+    add_budget_options(sub)
+    sub.add_argument(
+        "--max-tokens",
+        type=int,
+        default=1200,
+        help="longest reply, a train of thought included (default 1,200)",
+    )
+
+
+def add_budget_options(sub: argparse.ArgumentParser) -> None:
+    "What it may cost."
     sub.add_argument(
         "--budget",
         type=float,
@@ -1015,17 +1026,16 @@ def add_price_options(sub: argparse.ArgumentParser) -> None:
             " tokens"
         ),
     )
-    sub.add_argument(
-        "--max-tokens",
-        type=int,
-        default=1200,
-        help="longest reply, a train of thought included (default 1,200)",
-    )
 
 
 def add_pace_options(sub: argparse.ArgumentParser) -> None:
     "How the endpoint is asked, and how fast."
     sub.add_argument("--batch", action="store_true", help="by OpenAI batch files")
+    add_limit_options(sub)
+
+
+def add_limit_options(sub: argparse.ArgumentParser) -> None:
+    "How fast the endpoint is asked."
     sub.add_argument(
         "--concurrency", type=int, default=16, help="requests in flight (default 16)"
     )
@@ -1086,6 +1096,128 @@ def export_options(sub: argparse.ArgumentParser) -> None:
         help="share of each language held out for testing, 0 for none (default 0.05)",
     )
     sub.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
+
+# %% ../nbs/99_cli.ipynb #5d642468
+def hold_out_command(options: argparse.Namespace) -> None:
+    "cmining hold-out"
+    from cmining.train.tasks import held_out_questions, write_questions
+
+    titles = None
+    if options.titles:
+        lines = options.titles.read_text(encoding="utf-8").splitlines()
+        titles = [line.strip() for line in lines if line.strip()]
+    questions = held_out_questions(options.run, titles, options.share, options.seed)
+    write_questions(questions, options.out)
+    concepts = len({question["question_id"] for question in questions})
+    print(
+        f"{len(questions):,} questions about {concepts:,} concepts are in {options.out}"
+    )
+    print(
+        f"  keep them out with:  cmining synthesize … --without {shell_line(options.out)}"
+    )
+
+
+def hold_out_options(sub: argparse.ArgumentParser) -> None:
+    "Which concepts of which run."
+    sub.add_argument("run", type=Path, help="a run folder")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="held_out.jsonl",
+        help="the questions; in the folder that evaluate takes as --data",
+    )
+    sub.add_argument(
+        "--share",
+        type=float,
+        default=0.2,
+        help="share of each language's culture points (default 0.2)",
+    )
+    sub.add_argument(
+        "--titles", type=Path, help="these instead of a share: a file, a title a line"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
+
+# %% ../nbs/99_cli.ipynb #5027f73f
+def evaluate_command(options: argparse.Namespace) -> None:
+    "cmining evaluate"
+    from cmining.train.benchmark import evaluate_model
+
+    endpoint = endpoint_from(options) if options.base_url else None
+    if options.budget is not None and endpoint is None:
+        raise RunError("--budget is for an endpoint: name it with --base-url")
+    evaluate_model(
+        options.model,
+        [name.strip() for name in options.tasks.split(",")],
+        options.data,
+        options.out,
+        adapter=options.adapter,
+        arm=options.arm,
+        chat=options.chat_template,
+        endpoint=endpoint,
+        prices=load_prices(options.prices) if options.prices else None,
+        budget=options.budget,
+        langs=options.langs.split(","),
+        revision=options.revision,
+        quiet=False,
+    )
+    print(f"Results are in {options.out}/. Beside those of other arms:")
+    print(f"  {shell_line('cmining', 'compare', options.out)} …")
+
+
+def evaluate_options(sub: argparse.ArgumentParser) -> None:
+    "Which model, on which tasks, by what means."
+    sub.add_argument(
+        "model",
+        type=path_name,
+        help="a folder, a GGUF file, a name of the hub, or of an endpoint",
+    )
+    sub.add_argument(
+        "--adapter",
+        type=Path,
+        help="what cmining train wrote: all its seeds are evaluated",
+    )
+    sub.add_argument(
+        "--tasks",
+        required=True,
+        metavar="TASK,…",
+        help="such as blend_mc,held_out; a name that is none lists them all",
+    )
+    sub.add_argument(
+        "--data",
+        type=Path,
+        help="a folder of benchmark files; what it lacks is asked of the hub",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the results folder; the same command goes on where a killed one stopped",
+    )
+    sub.add_argument(
+        "--arm", help="what compare groups by (default: that of the adapter, or base)"
+    )
+    sub.add_argument(
+        "--chat-template",
+        action="store_true",
+        help="ask as a turn of a chat, by the model's template; results tell it",
+    )
+    sub.add_argument(
+        "--langs",
+        default="en",
+        metavar="LANG,…",
+        help="from the hub, where a benchmark has several (default en)",
+    )
+    sub.add_argument(
+        "--revision", help="of the benchmark on the hub (default: the latest)"
+    )
+    sub.add_argument(
+        "--base-url",
+        help="an OpenAI-compatible endpoint that has the model; the key is read from"
+        " OPENAI_API_KEY",
+    )
+    add_budget_options(sub)
+    add_limit_options(sub)
 
 # %% ../nbs/99_cli.ipynb #bca5f55d
 def compare_command(options: argparse.Namespace) -> None:
@@ -1458,12 +1590,24 @@ COMMANDS: dict[str, Command] = {
         "Turn a dataset into training files, split by concept.",
         "cmining export data/items --format llamafactory --gpus 4",
     ),
+    "hold-out": Command(
+        hold_out_command,
+        hold_out_options,
+        "Keep concepts back from training, and make questions about them.",
+        "cmining hold-out runs/sample --out data/bench/held_out.jsonl",
+    ),
     "train": Command(
         train_command,
         train_options,
         "Train a language model on a dataset: LoRA with the paper's settings.",
         "cmining train data/items --model Qwen/Qwen2.5-7B-Instruct --out adapters/full"
         " --seeds 3",
+    ),
+    "evaluate": Command(
+        evaluate_command,
+        evaluate_options,
+        "Ask a model the questions of benchmarks of culture.",
+        "cmining evaluate model --adapter lora --tasks held_out --data bench --out results",
     ),
     "compare": Command(
         compare_command,
@@ -1511,7 +1655,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/99_cli.ipynb #c2f1e3bf
 # commands that go on where they were interrupted
-RESUMED = ("mine", "sweep", "synthesize", "train")
+RESUMED = ("mine", "sweep", "synthesize", "train", "evaluate")
 PIPE_CLOSED = 141
 
 

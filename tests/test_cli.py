@@ -181,6 +181,12 @@ def mistakes() -> list[list[str]]:
     for option, n in itertools.product(numbers, ("x", "nan", "2.5", str(10**30))):
         lines += [["ingest", "corpus/de.jsonl", "--out", "new", f"{option}={n}"]]
     lines += [["new-notebook", name] for name in ("", "file", LATIN_1, "file/a.ipynb")]
+    lines += [["hold-out", run, "--out", "made/h.jsonl"] for run in BAD_RUNS]
+    hold_out = ["hold-out", "run", "--out", "made/h.jsonl"]
+    lines += [[*hold_out, f"--share={n}"] for n in ("0", "1", "-1", "nan", "x")]
+    lines += [[*hold_out, "--titles", path] for path in ("nowhere", "file", "empty")]
+    evaluate = ["evaluate", "empty", "--out", "made", "--data", "empty", "--tasks"]
+    lines += [evaluate[:-1], [*evaluate, ""], [*evaluate, "trivia"], [*evaluate, "sage"]]
     return lines
 
 
@@ -229,6 +235,9 @@ PATHS = {
     "new-notebook": ("~/x",),
     "synthesize": ("--out=~/x", "--prices=~/x", "~/x", "--against=~/x"),
     "export": ("--out=~/x", "--format=trl", "~/x"),
+    "hold-out": ("~/x", "--out=~/x", "--titles=~/x"),
+    "evaluate": ("~/x", "--tasks=sage", "--data=~/x", "--out=~/x", "--adapter=~/x")
+    + ("--prices=~/x",),
     "cost": ("~/x",),
     "annotate": ("sample", "~/x", "--out=~/x", "--checks=~/x"),
 }

@@ -82,6 +82,8 @@ def test_a_notebook_exports_the_module_it_is_named_after(path):
 def test_numbers_tell_the_floor():
     for name, number in NUMBER.items():
         package = name.split(".")[0]
+        if package == "tasks":  # of train, in a folder that lm-eval can be pointed at
+            package = "train"
         floor = FLOORS.index(package) if package in FLOORS else 9
         assert number // 10 == floor, (
             f"{name} is on floor {floor}, its notebook says {number}"

@@ -44,6 +44,7 @@ class Prompt:
     max_tokens: int = 1024  # of the answer
     temperature: float = 0.7
     seed: int | None = None
+    top_logprobs: int | None = None  # alternatives to the first token, if offered
 
 # %% ../../nbs/11_models.llm.ipynb #2cdeb9dd
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Reply:
     mode: str = "text"  # json_schema | json_object | text
     finish: str = ""  # the server's finish_reason: stop, length, content_filter
     usd_unsure: float = 0.0  # at most this much more, for attempts that broke off
+    logprobs: dict[str, float] | None = None  # of the first token that is not blank
 
 # %% ../../nbs/11_models.llm.ipynb #d1e99516
 # in, out: USD per million tokens; batch: the factor for batch files
@@ -520,6 +522,8 @@ class Journal:
     ) -> int:  # the size that must be on disk for the reply to be safe
         "Write a reply as one line."
         record = asdict(reply) | {"asked": asked, "final": final}
+        if reply.logprobs is None:
+            del record["logprobs"]
         if raw is not None and raw != reply.text:
             record["raw"] = raw
         if max_tokens is not None and was_cut(reply.finish):
@@ -592,7 +596,7 @@ class Journal:
 # %% ../../nbs/11_models.llm.ipynb #452ae6b3
 def reply_of_record(record: Mapping[str, Any]) -> Reply:
     "The reply in a line of the journal."
-    return Reply(**{f.name: record[f.name] for f in fields(Reply)})
+    return Reply(**{f.name: record[f.name] for f in fields(Reply) if f.name in record})
 
 # %% ../../nbs/11_models.llm.ipynb #d1340412
 SCHEMA_PROMPT = (
@@ -619,11 +623,16 @@ def request_body(
         "max_tokens": prompt.max_tokens,
         "temperature": prompt.temperature,
         "seed": prompt.seed,
+        "logprobs": True if prompt.top_logprobs else None,
+        "top_logprobs": prompt.top_logprobs,
     }
     for name, value in settings.items():
         server_name = params.get(name, name)
         if value is not None and server_name is not None:
             body[server_name] = value
+    if "logprobs" not in body or "top_logprobs" not in body:  # of no use alone
+        body.pop("logprobs", None)
+        body.pop("top_logprobs", None)
     if prompt.schema is not None:
         ask_for_json(body, prompt.schema, mode)
     return body
@@ -753,9 +762,11 @@ PARAM_FALLBACKS = {  # what to send instead; None for nothing
     "max_tokens": "max_completion_tokens",
     "temperature": None,
     "seed": None,
+    "logprobs": None,
+    "top_logprobs": None,
     "system": None,  # the role: what it says goes to the user's message
 }
-_PARAM = r"\b(response_format|max_tokens|temperature|seed)\b"
+_PARAM = r"\b(response_format|max_tokens|temperature|seed|logprobs|top_logprobs)\b"
 _QUOTED_PARAM = re.compile(rf"[\"'`‘’“”]{_PARAM}[\"'`‘’“”]")
 _REFUSES = re.compile(
     r"(?:not|n't|un|dis|in)[- ]?(?:\w+ )?(?:support|allow|permit|accept|recogni[sz]|known"
@@ -947,6 +958,28 @@ def refusal_in(message: dict[str, Any]) -> Any:
             return part.get("refusal") or "no reason given"
     return None
 
+# %% ../../nbs/11_models.llm.ipynb #01362c16
+def first_logprobs(choice: Mapping[str, Any]) -> dict[str, float] | None:
+    """The log-probabilities of the first token that is not blank, and of its alternatives.
+
+    Of tokens that differ only in space around them, the likeliest counts. None when the
+    server says nothing of the kind.
+    """
+    try:
+        for token in choice["logprobs"]["content"]:
+            if not token["token"].strip():
+                continue
+            likeliest: dict[str, float] = {}
+            for other in [token, *token["top_logprobs"]]:
+                word = redact(other["token"].strip())
+                value = max(float(other["logprob"]), -1e4)  # JSON has no infinity
+                if word and not math.isnan(value):
+                    likeliest[word] = max(value, likeliest.get(word, value))
+            return likeliest or None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass
+    return None
+
 # %% ../../nbs/11_models.llm.ipynb #9d6a71ce
 def parse_completion(
     completion: dict[str, Any],  # what the server sent
@@ -982,6 +1015,7 @@ def parse_completion(
         token_cost(price, prompt_tokens, completion_tokens),
         mode=mode,
         finish=finish,
+        logprobs=first_logprobs(choice) if prompt.top_logprobs else None,
     )
     return Outcome(reply, raw)
 
