@@ -60,6 +60,7 @@ try:
     from cmining.ingest.dumps import ingest_source
     from cmining.instruct.export import ROWS, export_dataset
     from cmining.instruct.items import TASKS, read_items, show_items
+    from cmining.instruct.seeds import ARMS, FORMATS, collect_seeds
     from cmining.instruct.synthesize import (
         Settings,
         plan_synthesis,
@@ -820,6 +821,33 @@ def no_more_text(record: dict[str, Any]) -> str:
     return "There were no more"
 
 
+def arm_text(record: dict[str, Any]) -> str:
+    "What stood in for the culture points, and what was held out."
+    points = record.get("points", {})
+    arm = ""
+    if "culture points" in points:
+        arm = (
+            f"Arm {record['arm']}: {points['used']:,} entries in place of as many culture"
+            f" points, {points['culture points']:,} of them are culture points, too."
+        )
+    held_out = ""
+    if record.get("without"):
+        n_items = record["rejects"].get("held out", 0)
+        held_out = f"Held out: {points['held out']:,} points, and {n_items:,} items that named one."
+    return " ".join(filter(None, (arm, held_out)))
+
+
+def overlap_text(record: dict[str, Any]) -> str:
+    "How many items were like a benchmark's."
+    overlap = record.get("overlap")
+    if not overlap:
+        return ""
+    return (
+        f"Overlap with the benchmarks: {overlap['contaminated']:,} of"
+        f" {overlap['compared']:,} items ({overlap['share']:.1%}), which were rejected."
+    )
+
+
 def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
     "What came of a synthesis: items, rejects, and what a model cost."
     langs = ", ".join(f"{n:,} {lang}" for lang, n in record["languages"].items())
@@ -829,11 +857,13 @@ def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
     ]
     if record.get("kinds"):
         points = record["points"]
+        what = "culture points" if record.get("arm", "full") == "full" else "entries"
         lines.append(
-            f"About {points['used']:,} culture points of kind"
+            f"About {points['used']:,} {what} of kind"
             f" {' or '.join(record['kinds'])}; {points['left out']:,} of other kinds were"
             " left out."
         )
+    lines += [text for text in (arm_text(record), overlap_text(record)) if text]
     if limit and record["items"] < limit and record.get("complete", True):
         lines.append(f"{no_more_text(record)}: {limit:,} were asked for.")
     if "answers" in record:
@@ -860,6 +890,8 @@ def settings_from(options: argparse.Namespace) -> Settings:
         tuple(options.against or ()),
         options.max_tokens,
         tuple(options.kinds.split(",")) if options.kinds else (),
+        options.arm,
+        tuple(options.without or ()),
     )
 
 
@@ -928,7 +960,9 @@ def model_record(
 # %% ../nbs/99_cli.ipynb #120f4822
 def synthesize_options(sub: argparse.ArgumentParser) -> None:
     "With a model or without, which items, and at what price and pace."
-    sub.add_argument("run", type=Path, help="a run folder")
+    sub.add_argument(
+        "run", type=Path, help="a run folder, or a folder of seeds from cmining seeds"
+    )
     sub.add_argument(
         "--out",
         type=Path,
@@ -995,6 +1029,26 @@ def add_item_options(sub: argparse.ArgumentParser) -> None:
         metavar="BENCH.jsonl",
         help="benchmark files: no item may share a long run of words with them",
     )
+    sub.add_argument(
+        "--arm",
+        choices=ARMS,
+        default="full",
+        help=(
+            "full: the culture points; as many entries of a run instead, of those that"
+            " survived Stage 1 (mono) or of all (random)"
+        ),
+    )
+    sub.add_argument(
+        "--without",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help=(
+            "titles that no item may name: one a line in a .txt, or .jsonl with concept or"
+            " title"
+        ),
+    )
 
 
 def add_price_options(sub: argparse.ArgumentParser) -> None:
@@ -1043,6 +1097,49 @@ def add_limit_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tpm", type=int, help="at most so many tokens a minute")
     sub.add_argument(
         "--timeout", type=float, default=120, help="seconds for an answer (default 120)"
+    )
+
+# %% ../nbs/99_cli.ipynb #02aed135
+def seeds_text(record: dict[str, Any], out: Path) -> str:
+    "What came of a source of seeds."
+    langs = ", ".join(f"{n:,} {lang}" for lang, n in record["languages"].items())
+    lines = [
+        f"{record['seeds']:,} seeds in {out}/ ({langs}) from {record['rows']:,} rows, read"
+        f" as {record['format']}; {len(record['cultures']):,} cultures"
+    ]
+    lines += [f"  left out: {n:,}, {reason}" for reason, n in record["left_out"].items()]
+    synthesize = shell_line("cmining", "synthesize", out, "--out", "items", "--offline")
+    return "\n".join([*lines, f"  go on with:  {synthesize}"])
+
+
+def seeds_command(options: argparse.Namespace) -> None:
+    "cmining seeds"
+    record = collect_seeds(options.source, options.out, options.format, options.lang)
+    print(seeds_text(record, options.out))
+
+
+def seeds_options(sub: argparse.ArgumentParser) -> None:
+    "Which seeds, and of what format."
+    sub.add_argument(
+        "source",
+        type=Path,
+        help=(
+            "a file of seeds (JSON, JSONL, CSV, TSV or Parquet, plain or compressed), or a"
+            " folder of such files"
+        ),
+    )
+    sub.add_argument(
+        "--out", type=Path, required=True, help="the folder of seeds to write"
+    )
+    sub.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        help="whose seeds they are (default: told by the names of the columns)",
+    )
+    sub.add_argument(
+        "--lang",
+        default="en",
+        help="ISO 639-1 code of texts that name no language (default en)",
     )
 
 # %% ../nbs/99_cli.ipynb #3234664d
@@ -1581,7 +1678,7 @@ COMMANDS: dict[str, Command] = {
     "synthesize": Command(
         synthesize_command,
         synthesize_options,
-        "Make instruction items of the culture points of a run.",
+        "Make instruction items of the culture points of a run, or of seeds of others.",
         "cmining synthesize runs/sample --out data/items --offline",
     ),
     "export": Command(
@@ -1589,6 +1686,12 @@ COMMANDS: dict[str, Command] = {
         export_options,
         "Turn a dataset into training files, split by concept.",
         "cmining export data/items --format llamafactory --gpus 4",
+    ),
+    "seeds": Command(
+        seeds_command,
+        seeds_options,
+        "Read the seeds of others, to make items of them as of culture points.",
+        "cmining seeds cube_1k.json --out data/cube",
     ),
     "hold-out": Command(
         hold_out_command,

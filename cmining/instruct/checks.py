@@ -36,7 +36,8 @@ from cmining.instruct.items import (
 )
 
 # %% auto #0
-__all__ = ['language_problem', 'NearDuplicates', 'read_benchmarks', 'Reject', 'ItemFilter']
+__all__ = ['language_problem', 'NearDuplicates', 'read_benchmarks', 'HeldOut', 'hold_out', 'is_held_out', 'find_any',
+           'named_title', 'read_held_out', 'Reject', 'ItemFilter']
 
 # %% ../../nbs/52_instruct.checks.ipynb #ce1f86d1
 MIN_WORDS = 12  # fewer say nothing about a language
@@ -261,6 +262,121 @@ def read_benchmarks(
             ngrams.setdefault(n, set()).update(runs)
     return ngrams
 
+# %% ../../nbs/52_instruct.checks.ipynb #9ea76f42
+BRACKET = r"\s*[（(][^（）()]*(?:[（(][^（）()]*[）)][^（）()]*)*[）)]"
+_BRACKET_AT_END = re.compile(BRACKET + r"\s*$")
+_WORD = re.compile(rf"[\w{MARKS}]+")
+
+
+def base_title(title: str) -> str:
+    "A title without what stands in brackets at its end."
+    return _BRACKET_AT_END.sub("", title) or title
+
+
+def spaced_words(text: str) -> str:
+    "The words of a text, case folded, with a space before, between and after them."
+    normal = unicodedata.normalize("NFKC", text).casefold()
+    return f" {' '.join(_WORD.findall(normal))} "
+
+# %% ../../nbs/52_instruct.checks.ipynb #083cb33a
+class HeldOut(NamedTuple):
+    "Titles that no item may name, in the forms in which they are searched for."
+
+    folded: frozenset[str]  # all of them
+    spaced: dict[str, list[str]]  # in words, by their first two characters
+    unspaced: dict[str, list[str]]  # the same in scripts without spaces
+
+
+def hold_out(titles: Iterable[str]) -> HeldOut:
+    "The titles, ready to be searched for."
+    held_out = HeldOut(frozenset(), {}, {})
+    bases = sorted({base_title(title) for title in titles})
+    for base in bases:
+        name = fold(base)
+        if re.search(f"[{UNSPACED}]", base):
+            if len(name) > 1:
+                held_out.unspaced.setdefault(name[:2], []).append(name)
+            continue
+        words = spaced_words(base)
+        sought = words.strip() if len(name) > 4 else words
+        if name:
+            held_out.spaced.setdefault(sought[:2], []).append(sought)
+    return held_out._replace(folded=frozenset(filter(None, map(fold, bases))))
+
+
+def is_held_out(title: str, held_out: HeldOut) -> bool:
+    "Is this one of the titles?"
+    return fold(base_title(title)) in held_out.folded
+
+
+def find_any(text: str, sought: dict[str, list[str]]) -> str | None:
+    "The first of some names, given by their first two characters, that a text holds."
+    for i in range(len(text) - 1) if sought else ():
+        for name in sought.get(text[i : i + 2], ()):
+            if text.startswith(name, i):
+                return name.strip()
+    return None
+
+
+def named_title(
+    texts: Iterable[str],  # what an item says: question, options, explanation
+    held_out: HeldOut,
+) -> str | None:  # None when there is none
+    "A held-out title that one of the texts names, or is."
+    for text in texts:
+        if is_held_out(text, held_out):
+            return text
+        name = find_any(spaced_words(text), held_out.spaced)
+        name = name or find_any(fold(text), held_out.unspaced)
+        if name:
+            return name
+    return None
+
+# %% ../../nbs/52_instruct.checks.ipynb #e0ae9d78
+def held_out_title(line: bytes, place: str) -> str:
+    "The title in a line of JSON Lines."
+    try:
+        row = parse_json(line)
+    except ValueError as e:
+        raise CorpusError(
+            f"{place} is no JSON ({e}); give one title a line in a .txt, or JSON Lines with"
+            " concept or title"
+        ) from e
+    title = row
+    if isinstance(row, dict):
+        title = row.get("concept") or row.get("title")
+    if not isinstance(title, str) or not title.strip():
+        raise CorpusError(f"{place} names no title: it needs the field concept or title")
+    return title.strip()
+
+# %% ../../nbs/52_instruct.checks.ipynb #86525ac1
+def read_held_out(
+    paths: Iterable[str | Path],  # .txt or .jsonl, or compressed
+) -> list[str]:
+    """The titles in some files.
+
+    Raises CorpusError at a line that names no title and for a file without any, and
+    OSError for a file that cannot be read.
+    """
+    titles: list[str] = []
+    for path in paths:
+        is_plain = ".txt" in Path(path).suffixes
+        n_before = len(titles)
+        with fsspec.open(str(path), "rb", compression="infer") as lines:
+            for n, line in enumerate(lines, 1):
+                line = line.removeprefix(b"\xef\xbb\xbf").strip()
+                if not line:
+                    continue
+                place = f"{path}, line {n}"
+                try:
+                    title = line.decode() if is_plain else held_out_title(line, place)
+                except UnicodeDecodeError as e:
+                    raise CorpusError(f"{place} is no UTF-8: save it again") from e
+                titles.append(title)
+        if len(titles) == n_before:
+            raise CorpusError(f"{path} names no title")
+    return titles
+
 # %% ../../nbs/52_instruct.checks.ipynb #eb22d768
 @dataclass(frozen=True)
 class Reject:
@@ -309,9 +425,11 @@ class ItemFilter:
         langs: Iterable[str],  # languages that a text could be in
         ngrams: dict[int, set[str]] | None = None,  # from read_benchmarks
         seed: int = 0,
+        held_out: HeldOut | None = None,  # from hold_out
     ) -> None:
         self.langs = sorted(set(langs))
         self.ngrams = ngrams or {}
+        self.held_out = held_out or hold_out([])
         self.seed = seed
         self.near: dict[str, NearDuplicates] = {task: NearDuplicates() for task in TASKS}
         self.accepted: Counter[tuple[str, str]] = Counter()  # by task and language
@@ -335,6 +453,11 @@ class ItemFilter:
         own_text = draft.content if item.generator == "offline" else " ".join(texts)
         if problem := language_problem(own_text, draft.lang, self.langs):
             return reject_draft(draft, "language", problem)
+        sources = (*item.culture_points, *item.distractors)
+        titles = [point.title for point in sources]
+        said = [*texts, *draft.options[1:], *titles]
+        if title := named_title(said, self.held_out):
+            return reject_draft(draft, "held out", title)
         everything = " ".join([*texts, *draft.options[1:]])
         if shared_run := contamination(everything, self.ngrams):
             return reject_draft(draft, "contamination", shared_run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -26,26 +26,20 @@ from cmining.core.scripts import (
     fold,
     function_words,
     sentences,
+    shorten,
+    split_text,
 )
-from .checks import ItemFilter, Reject
+from .checks import BRACKET, ItemFilter, Reject, base_title
 from .items import TASKS, Draft, Item, Point, Source, leaks_answer
+from .seeds import survey_question
 from ..models.encode import entry_text
 from ..models.encoders import cached_encoder
 
 # %% auto #0
-__all__ = ['OFFLINE_VERSION', 'TEMPLATES', 'Passage', 'Material', 'read_material', 'make_draft', 'list_candidates',
-           'offline_items']
+__all__ = ['OFFLINE_VERSION', 'TEMPLATES', 'Passage', 'Material', 'make_material', 'read_material', 'seed_material', 'make_draft',
+           'list_candidates', 'offline_items']
 
 # %% ../../nbs/53_instruct.offline.ipynb #22282121
-_BRACKET = r"\s*[（(][^（）()]*(?:[（(][^（）()]*[）)][^（）()]*)*[）)]"
-_BRACKET_AT_END = re.compile(_BRACKET + r"\s*$")
-
-
-def base_title(title: str) -> str:
-    "A title without what stands in brackets at its end."
-    return _BRACKET_AT_END.sub("", title) or title
-
-
 def whole_title_patterns(base: str) -> list[str]:
     "The whole title, whatever stands between its words, with a short ending."
     whole = r"\W{0,3}".join(re.findall(r"\w+", base))
@@ -101,7 +95,7 @@ def mentions(text: str, title: str, lang: str) -> bool:
 
 # %% ../../nbs/53_instruct.offline.ipynb #c5844a8a
 BLANK = "____"
-_BRACKET_BEHIND = re.compile(rf"({BLANK}[』」”\"»’]?){_BRACKET}")
+_BRACKET_BEHIND = re.compile(rf"({BLANK}[』」”\"»’]?){BRACKET}")
 _GAPS_IN_A_ROW = re.compile(rf"{BLANK}(?:[\s・＝=\-–]*{BLANK})+")
 
 
@@ -181,6 +175,8 @@ class Passage(NamedTuple):
     text: str
     masked: str
     opens: bool  # is it how the entry begins?
+    asks: str = ""  # for seeds of others: culture or answers
+    answer: str = ""  # to that
 
 # %% ../../nbs/53_instruct.offline.ipynb #42477525
 def passage_problem(passage: Passage, title: str, lang: str) -> str | None:
@@ -279,20 +275,16 @@ class Material:
     alike: dict[int, list[int]]  # groups of the same language, the nearest first
     abroad: dict[int, list[int]]  # groups of other languages, the nearest first
     dropped: dict[str, int]  # passages that were left out, by reason
+    # for seeds of others: (answer, point) by language and by what is asked
+    answers: dict[tuple[str, str], list[tuple[str, int]]] = field(default_factory=dict)
 
 
-def read_material(
-    run: str | Path,  # a run folder
-    points: pd.DataFrame,  # culture_points.parquet
+def make_material(
+    points: pd.DataFrame,  # id, lang, title, lead, group, sorted by group and rank
+    usable: list[list[Passage]],  # of each point
+    dropped: Counter[str],  # passages that were left out, by reason
 ) -> Material:
-    "Culture points with their passages and their neighbours."
-    points = points.sort_values(["lang", "group", "rank", "id"], ignore_index=True)
-    texts = read_texts(run, points)
-    dropped: Counter[str] = Counter()
-    usable = []
-    for row, p in enumerate(points.itertuples()):
-        paragraphs = texts.get((p.lang, p.id)) or [p.lead]
-        usable.append(point_passages(row, p.title, p.lang, paragraphs, dropped))
+    "Points with those of their passages that no other point has, and their neighbours."
     unique = drop_boilerplate(usable, dropped)
     members = points.groupby("group").indices
     near = near_groups(points)
@@ -305,6 +297,21 @@ def read_material(
         abroad=near.abroad,
         dropped=dict(sorted(dropped.items())),
     )
+
+
+def read_material(
+    run: str | Path,  # a run folder
+    points: pd.DataFrame,  # culture_points.parquet, or the points of an arm
+) -> Material:
+    "Points of a run with their passages and their neighbours."
+    points = points.sort_values(["lang", "group", "rank", "id"], ignore_index=True)
+    texts = read_texts(run, points)
+    dropped: Counter[str] = Counter()
+    usable = []
+    for row, p in enumerate(points.itertuples()):
+        paragraphs = texts.get((p.lang, p.id)) or [p.lead]
+        usable.append(point_passages(row, p.title, p.lang, paragraphs, dropped))
+    return make_material(points, usable, dropped)
 
 # %% ../../nbs/53_instruct.offline.ipynb #dd8e13e4
 class Distractor(NamedTuple):
@@ -594,6 +601,164 @@ def passage_key(material: Material, passage: Passage) -> str:
     point = material.points[passage.point]
     return f"{point.lang}/{point.id}/{passage.n}"
 
+# %% ../../nbs/53_instruct.offline.ipynb #34bf94bf
+SEED_FORMS = {"culture": ("culture", "of culture"), "answers": ("answers", "offers")}
+SEED_TEMPLATES: dict[str, dict[str, str]] = {
+    "en": {
+        "culture": "Which culture is this about?\n\n{text}",
+        "of culture": "The following is about this culture: {title}.\n\n{text}",
+        "answers": "Which answers does the survey offer to this question?\n\n{text}",
+        "offers": (
+            "To the following question the survey offers these answers: {title}."
+            "\n\n{text}"
+        ),
+        "why": "That is what the collection says that it was taken from.",
+    },
+    "de": {
+        "culture": "Von welcher Kultur ist hier die Rede?\n\n{text}",
+        "of culture": "Das Folgende handelt von dieser Kultur: {title}.\n\n{text}",
+        "answers": "Welche Antworten bietet die Umfrage auf diese Frage an?\n\n{text}",
+        "offers": (
+            "Auf die folgende Frage bietet die Umfrage diese Antworten an: {title}."
+            "\n\n{text}"
+        ),
+        "why": "So steht es in der Sammlung, aus der es stammt.",
+    },
+    "es": {
+        "culture": "¿De qué cultura se trata aquí?\n\n{text}",
+        "of culture": "Lo siguiente trata de esta cultura: {title}.\n\n{text}",
+        "answers": "¿Qué respuestas ofrece la encuesta a esta pregunta?\n\n{text}",
+        "offers": (
+            "A la pregunta siguiente la encuesta ofrece estas respuestas: {title}."
+            "\n\n{text}"
+        ),
+        "why": "Así consta en la colección de la que procede.",
+    },
+    "fr": {
+        "culture": "De quelle culture s'agit-il ici ?\n\n{text}",
+        "of culture": "Ce qui suit porte sur cette culture : {title}.\n\n{text}",
+        "answers": "Quelles réponses l'enquête propose-t-elle à cette question ?\n\n{text}",
+        "offers": (
+            "À la question suivante l'enquête propose ces réponses : {title}.\n\n{text}"
+        ),
+        "why": "C'est ce que dit le recueil dont cela provient.",
+    },
+    "ja": {
+        "culture": "次の文はどの文化についてのものですか。\n\n{text}",
+        "of culture": "次の文は「{title}」の文化についてのものである。\n\n{text}",
+        "answers": "次の質問に対して、調査ではどのような選択肢が用意されていますか。\n\n{text}",
+        "offers": (
+            "次の質問に対して、調査では次の選択肢が用意されている：{title}。\n\n{text}"
+        ),
+        "why": "出典の資料にそう記されています。",
+    },
+    "zh": {
+        "culture": "下面这段话讲的是哪种文化？\n\n{text}",
+        "of culture": "下面这段话讲的是这种文化：{title}。\n\n{text}",
+        "answers": "对于下面这个问题，调查提供了哪些选项？\n\n{text}",
+        "offers": "对于下面这个问题，调查提供了以下选项：{title}。\n\n{text}",
+        "why": "其来源的资料集是这样记载的。",
+    },
+}
+
+# %% ../../nbs/53_instruct.offline.ipynb #72faff83
+LONGEST_QUOTE = 800  # characters of a seed's text that a question quotes
+
+
+def seed_quote(text: str) -> str:
+    "A seed's text, or whole sentences from its beginning when it is long."
+    if len(text) <= LONGEST_QUOTE:
+        return text
+    return next(passages(text.split("\n")[0]), shorten(text, LONGEST_QUOTE))
+
+
+def seed_passages(
+    row: int,  # of the point
+    seed: Any,  # a row of seeds.parquet
+    dropped: Counter[str],  # reasons are counted here
+) -> list[Passage]:
+    "What can be asked about a seed: its culture, its answers, its long text."
+    found = []
+    if seed.title:
+        paragraphs = split_text(seed.text)
+        found += point_passages(row, seed.title, seed.lang, paragraphs, Counter())
+    if question := survey_question(seed.text):
+        asked, answers = question.question, "; ".join(question.answers)
+        found.append(Passage(row, 0, asked, asked, False, "answers", answers))
+    elif seed.culture:
+        quote = seed_quote(seed.text)
+        masked = mask(quote, seed.culture, seed.lang)
+        if len(fold(masked.replace(BLANK, ""))) > 1:
+            found.append(Passage(row, 0, quote, masked, False, "culture", seed.culture))
+    if not found:
+        dropped["a seed without culture, answers, or a long text with a title"] += 1
+    return [passage._replace(n=n) for n, passage in enumerate(found)]
+
+# %% ../../nbs/53_instruct.offline.ipynb #b08df516
+def seed_material(
+    seeds: pd.DataFrame,  # from read_seeds
+    points: pd.DataFrame,  # the same from seed_points
+) -> Material:
+    "Seeds of others with what can be asked about them."
+    by_key = {(seed.lang, seed.id): seed for seed in seeds.itertuples()}
+    dropped: Counter[str] = Counter()
+    usable = [
+        seed_passages(row, by_key[p.lang, p.id], dropped)
+        for row, p in enumerate(points.itertuples())
+    ]
+    material = make_material(points, usable, dropped)
+    answers: dict[tuple[str, str], dict[str, int]] = {}
+    for passage in (p for of_point in material.passages for p in of_point if p.asks):
+        lang = material.points[passage.point].lang
+        answers.setdefault((lang, passage.asks), {}).setdefault(
+            passage.answer, passage.point
+        )
+    of_kind = {key: list(of_key.items()) for key, of_key in sorted(answers.items())}
+    return replace(material, answers=of_kind)
+
+# %% ../../nbs/53_instruct.offline.ipynb #06b3070b
+def other_answers(
+    material: Material, passage: Passage, seed: int
+) -> list[Distractor]:  # up to three
+    "What other seeds have for an answer, from a place in their list that the seed decides."
+    lang = material.points[passage.point].lang
+    answers = material.answers[lang, passage.asks]
+    start = hash64(seed, passage_key(material, passage)) % len(answers)
+    text, taken = fold(passage.text), [fold(passage.answer)]
+    picked: list[Distractor] = []
+    for i in range(len(answers)):
+        answer, row = answers[(start + i) % len(answers)]
+        name = fold(answer)
+        # one that holds the other may be right, too: Bavarians, Germans and Bavarians
+        if any(name in other or other in name for other in taken) or name in text:
+            continue
+        taken.append(name)
+        picked.append(Distractor(row, answer))
+        if len(picked) == 3:
+            break
+    return picked
+
+
+def word_seed(
+    material: Material,
+    passage: Passage,
+    task: str,
+    true: bool,
+    seed: int,
+) -> Wording | None:  # None when there are too few other answers
+    "What is asked about a seed in a task."
+    form, statement = SEED_FORMS[passage.asks]
+    if task == "short_answer":
+        return Wording(form, "", passage.answer, passage.masked)
+    if task == "true_false" and true:
+        return Wording(statement, passage.answer, True, passage.masked)
+    others = other_answers(material, passage, seed)
+    if task == "true_false" and others:
+        return Wording(statement, others[0].text, False, passage.masked, (others[0],))
+    if task == "single_choice" and len(others) == 3:
+        return Wording(form, "", passage.answer, passage.masked, tuple(others))
+    return None
+
 # %% ../../nbs/53_instruct.offline.ipynb #315820eb
 def word_passage(
     material: Material,
@@ -603,6 +768,8 @@ def word_passage(
 ) -> Wording | None:  # None when there are too few distractors
     "What a candidate asks about its passage."
     passage = material.passages[candidate.point][candidate.n]
+    if passage.asks:
+        return word_seed(material, passage, candidate.task, slot == 0, seed)
     if candidate.task == "short_answer":
         return word_short_answer(passage, material.points[candidate.point].title)
     if candidate.task == "true_false":
@@ -637,6 +804,8 @@ def make_draft(
         run=run,
     )
     templates = TEMPLATES.get(point.lang, TEMPLATES["en"])
+    if passage.asks:
+        templates = SEED_TEMPLATES.get(point.lang, SEED_TEMPLATES["en"])
     options = (str(wording.answer), *(d.text for d in wording.distractors))
     return Draft(
         task=task,
