@@ -941,21 +941,30 @@ def countries_query(items: Sequence[int]) -> str:
     )
 
 
+def _varieties(langs: Sequence[str]) -> list[str]:
+    "The languages whose names are asked for, to have one for each language."
+    wanted = [(lang, *_VARIETIES.get(lang, ())) for lang in langs]
+    return [*dict.fromkeys(chain.from_iterable(wanted)), "mul"]
+
+
 def names_query(items: Sequence[int], langs: Sequence[str]) -> str:
     "Labels, descriptions, titles and the number of sitelinks of these items."
-    wanted = ", ".join(f'"{lang}"' for lang in [*langs, "mul"])
-    wikis = " ".join(
-        f"<https://{_WIKIS.get(lang, lang).replace('_', '-')}.wikipedia.org/>"
-        for lang in langs
-    )
-    texts = " UNION ".join(
-        f'{{ ?item {prop} ?text . BIND("{kind}" AS ?kind) FILTER(LANG(?text) IN ({wanted})) }}'
-        for kind, prop in [("label", "rdfs:label"), ("description", "schema:description")]
+    wanted = ", ".join(f'"{lang}"' for lang in _varieties(langs))
+    hosts = (_WIKIS.get(lang, lang).replace("_", "-") for lang in langs)
+    wikis = " ".join(f"<https://{host}.wikipedia.org/>" for host in hosts)
+    texts = "\n  UNION ".join(
+        f'{{ ?item {prop} ?text . BIND("{kind}" AS ?kind)'
+        f" FILTER(LANG(?text) IN ({wanted})) }}"
+        for kind, prop in [
+            ("labels", "rdfs:label"),
+            ("descriptions", "schema:description"),
+        ]
     )
     return (
-        f"SELECT ?item ?kind ?text WHERE {{\n  {_values('?item', items)}\n  {texts}\n"
-        f"  UNION {{ VALUES ?wiki {{ {wikis} }} ?page schema:about ?item ;"
-        ' schema:isPartOf ?wiki ; schema:name ?text . BIND("title" AS ?kind) }\n'
+        "SELECT ?item ?kind ?text ?wiki WHERE {\n"
+        f"  {_values('?item', items)}\n  {texts}\n"
+        f"  UNION {{ VALUES ?wiki {{ {wikis} }} ?page schema:about ?item ;\n"
+        '    schema:isPartOf ?wiki ; schema:name ?text . BIND("title" AS ?kind) }\n'
         '  UNION { ?item wikibase:sitelinks ?text . BIND("sitelinks" AS ?kind) }\n'
         "} ORDER BY ?item ?kind ?text"
     )
@@ -1090,22 +1099,28 @@ class SparqlGraph:
         "The names of some items, ascending. Raises `CorpusError` when there is no answer."
         for start in range(0, len(items), self.batch):
             batch = items[start : start + self.batch].tolist()
-            texts: dict[int, Names] = {item: Names(item, {}, {}, {}, 0) for item in batch}
+            found: dict[int, dict[str, Any]] = {item: {} for item in batch}
             for row in self._ask(lambda part: names_query(part, langs), batch):
-                item = _item(row.get("item"))
-                if item in texts:
-                    texts[item] = _with_text(texts[item], row)
-            for item in batch:
-                yield texts[item]
+                number = _item(row.get("item"))
+                if number in found:
+                    _add_text(found[number], row)
+            for number in batch:
+                names = names_of(number, found[number], langs)
+                yield names._replace(sitelinks=found[number].get("n", 0))
 
 
-def _with_text(names: Names, row: dict[str, dict[str, str]]) -> Names:
-    "The names of an item, and what a row adds to them."
+_WIKI = re.compile(r"https://([a-z-]+)\.wikipedia\.org/")
+
+
+def _add_text(item: dict[str, Any], row: dict[str, dict[str, str]]) -> None:
+    "Add what a row says to an item, in the form of the dump."
     kind, text = row["kind"]["value"], row["text"]
-    value = clean_text(text["value"])
     if kind == "sitelinks":
-        return names._replace(sitelinks=int(value) if value.isdigit() else 0)
-    texts = {"label": names.labels, "title": names.titles}.get(kind, names.description)
-    if value:
-        texts[text.get("xml:lang", "")] = value
-    return names
+        item["n"] = int(text["value"]) if text["value"].isdigit() else 0
+    elif kind == "title":
+        wiki = _WIKI.fullmatch(row["wiki"]["value"])
+        site = wiki[1].replace("-", "_") + "wiki" if wiki else ""
+        item.setdefault("sitelinks", {})[site] = {"title": text["value"]}
+    else:
+        lang = text.get("xml:lang", "")
+        item.setdefault(kind, {})[lang] = {"value": text["value"]}
