@@ -28,9 +28,6 @@ from cmining.collect.graph import (
     SparqlGraph,
     Walk,
     extract_graph,
-    scan_item,
-    targets,
-    unpack_blocks,
 )
 from cmining.collect.merge import merge_folders, merge_records, read_merged
 from cmining.collect.records import (
@@ -43,6 +40,7 @@ from cmining.collect.records import (
 )
 from cmining.core.basics import CorpusError, RunError
 from cmining.ingest.links import read_links
+from cmining.ingest.wikidata import scan_item, targets, unpack_blocks
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "data" / "graph" / "toy.json"

@@ -5,14 +5,12 @@
 # %% ../../nbs/81_collect.graph.ipynb #98280716
 from __future__ import annotations
 
-import bz2
 import json
 import re
 import shutil
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 import requests
-from joblib.externals.loky import ProcessPoolExecutor
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
@@ -29,9 +26,23 @@ from .. import __version__
 from .records import Record, Request, country_code
 from ..core.basics import CorpusError, RunError, parse_json
 from ..core.engine import atomic_write, count_cores, write_json
-from ..core.scripts import clean_text
-from ..ingest.corpus import line_blocks
 from ..ingest.links import is_member
+from cmining.ingest.wikidata import (
+    CODE,
+    COUNTRIES,
+    COUNTRY,
+    EDGE,
+    PARENTS,
+    REDIRECT,
+    STRETCH,
+    VARIETIES,
+    WIKIS,
+    Names,
+    dump_facts,
+    item_target,
+    names_of,
+    targets,
+)
 
 # %% auto #0
 __all__ = ['ASPECTS', 'CUBE_COUNTRIES', 'CUBE', 'Walk', 'extract_graph', 'DumpGraph', 'Reached', 'walk_graph', 'GraphSource',
@@ -116,427 +127,6 @@ def check_walk(walk: Walk) -> Walk:
         item_number(qid)
     return walk
 
-# %% ../../nbs/81_collect.graph.ipynb #1c387d7c
-PARENTS = ("P31", "P279")  # instance of, subclass of
-COUNTRIES = ("P495", "P17")  # country of origin, country
-CODE = "P297"  # ISO 3166-1 alpha-2 code
-_ID = re.compile(r"Q[1-9]\d{0,9}")
-
-
-def _value(statement: Any, counts: Counter) -> Any:
-    "What a statement says; None where it says nothing, or is deprecated."
-    try:
-        if statement.get("rank") == "deprecated":
-            counts["deprecated statement"] += 1
-            return None
-        snak = statement["mainsnak"]
-        if snak.get("snaktype", "value") != "value":
-            counts["statement of an unknown value, or of none"] += 1
-            return None
-        return snak["datavalue"]["value"]
-    except (AttributeError, KeyError, TypeError):
-        counts["statement that is none"] += 1
-        return None
-
-
-def _target(value: Any) -> int:
-    "The number of the item that a value is; 0 where it is none."
-    if not isinstance(value, dict):
-        return 0
-    qid = value.get("id") or f"Q{value.get('numeric-id')}"
-    if not isinstance(qid, str) or not _ID.fullmatch(qid):
-        return 0
-    number = int(qid[1:])
-    return number if number < 1 << 32 else 0
-
-
-def targets(claims: Any, prop: str, counts: Counter) -> list[int]:
-    "The items that a property leads to."
-    statements = claims.get(prop) if isinstance(claims, dict) else None
-    if not isinstance(statements, list):
-        return []
-    values = (_value(statement, counts) for statement in statements)
-    return [number for value in values if (number := _target(value))]
-
-# %% ../../nbs/81_collect.graph.ipynb #51e2e1b2
-_HEAD = re.compile(
-    r'\{(?:\s*"[a-z]+"\s*:\s*(?:"[^"\\]*"|-?\d+)\s*,)*?\s*"id"\s*:\s*"([A-Z]\d+)"\s*,'
-)
-_CLAIM = re.compile(r'"(P(?:31|279|495|17|297))"\s*:\s*(?=\[)')
-_NAMES = re.compile(r'"(labels|descriptions|sitelinks)"\s*:\s*(?=[\[{])')
-_DECODER = json.JSONDecoder()
-_NAMED = {*COUNTRIES, "P279", CODE}  # whoever has one of these is asked for its names
-
-
-def _is_balanced(text: str) -> bool:
-    return (
-        text[-1:] == "}"
-        and text.count("{") == text.count("}")
-        and text.count("[") == text.count("]")
-    )
-
-
-def _scan_claims(text: str, at: int) -> dict[str, list[Any]]:
-    "The statements of the properties that matter; those of qualifiers are passed over."
-    claims: dict[str, list[Any]] = {}
-    while key := _CLAIM.search(text, at):
-        values, at = _DECODER.raw_decode(text, key.end())
-        if any(isinstance(value, dict) and "mainsnak" in value for value in values):
-            claims[key[1]] = values
-    return claims
-
-
-def _scan_names(text: str, at: int) -> dict[str, Any]:
-    names: dict[str, Any] = {}
-    while len(names) < 3 and (key := _NAMES.search(text, at)):
-        names[key[1]], at = _DECODER.raw_decode(text, key.end())
-    return names
-
-
-def scan_item(text: str) -> Any:
-    "What matters of a line of the dump. Raises ValueError where the line is broken."
-    head = _HEAD.match(text)
-    if not head or '"redirect' in text or not _is_balanced(text):
-        return parse_json(text)
-    item: dict[str, Any] = {"id": head[1]}
-    try:
-        item["claims"] = _scan_claims(text, head.end())
-        if item["claims"].keys() & _NAMED:
-            item |= _scan_names(text, head.end())
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    return item
-
-# %% ../../nbs/81_collect.graph.ipynb #88717dc5
-_VARIETIES = {"zh": ("zh-hans", "zh-cn", "zh-hant", "zh-tw", "zh-hk"), "no": ("nb",)}
-_WIKIS = {"lzh": "zh_classical", "nan": "zh_min_nan", "nb": "no", "yue": "zh_yue"}
-
-
-def _text(value: Any, key: str) -> str:
-    text = value.get(key) if isinstance(value, dict) else value
-    return clean_text(text) if isinstance(text, str) else ""
-
-
-def in_lang(values: Any, lang: str) -> str:
-    "The text for a language, or for the nearest of its varieties; empty where there is none."
-    if not isinstance(values, dict):
-        return ""
-    for code in (lang, *_VARIETIES.get(lang, ())):
-        if text := _text(values.get(code), "value"):
-            return text
-    others = sorted(code for code in values if code.startswith(f"{lang}-"))
-    return next(filter(None, (_text(values[code], "value") for code in others)), "")
-
-
-class Names(NamedTuple):
-    "What an item is called."
-
-    item: int
-    labels: dict[str, str]  # by language
-    titles: dict[str, str]  # of Wikipedia
-    description: dict[str, str]
-    sitelinks: int  # pages of all wikis
-
-
-def names_of(number: int, item: dict[str, Any], langs: Sequence[str]) -> Names:
-    "The names of an item in some languages."
-    labels = {lang: in_lang(item.get("labels"), lang) for lang in langs}
-    # "mul" is a name for all languages
-    labels["mul"] = in_lang(item.get("labels"), "mul")
-    description = {lang: in_lang(item.get("descriptions"), lang) for lang in langs}
-    sites = item.get("sitelinks")
-    sites = sites if isinstance(sites, dict) else {}
-    wikis = {lang: _WIKIS.get(lang, lang.replace("-", "_")) + "wiki" for lang in langs}
-    titles = {lang: _text(sites.get(wiki), "title") for lang, wiki in wikis.items()}
-    texts = [
-        {lang: text for lang, text in of_lang.items() if text}
-        for of_lang in (labels, titles, description)
-    ]
-    return Names(number, *texts, len(sites))
-
-# %% ../../nbs/81_collect.graph.ipynb #c2656bcc
-EDGE = np.dtype([("item", "<u4"), ("parent", "<u4"), ("property", "u1")])  # of PARENTS
-COUNTRY = np.dtype([("item", "<u4"), ("country", "<u4")])
-REDIRECT = np.dtype([("old", "<u4"), ("new", "<u4")])
-
-
-class Facts(NamedTuple):
-    "What some lines of a dump say."
-
-    edges: np.ndarray  # EDGE [n]
-    countries: np.ndarray  # COUNTRY [n]
-    redirects: np.ndarray  # REDIRECT [n]
-    codes: list[tuple[int, str]]  # item of a country, ISO 3166-1 code
-    names: list[tuple[int, int, str]]  # item, sitelinks, and JSON of the rest of Names
-    counts: Counter[str]
-
-
-def _redirect(item: dict[str, Any]) -> tuple[int, int] | None:
-    "Old and new number, where a record is a redirect or speaks of one."
-    pair = item.get("redirects")
-    if isinstance(pair, dict):
-        old, new = pair.get("from"), pair.get("to")
-    elif "redirect" in item:
-        old, new = item.get("entity", item.get("id")), item["redirect"]
-    else:
-        return None
-    numbers = _target({"id": old}), _target({"id": new})
-    return numbers if all(numbers) else None
-
-
-def _country_code(claims: Any, counts: Counter) -> str:
-    "The ISO 3166-1 code of an item; empty where it is no country."
-    statements = claims.get(CODE) if isinstance(claims, dict) else None
-    for statement in statements if isinstance(statements, list) else ():
-        code = _value(statement, counts)
-        if isinstance(code, str) and re.fullmatch(r"[A-Z]{2}", code):
-            return code
-    return ""
-
-
-def read_facts(
-    lines: bytes,  # whole lines of a dump
-    langs: Sequence[str],
-) -> Facts:
-    "What some lines of a dump say; lines that say nothing are counted."
-    counts: Counter[str] = Counter()
-    edges: list[tuple[int, int, int]] = []
-    countries: list[tuple[int, int]] = []
-    redirects: list[tuple[int, int]] = []
-    codes: list[tuple[int, str]] = []
-    names: list[tuple[int, int, str]] = []
-    for line in lines.split(b"\n"):
-        line = line.strip().rstrip(b",").rstrip()
-        if line in (b"", b"[", b"]"):
-            continue
-        counts["lines"] += 1
-        try:
-            item = scan_item(line.decode("utf-8", "replace").lstrip("\ufeff"))
-            if not isinstance(item, dict):
-                raise ValueError("it is no object")
-        except ValueError:
-            counts["broken line"] += 1
-            continue
-        if moved := _redirect(item):
-            redirects.append(moved)
-            counts["redirect"] += 1
-        number = _target(item)
-        if not number or "redirect" in item:
-            counts["no item"] += not moved
-            continue
-        counts["items"] += 1
-        claims = item.get("claims")
-        for prop in PARENTS:
-            parents = targets(claims, prop, counts)
-            edges += [(number, parent, PARENTS.index(prop)) for parent in parents]
-        found = {c for prop in COUNTRIES for c in targets(claims, prop, counts)}
-        countries += [(number, country) for country in sorted(found)]
-        if code := _country_code(claims, counts):
-            codes.append((number, code))
-        if found:
-            texts = names_of(number, item, langs)
-            packed = json.dumps(texts[1:4], ensure_ascii=False)
-            names.append((number, texts.sitelinks, packed))
-    return Facts(
-        np.array(edges, EDGE),
-        np.array(countries, COUNTRY),
-        np.array(redirects, REDIRECT),
-        codes,
-        names,
-        counts,
-    )
-
-# %% ../../nbs/81_collect.graph.ipynb #9124878b
-_BLOCK = 0x314159265359
-_END = 0x177245385090  # the end of a stream
-_MOST_BLOCK = 1 << 20  # bytes; what compresses badly takes a little more than 900 kB
-
-
-def bit_places(data: bytes, mark: int) -> list[int]:
-    "Where the 48 bits of a mark stand in data, counted in bits."
-    places = []
-    for shift in range(8):
-        inner = (mark >> shift & (1 << 40) - 1).to_bytes(5, "big")
-        at = data.find(inner, 1)
-        while at > 0:
-            before = data[at - 1] & (1 << 8 - shift) - 1
-            after = data[at + 5] >> 8 - shift if shift and at + 5 < len(data) else 0
-            is_cut = shift and at + 5 >= len(data)
-            if (
-                not is_cut
-                and before == mark >> 40 + shift
-                and after == mark & (1 << shift) - 1
-            ):
-                places.append(8 * (at - 1) + shift)
-            at = data.find(inner, at + 1)
-    return sorted(places)
-
-
-def _cut_block(data: bytes, start: int, end: int) -> bytes:
-    "The bits of a block as a bzip2 file of its own."
-    first, last = start // 8, -(-end // 8)
-    bits = int.from_bytes(data[first:last], "big") >> (8 * last - end)
-    length = end - start
-    bits &= (1 << length) - 1
-    checksum = bits >> length - 80 & (1 << 32) - 1
-    bits = (bits << 80) | (_END << 32) | checksum
-    pad = -(length + 80) % 8
-    return b"BZh9" + (bits << pad).to_bytes((length + 80 + pad) // 8, "big")
-
-# %% ../../nbs/81_collect.graph.ipynb #d8f45d44
-def unpack_blocks(
-    data: bytes,  # a stretch of a bzip2 file
-    limit: int,  # blocks that begin before this byte are wanted
-    counts: Counter,  # damaged blocks are counted here
-) -> Iterator[bytes]:  # what each holds; a newline for a damaged one
-    "Unpack the blocks that begin in a stretch."
-    starts = bit_places(data, _BLOCK)
-    ends = sorted({*starts, *bit_places(data, _END), 8 * len(data)})
-    done = 0
-    for start in starts:
-        if start >= 8 * limit:
-            return
-        if start < done:
-            continue
-        following = ends[np.searchsorted(ends, start, "right") :][:3]
-        for end in following:
-            try:
-                text = bz2.decompress(_cut_block(data, start, end))
-            except (OSError, ValueError, EOFError, OverflowError):
-                continue
-            done = end
-            yield text
-            break
-        else:
-            counts["damaged bzip2 block"] += 1
-            yield b"\n"
-
-# %% ../../nbs/81_collect.graph.ipynb #5c7744f0
-_STRETCH = 1 << 20  # bytes of a bzip2 file
-
-
-class Part(NamedTuple):
-    "A stretch of a bzip2 file, or lines."
-
-    path: Path
-    start: int = 0  # bytes
-    data: bytes | None = None
-
-
-class Read(NamedTuple):
-    "The facts of a part, and the rests of lines at its ends."
-
-    facts: Facts
-    size: int  # bytes, unpacked
-    head: bytes = b""
-    tail: bytes | None = None  # None: there is no end of a line in the part
-
-
-def read_part(part: Part, langs: Sequence[str]) -> Read:
-    "The facts of a part."
-    if part.data is not None:
-        return Read(read_facts(part.data, langs), len(part.data), b"", b"")
-    counts: Counter[str] = Counter()
-    with open(part.path, "rb") as file:
-        file.seek(part.start)
-        data = file.read(_STRETCH + _MOST_BLOCK)
-    size = 0
-    head: bytes | None = None
-    rest = b""
-    parts: list[Facts] = []
-    for text in unpack_blocks(data, _STRETCH, counts):
-        size += len(text)
-        rest += text
-        end = rest.rfind(b"\n")
-        if end < 0:
-            continue
-        lines = rest[:end]
-        rest = rest[end + 1 :]
-        if head is None:
-            head, _, lines = lines.partition(b"\n")
-        parts.append(read_facts(lines, langs))
-    facts = _join(parts, counts)
-    return (
-        Read(facts, size, rest, None) if head is None else Read(facts, size, head, rest)
-    )
-
-
-def _join(parts: list[Facts], counts: Counter) -> Facts:
-    "The facts of several stretches of lines as one."
-    for facts in parts:
-        counts.update(facts.counts)
-    return Facts(
-        np.concatenate([np.empty(0, EDGE), *(facts.edges for facts in parts)]),
-        np.concatenate([np.empty(0, COUNTRY), *(facts.countries for facts in parts)]),
-        np.concatenate([np.empty(0, REDIRECT), *(facts.redirects for facts in parts)]),
-        [code for facts in parts for code in facts.codes],
-        [names for facts in parts for names in facts.names],
-        counts,
-    )
-
-
-def dump_parts(path: Path, counts: Counter) -> Iterator[Part]:
-    "The parts of a dump, in order."
-    with open(path, "rb") as file:
-        is_bzip2 = file.read(3) == b"BZh"
-    if path.suffix == ".bz2" and is_bzip2:
-        for start in range(0, path.stat().st_size, _STRETCH):
-            yield Part(path, start)
-        return
-    notes: Counter[str] = Counter()
-    for block in line_blocks(path, notes):
-        yield Part(path, data=block)
-    for note, times in notes.items():
-        if "JSON array" not in note:  # a dump is one
-            counts[note] += times
-
-
-def in_order(
-    function: Callable[..., Any], tasks: Iterable[tuple], jobs: int
-) -> Iterator[Any]:
-    "What a function gives for each task, in their order; a few tasks are under way at a time."
-    if jobs == 1:
-        for task in tasks:
-            yield function(*task)
-        return
-    pool = ProcessPoolExecutor(jobs)
-    waiting: deque[Any] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(function, *task))
-            if len(waiting) > 2 * jobs:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as e:
-        raise CorpusError(
-            f"A reading process died, perhaps for want of memory; there were {jobs}: take"
-            " fewer jobs."
-        ) from e
-    finally:
-        for future in waiting:
-            future.cancel()
-        pool.shutdown()
-
-# %% ../../nbs/81_collect.graph.ipynb #c5cf110e
-def dump_facts(
-    path: Path, langs: Sequence[str], jobs: int
-) -> Iterator[tuple[Facts, int]]:
-    "The facts of a dump part by part, each with the bytes that it took, unpacked."
-    counts: Counter[str] = Counter()
-    line = b""
-    tasks = ((part, langs) for part in dump_parts(path, counts))
-    for read in in_order(read_part, tasks, jobs):
-        line += read.head
-        facts = read.facts
-        if read.tail is not None:
-            facts = _join([read_facts(line, langs), facts], Counter())
-            line = read.tail
-        yield facts, read.size
-    facts = read_facts(line, langs)
-    facts.counts.update(counts)
-    yield facts, 0
-
 # %% ../../nbs/81_collect.graph.ipynb #9cce5ae3
 _NAMES_TABLE = pa.schema(
     {"item": pa.uint32(), "sitelinks": pa.uint32(), "names": pa.string()}
@@ -564,7 +154,7 @@ def extract_graph(
     dump = Path(dump)
     if not dump.is_file():
         raise CorpusError(f"No dump at {dump}: there is no file of that name.")
-    jobs = jobs or (count_cores() if dump.stat().st_size > _STRETCH else 1)
+    jobs = jobs or (count_cores() if dump.stat().st_size > STRETCH else 1)
     counts: Counter[str] = Counter()
     codes: dict[int, str] = {}
     size = 0
@@ -943,14 +533,14 @@ def countries_query(items: Sequence[int]) -> str:
 
 def _varieties(langs: Sequence[str]) -> list[str]:
     "The languages whose names are asked for, to have one for each language."
-    wanted = [(lang, *_VARIETIES.get(lang, ())) for lang in langs]
+    wanted = [(lang, *VARIETIES.get(lang, ())) for lang in langs]
     return [*dict.fromkeys(chain.from_iterable(wanted)), "mul"]
 
 
 def names_query(items: Sequence[int], langs: Sequence[str]) -> str:
     "Labels, descriptions, titles and the number of sitelinks of these items."
     wanted = ", ".join(f'"{lang}"' for lang in _varieties(langs))
-    hosts = (_WIKIS.get(lang, lang).replace("_", "-") for lang in langs)
+    hosts = (WIKIS.get(lang, lang).replace("_", "-") for lang in langs)
     wikis = " ".join(f"<https://{host}.wikipedia.org/>" for host in hosts)
     texts = "\n  UNION ".join(
         f'{{ ?item {prop} ?text . BIND("{kind}" AS ?kind)'
@@ -1004,7 +594,7 @@ def _rows(answer: requests.Response) -> list[dict[str, dict[str, str]]]:
 def _item(cell: dict[str, str] | None) -> int:
     "The number of an item; 0 for an unknown value, and whatever else is none."
     found = _ENTITY.fullmatch(cell["value"]) if cell else None
-    return _target({"id": found[1]}) if found else 0
+    return item_target({"id": found[1]}) if found else 0
 
 # %% ../../nbs/81_collect.graph.ipynb #9a79c957
 class SparqlGraph:
