@@ -323,10 +323,10 @@ def test_a_scanned_line_says_what_a_parsed_one_says(
     assert scanned["labels"] == item["labels"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.binary(max_size=40), st.integers(1, 9), st.integers(0, 10**6))
 def test_any_bzip2_stream_in_blocks(seed, level, n):
-    text = (seed or b"x") * 50_000 + zlib.crc32(seed).to_bytes(4, "big") * (n % 1000)
+    text = (seed or b"x") * 5_000 + zlib.crc32(seed).to_bytes(4, "big") * (n % 1000)
     text += random.Random(n).randbytes(150_000)
     data = bz2.compress(text[:100], 1) + bz2.compress(text, level)
     counts = Counter()
@@ -337,7 +337,9 @@ def test_any_bzip2_stream_in_blocks(seed, level, n):
 @pytest.mark.skipif(not GOLD.exists(), reason="../shared/data is not here")
 def test_cube_1k_by_id(tmp_path):
     "CUBE-1K says of each artifact its classes and countries: a fragment of the graph it was drawn from."
-    rows = [row for row in json.loads(GOLD.read_text("utf-8")) if row["id"][0] == "Q"]
+    rows = [
+        row for row in json.loads(GOLD.read_text("utf-8")) if row["id"].startswith("Q")
+    ]
     ids = {
         key: {row["id"]: re.findall(r"Q\d+", row[key]) for row in rows}
         for key in ("P31", "P279", "P495", "P17")
@@ -352,24 +354,25 @@ def test_cube_1k_by_id(tmp_path):
     source = GraphSource(DumpGraph(tmp_path / "graph"), CUBE)
     found = {r.qid: r for r in source.records(Request(), Counter())}
     domains = {row["id"]: row["domain"] for row in rows}
-    names = {"landscapes": "landmarks"}
-    for domain, share in [("cuisine", 0.45), ("art", 0.75), ("landmarks", 0.85)]:
+    # no landmark of the file has an id; twelve of its landscapes, which we count among them, have
+    aspects = {"cuisine": "cuisine", "art": "art", "landscapes": "landmarks"}
+    for domain, share in [("cuisine", 0.45), ("art", 0.75), ("landscapes", 0.8)]:
         # those that hang on a root directly; of the others the fragment lacks the classes
         near = {
             qid
             for qid, of in domains.items()
-            if names.get(of, of) == domain
-            and {*ids["P31"][qid], *ids["P279"][qid]} & {*CUBE.roots[domain]}
+            if of == domain
+            and {*ids["P31"][qid], *ids["P279"][qid]} & {*CUBE.roots[aspects[domain]]}
             and (ids["P495"][qid] or ids["P17"][qid])
         }
         assert near and near <= found.keys()
         of_domain = [q for q, of in domains.items() if of == domain]
-        assert len(near.intersection(of_domain)) > share * len(of_domain)
+        assert len(near) > share * len(of_domain)
     by_country = {row["id"]: set() for row in rows}
     for row in rows:
         by_country[row["id"]].add(country_code(row["country"]))
     agree = [bool(by_country[qid] & set(r.countries)) for qid, r in found.items()]
-    assert np.mean(agree) > 0.97
+    assert all(agree)
 
 
 def test_extract_serves_other_aspects_and_countries(extract, planted):

@@ -568,6 +568,7 @@ def _session() -> requests.Session:
     session.headers["Accept"] = "application/sparql-results+json"
     retry = Retry(
         total=4,
+        connect=1,
         backoff_factor=0.5,
         status_forcelist=(429, 502, 503, 504),
         allowed_methods=None,  # a query changes nothing, so it may be sent again
@@ -581,13 +582,18 @@ def _session() -> requests.Session:
 class _NoAnswer(Exception):
     "What went wrong with a query."
 
+    def __init__(self, what: str, too_large: bool = False) -> None:
+        super().__init__(what)
+        self.too_large = too_large  # a smaller one may be answered
+
 
 def _rows(answer: requests.Response) -> list[dict[str, dict[str, str]]]:
     try:
         rows = parse_json(answer.content)["results"]["bindings"]
     except (ValueError, KeyError, TypeError) as e:
         # a query that takes too long breaks off in the middle of the answer
-        raise _NoAnswer(f"an answer that is no whole JSON: {answer.text[:60]!r}") from e
+        what = f"an answer that is no whole JSON: {answer.text[:60]!r}"
+        raise _NoAnswer(what, too_large=True) from e
     return rows
 
 
@@ -624,11 +630,14 @@ class SparqlGraph:
         try:
             answer = self._session.post(self.url, data=data, timeout=(10, 90))
         except (requests.RequestException, HTTPError, UnicodeError) as e:
-            raise _NoAnswer(type(e).__name__) from e
+            is_slow = isinstance(e, requests.Timeout)
+            raise _NoAnswer(type(e).__name__, is_slow) from e
         finally:
             self._last = time.monotonic()
         if not answer.ok:
-            raise _NoAnswer(f"{answer.status_code} {answer.reason}")
+            code = answer.status_code
+            too_large = code >= 500 or code in (408, 413, 414)
+            raise _NoAnswer(f"{code} {answer.reason}", too_large)
         return _rows(answer)
 
     def _pages(self, query: str) -> list[dict[str, dict[str, str]]]:
@@ -647,7 +656,7 @@ class SparqlGraph:
         try:
             yield from self._pages(to_query(items))
         except _NoAnswer as e:
-            if len(items) == 1 or "Connection" in str(e):
+            if len(items) == 1 or not e.too_large:
                 raise CorpusError(
                     f"{self.url} gives no answer ({e}) for Q{items[0]}. Try again later, or"
                     " collect from a dump, which needs no server."
