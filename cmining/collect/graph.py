@@ -205,6 +205,7 @@ class Graph(Protocol):
 
     about: Mapping[str, Any]
     codes: Mapping[int, str]  # ISO 3166-1 codes of countries
+    lists_countries: bool  # codes are those of all countries, from the start
 
     def children(self, parents: np.ndarray) -> np.ndarray:
         "The edges to some parents, EDGE [n]."
@@ -244,6 +245,8 @@ def _resolved(redirects: np.ndarray) -> np.ndarray:
 # %% ../../nbs/81_collect.graph.ipynb #36e1724c
 class DumpGraph:
     "The extract of a dump, as `extract_graph` wrote it."
+
+    lists_countries = True
 
     def __init__(self, folder: str | Path) -> None:
         "Raises `CorpusError` where there is no extract, or it cannot be read."
@@ -393,17 +396,28 @@ def _countries_of(
     return rows["country"][first:last].tolist()
 
 
-def wanted_countries(graph: Graph, countries: Sequence[str]) -> set[str]:
-    "Codes, or Wikidata ids, that are asked for. Raises `RunError` for one that the graph lacks."
+def check_countries(graph: Graph, countries: Sequence[str]) -> None:
+    "Raises `RunError` for a country code that no item of the graph has."
     known = {*graph.codes.values(), *_KNOWN_CODES.values()}
-    wanted = set(map(country_code, countries))
-    for code in sorted(wanted):
-        if not code.startswith("Q") and code not in known:
+    for code in map(country_code, countries):
+        if graph.lists_countries and not code.startswith("Q") and code not in known:
             raise RunError(
                 f"no item of the graph has the country code {code}: a fragment of a dump may"
                 " lack countries; give the Wikidata id of the country instead"
             )
-    return wanted
+
+
+def codes_of(graph: Graph, numbers: Iterable[int]) -> tuple[str, ...]:
+    "The codes of countries, sorted; the Wikidata id of one that has none."
+    codes = _KNOWN_CODES | dict(graph.codes)
+    return tuple(sorted({codes.get(number, f"Q{number}") for number in numbers}))
+
+
+def wanted_codes(graph: Graph, countries: Sequence[str]) -> set[str]:
+    "Countries as records name them: Q96 is MX."
+    codes = set(map(country_code, countries))
+    numbers = [item_number(code) for code in codes if code.startswith("Q")]
+    return codes | set(codes_of(graph, numbers))
 
 # %% ../../nbs/81_collect.graph.ipynb #50aec076
 class GraphSource:
@@ -421,13 +435,15 @@ class GraphSource:
     def records(self, request: Request, counts: Counter) -> Iterator[Record]:
         "Artifacts of the countries and aspects asked for, with a path to a root each."
         aspects = self._aspects(request.aspects)
-        wanted = wanted_countries(self.graph, request.countries)
+        check_countries(self.graph, request.countries)
         walks = [self._reach(aspect, counts) for aspect in aspects]
         places = _nearest_aspects(walks)
         countries = np.unique(self.graph.countries(places.item))
+        # an endpoint tells codes together with countries, so they are known by now
+        wanted = wanted_codes(self.graph, request.countries)
         chosen = []
         for item in places.item.tolist():
-            codes = self._codes(_countries_of(item, countries))
+            codes = codes_of(self.graph, _countries_of(item, countries))
             if wanted and not wanted.intersection(codes):
                 counts["artifact of another country"] += 1
             else:
@@ -447,7 +463,7 @@ class GraphSource:
             yield Record(
                 artifact=label or f"Q{names.item}",
                 qid=f"Q{names.item}",
-                countries=self._codes(_countries_of(names.item, countries)),
+                countries=codes_of(self.graph, _countries_of(names.item, countries)),
                 aspect=aspects[nearest],
                 labels={k: v for k, v in names.labels.items() if k != "mul"},
                 titles=names.titles,
@@ -472,10 +488,6 @@ class GraphSource:
         reached = walk_graph(self.graph, roots, self.walk.hops, self.walk.through)
         counts[f"{aspect}: class without a country"] += int((~reached.has_country).sum())
         return reached
-
-    def _codes(self, countries: Iterable[int]) -> tuple[str, ...]:
-        codes = _KNOWN_CODES | dict(self.graph.codes)
-        return tuple(sorted({codes.get(number, f"Q{number}") for number in countries}))
 
 
 def _best_name(names: Names, langs: Sequence[str]) -> str:
@@ -605,6 +617,8 @@ def _item(cell: dict[str, str] | None) -> int:
 # %% ../../nbs/81_collect.graph.ipynb #9a79c957
 class SparqlGraph:
     "A SPARQL endpoint with Wikidata's vocabulary, asked politely."
+
+    lists_countries = False
 
     def __init__(
         self,
