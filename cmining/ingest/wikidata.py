@@ -22,7 +22,8 @@ from ..core.basics import CorpusError, parse_json
 from ..core.scripts import clean_text
 
 # %% auto #0
-__all__ = []
+__all__ = ['VARIETIES', 'WIKIS', 'EDGE', 'COUNTRY', 'REDIRECT', 'in_lang', 'Names', 'names_of', 'Facts', 'read_facts',
+           'dump_facts']
 
 # %% ../../nbs/27_ingest.wikidata.ipynb #1c387d7c
 PARENTS = ("P31", "P279")  # instance of, subclass of
