@@ -1630,6 +1630,176 @@ def annotate_options(sub: argparse.ArgumentParser) -> None:
     "The three steps of a study."
     add_commands(sub, ANNOTATE, "step", "step_function")
 
+# %% ../nbs/99_cli.ipynb #aa7aaa87
+def comma_list(text: str) -> tuple[str, ...]:
+    "Values with commas between them."
+    values = tuple(value.strip() for value in text_value(text).split(","))
+    if not all(values):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has an empty value: put one comma between two values"
+        )
+    return values
+
+
+def aspect_roots(text: str) -> tuple[str, tuple[str, ...]]:
+    "An aspect and its root classes: sport=Q349,Q31629."
+    aspect, equals, roots = text.partition("=")
+    if not (aspect.strip() and equals):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no aspect with roots: write it like sport=Q349,Q31629"
+        )
+    return aspect.strip(), comma_list(roots)
+
+# %% ../nbs/99_cli.ipynb #0fb8c52d
+def walk_from(options: argparse.Namespace) -> Any:
+    "The walk that the options ask for."
+    from cmining.collect.graph import ASPECTS, CUBE, Walk
+
+    walk = CUBE if options.preset == "cube" else Walk(ASPECTS)
+    if options.roots:
+        walk = walk._replace(roots={**walk.roots, **dict(options.roots)})
+    return walk if options.hops is None else walk._replace(hops=options.hops)
+
+
+def open_graph(options: argparse.Namespace) -> Any:
+    "The graph that the options name: an endpoint, an extract, or a dump, which is extracted."
+    from cmining.collect.graph import DumpGraph, SparqlGraph, extract_graph
+
+    where = options.graph
+    if where.startswith(("http://", "https://")):
+        return SparqlGraph(where)
+    if (Path(where) / "graph.json").is_file():
+        return DumpGraph(where)
+    folder = options.out / "graph"
+    extract_graph(where, folder, options.langs, options.jobs)
+    print(f"The extract is in {folder}: give it in place of the dump the next time.")
+    return DumpGraph(folder)
+
+
+def collect_graph(options: argparse.Namespace) -> None:
+    "cmining collect graph"
+    from cmining.collect.graph import CUBE_COUNTRIES, GraphSource
+    from cmining.collect.records import Request, collect_records, country_code
+
+    walk = walk_from(options)
+    usual = CUBE_COUNTRIES if options.preset == "cube" else ()
+    countries = tuple(map(country_code, options.countries or usual))
+    aspects = options.aspects or tuple(dict(options.roots or ())) or tuple(walk.roots)
+    request = Request(countries, aspects, options.langs)
+    source = GraphSource(open_graph(options), walk)
+    record = collect_records(source, request, options.out)
+    print(f"{record['records']:,} artifacts in {options.out}/")
+    for reason, n in record["left_out"].items():
+        print(f"  {n:,} × {reason}")
+    print(
+        f"  merge with:  {shell_line('cmining', 'collect', 'merge', options.out)} --out merged"
+    )
+
+
+def collect_graph_options(sub: argparse.ArgumentParser) -> None:
+    "Which graph, and what of it."
+    sub.add_argument(
+        "graph",
+        type=source_name,
+        metavar="GRAPH",
+        help=(
+            "a Wikidata JSON dump (.json, .json.gz, .json.bz2), the extract of one, or the"
+            " address of a SPARQL endpoint such as https://query.wikidata.org/sparql"
+        ),
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the folder of records")
+    sub.add_argument(
+        "--aspects",
+        type=comma_list,
+        help=(
+            "cuisine, clothing, dance, art, landmarks, with commas between them (default:"
+            " those of --roots, or all)"
+        ),
+    )
+    sub.add_argument(
+        "--roots",
+        type=aspect_roots,
+        action="append",
+        metavar="ASPECT=QID,QID",
+        help="root classes of an aspect of your own; may be given several times",
+    )
+    sub.add_argument(
+        "--countries",
+        type=comma_list,
+        help="codes, names or Wikidata ids, with commas between them (default: all)",
+    )
+    sub.add_argument(
+        "--langs",
+        type=comma_list,
+        default=("en",),
+        help="languages of names and descriptions, the best first (default en)",
+    )
+    sub.add_argument(
+        "--preset",
+        choices=["default", "cube"],
+        default="default",
+        help="cube: the roots, countries and walk of CUBE",
+    )
+    sub.add_argument("--hops", type=int, help="hops from a root class (default 3)")
+    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+
+# %% ../nbs/99_cli.ipynb #8eee0c24
+def collect_merge(options: argparse.Namespace) -> None:
+    "cmining collect merge"
+    from cmining.collect.merge import merge_folders
+
+    record = merge_folders(options.sources, options.out)
+    print(
+        f"{record['artifacts']:,} artifacts, {record['by_several_paths']:,} of them by more"
+        f" than one path; {record['conflicts']:,} conflicts. Everything is in {options.out}/"
+    )
+    for reason, n in record["left_out"].items():
+        print(f"  left out: {n:,} × {reason}")
+    seeds = options.out / "seeds"
+    table = options.out / "counterparts.tsv"
+    print(
+        f"  {shell_line('cmining', 'synthesize', seeds, '--out', 'items', '--offline')}"
+    )
+    print(f"  {shell_line('cmining', 'mine', 'CORPUS', '--counterparts-table', table)}")
+
+
+def collect_merge_options(sub: argparse.ArgumentParser) -> None:
+    "What is merged."
+    sub.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="RECORDS",
+        help="folders of records; a run folder gives its culture points",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+
+
+COLLECT: dict[str, Command] = {
+    "graph": Command(
+        collect_graph,
+        collect_graph_options,
+        "Artifacts of countries and aspects from a Wikidata dump or a SPARQL endpoint.",
+        "cmining collect graph data/graph/toy.json --langs en,ja --out artifacts/graph",
+    ),
+    "merge": Command(
+        collect_merge,
+        collect_merge_options,
+        "Put records of several paths into one table, with all that follows from it.",
+        "cmining collect merge artifacts/graph runs/sample --out artifacts/merged",
+    ),
+}
+
+
+def collect_command(options: argparse.Namespace) -> int | None:
+    "cmining collect"
+    return options.path_function(options)
+
+
+def collect_options(sub: argparse.ArgumentParser) -> None:
+    "The paths, and what becomes of them."
+    add_commands(sub, COLLECT, "path", "path_function")
+
 # %% ../nbs/99_cli.ipynb #5605321e
 COMMANDS: dict[str, Command] = {
     "ingest": Command(
@@ -1729,6 +1899,12 @@ COMMANDS: dict[str, Command] = {
         annotate_options,
         "Have people judge culture points: draw and blind, collect, score.",
         "cmining annotate sample runs/sample --n 300 --raters 3 --out study",
+    ),
+    "collect": Command(
+        collect_command,
+        collect_options,
+        "Collect artifacts of the world's cultures by several paths, and merge them.",
+        "cmining collect graph data/graph/toy.json --langs en,ja --out artifacts/graph",
     ),
 }
 

@@ -240,6 +240,7 @@ PATHS = {
     + ("--prices=~/x",),
     "cost": ("~/x",),
     "annotate": ("sample", "~/x", "--out=~/x", "--checks=~/x"),
+    "collect": ("merge", "~/x", "--out=~/x"),
 }
 
 
