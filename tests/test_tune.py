@@ -278,7 +278,7 @@ def test_a_hub_that_is_not_reached_is_one_line(monkeypatch, tmp_path):
 
 
 def test_a_loss_that_is_lost_stops(tiny_llama, tmp_path):
-    params = TuneParams(**{**asdict(FAST), "rate": 1.0, "alpha": 1e6, "epochs": 20.0})
+    params = TuneParams(**{**asdict(FAST), "rate": 1.0, "alpha": 1e38, "epochs": 20.0})
     with pytest.raises(RunError, match="the loss is .* at step .*lower the rate"):
         tune(PAIRS, tiny_llama, tmp_path / "a", params)
 
