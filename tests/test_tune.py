@@ -5,6 +5,7 @@ What cannot work is refused.
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("trl", reason="training needs pip install 'cmining[train]'")
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from cmining.cli import main
 from cmining.core.basics import RunError
@@ -278,9 +282,14 @@ def test_a_hub_that_is_not_reached_is_one_line(monkeypatch, tmp_path):
 
 
 def test_a_loss_that_is_lost_stops(tiny_llama, tmp_path):
-    params = TuneParams(**{**asdict(FAST), "rate": 1.0, "alpha": 1e38, "epochs": 20.0})
-    with pytest.raises(RunError, match="the loss is .* at step .*lower the rate"):
-        tune(PAIRS, tiny_llama, tmp_path / "a", params)
+    broken = shutil.copytree(tiny_llama, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(
+        weights["model.norm.weight"], torch.nan
+    )
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="the loss is nan at step 1, .*lower the rate"):
+        tune(PAIRS, broken, tmp_path / "a", FAST)
 
 
 def test_command(tiny_llama, tmp_path, capsys):
