@@ -11,6 +11,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,32 +56,53 @@ class Wanted(NamedTuple):
 
 
 class ModelInput(NamedTuple):
-    "What the model reads, and what may follow its tokens."
+    "What the model reads of a question: a stem, perhaps empty, and what may follow it."
 
-    tokens: tuple[int, ...]
-    wanted: list[Wanted]
+    stem: tuple[int, ...]
+    tails: list[tuple[int, ...]]
+    wanted: list[list[Wanted]]  # of each tail
+
+    @property
+    def n_tokens(self) -> int:
+        "Tokens that are read, with all tails as long as the longest."
+        return len(self.stem) + len(self.tails) * max(map(len, self.tails))
+
+
+def question_input(
+    sequences: Mapping[tuple[int, ...], list[Wanted]],  # what is wanted of each
+    share: bool,  # whether sequences may share a stem
+) -> ModelInput:
+    "The sequences of a question, cut into their stem and their tails."
+    common = len(commonprefix(list(sequences))) if share and len(sequences) > 1 else 0
+    n_stem = max(0, common - 1)
+    (stem, *_) = {sequence[:n_stem] for sequence in sequences}
+    tails = [sequence[n_stem:] for sequence in sequences]
+    return ModelInput(stem, tails, list(sequences.values()))
 
 
 def make_inputs(
     tokenizer: Any,
     questions: Sequence[tuple[str, Sequence[str]]],  # contexts and continuations
     max_length: int,  # tokens that the model can read
+    share: bool = True,  # whether the options of a question share a stem
 ) -> tuple[list[ModelInput], int]:  # the longest first; questions that were cut
-    "The sequences of all options; a context that is too long loses its beginning."
-    by_tokens: dict[tuple[int, ...], list[Wanted]] = defaultdict(list)
+    "What is read of all questions; a context that is too long loses its beginning."
+    inputs = []
     cut = set()
     for q, (context, continuations) in enumerate(questions):
+        sequences: dict[tuple[int, ...], list[Wanted]] = defaultdict(list)
         for o, continuation in enumerate(continuations):
             read, said = encode_pair(tokenizer, context, continuation)
             tokens = tuple(read + said)
             if len(tokens) > max_length + 1:
                 cut.add(q)
                 tokens = tokens[-max_length - 1 :]
-            by_tokens[tokens[:-1]].append(Wanted(q, o, tuple(said[-max_length:])))
-    order = sorted(by_tokens, key=lambda tokens: (-len(tokens), tokens))
-    return [ModelInput(tokens, by_tokens[tokens]) for tokens in order], len(cut)
+            sequences[tokens[:-1]].append(Wanted(q, o, tuple(said[-max_length:])))
+        inputs.append(question_input(sequences, share))
+    inputs.sort(key=lambda one: (not one.stem, -one.n_tokens, one.stem, one.tails))
+    return inputs, len(cut)
 
-
+# %% ../../nbs/63_train.score.ipynb #74a9c1b8
 def cut_batches(
     lengths: Sequence[int],  # the longest first
     max_tokens: int,  # of a batch, padding included
@@ -94,6 +116,19 @@ def cut_batches(
         start += size
     return batches
 
+
+def batch_inputs(
+    inputs: Sequence[ModelInput],  # from make_inputs
+    max_tokens: int,  # of a batch, padding included
+) -> list[Sequence[ModelInput]]:
+    "Batches of inputs that all have a stem, or all have none."
+    n_with_stem = sum(bool(one.stem) for one in inputs)
+    batches = []
+    for part in (inputs[:n_with_stem], inputs[n_with_stem:]):
+        spans = cut_batches([one.n_tokens for one in part], max_tokens)
+        batches += [part[span.start : span.stop] for span in spans]
+    return batches
+
 # %% ../../nbs/63_train.score.ipynb #deda127c
 def takes_positions(model: Any) -> bool:
     "Whether a model can be told at which positions its logits are wanted."
@@ -101,39 +136,83 @@ def takes_positions(model: Any) -> bool:
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
-def logits_at(model: Any, tokens: Any, positions: list[int]) -> Any:
+def keeps_keys(model: Any) -> bool:
+    "Whether what a model keeps of a stem can be taken for several tails."
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return not getattr(base, "_is_stateful", False)  # as recurrent models are
+
+
+def logits_at(model: Any, tokens: Any, positions: list[int], **stems: Any) -> Any:
     "Logits at these positions of each sequence, [sequences, positions, vocabulary]."
     import torch
 
     keep = torch.tensor(positions, device=tokens.device)
+    stems = stems or {"use_cache": False}
     if takes_positions(model):
-        return model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
-    return model(input_ids=tokens, use_cache=False).logits[:, keep]
+        return model(input_ids=tokens, logits_to_keep=keep, **stems).logits
+    return model(input_ids=tokens, **stems).logits[:, keep]
 
 
-def pad_tokens(rows: Sequence[Sequence[int]], device: Any) -> Any:
-    "Sequences as one tensor, int64 [sequences, longest], with zeros behind."
+def pad_tokens(
+    rows: Sequence[Sequence[int]], device: Any, in_front: bool = False
+) -> tuple[Any, Any]:  # int64 [sequences, longest] each
+    "Sequences as one tensor, with zeros where there is nothing, and where there is something."
     import torch
 
     longest = max(map(len, rows))
-    padded = [[*row, *[0] * (longest - len(row))] for row in rows]
-    return torch.tensor(padded, device=device)
+    padded = []
+    mask = []
+    for row in rows:
+        nothing = [0] * (longest - len(row))
+        ones = [1] * len(row)
+        padded.append([*nothing, *row] if in_front else [*row, *nothing])
+        mask.append([*nothing, *ones] if in_front else [*ones, *nothing])
+    return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
+
+
+def read_stems(model: Any, batch: Sequence[ModelInput], tails: Any) -> dict[str, Any]:
+    "What a model has to be given with the tails of a batch: all that it keeps of the stems."
+    import torch
+
+    tokens, mask = pad_tokens([one.stem for one in batch], model.device, in_front=True)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    few = {"logits_to_keep": 1} if takes_positions(model) else {}
+    kept = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=True,
+        **few,
+    ).past_key_values
+    n_tails = torch.tensor([len(one.tails) for one in batch], device=model.device)
+    of_tail = torch.repeat_interleave(n_tails)
+    kept.batch_select_indices(of_tail)
+    first = mask.sum(-1)[of_tail, None]
+    return {
+        "past_key_values": kept,
+        "attention_mask": torch.cat([mask[of_tail], torch.ones_like(tails)], 1),
+        "position_ids": first + torch.arange(tails.shape[1], device=model.device),
+        "use_cache": True,
+    }
 
 
 def score_inputs(model: Any, batch: Sequence[ModelInput]) -> list[list[float]]:
     "Of each continuation: question, option, log-probability."
     import torch
 
+    tails = [tail for one in batch for tail in one.tails]
+    of_tails = [wanted for one in batch for wanted in one.wanted]
     places = [
-        (row, range(len(one.tokens) - len(wanted.tokens), len(one.tokens)), wanted)
-        for row, one in enumerate(batch)
-        for wanted in one.wanted
+        (row, range(len(tail) - len(wanted.tokens), len(tail)), wanted)
+        for row, (tail, of_tail) in enumerate(zip(tails, of_tails))
+        for wanted in of_tail
     ]
     positions = sorted({i for _, span, _ in places for i in span})
     column = {position: i for i, position in enumerate(positions)}
     with torch.inference_mode():
-        tokens = pad_tokens([one.tokens for one in batch], model.device)
-        logits = logits_at(model, tokens, positions)
+        tokens, _ = pad_tokens(tails, model.device)
+        stems = read_stems(model, batch, tokens) if batch[0].stem else {}
+        logits = logits_at(model, tokens, positions, **stems)
         scores = []
         for row, span, wanted in places:
             own = logits[row, column[span[0]] : column[span[-1]] + 1].float()
@@ -272,14 +351,14 @@ def score_options(
         )
         for question in questions
     ]
-    inputs, truncated = make_inputs(tokenizer, pairs, longest_input(model))
-    ranges = cut_batches([len(one.tokens) for one in inputs], max_tokens)
-    batches = [inputs[span.start : span.stop] for span in ranges]
+    share = keeps_keys(model)
+    inputs, truncated = make_inputs(tokenizer, pairs, longest_input(model), share)
+    batches = batch_inputs(inputs, max_tokens)
     found, pace = run_batches(
         batches,
         lambda batch: score_inputs(model, batch),
         Path(journal),
-        lambda one: len(one.tokens),
+        lambda one: len(one.stem) + sum(map(len, one.tails)),
         task.name,
         quiet,
     )
