@@ -214,8 +214,8 @@ def released_parse(text: str) -> list[str]:
     if text.isascii():
         pieces = text.split(",")
     else:
-        pieces = max(text.split("，"), text.split("、"), key=len)
-    numbered = re.findall(r"^\s*\d+[.、)）]\s*(.+)$", text, re.MULTILINE)
+        pieces = max(text.split("、"), text.split("，"), key=len)
+    numbered = re.findall(r"^\d+\.\s+(.+)$", text, re.MULTILINE)
     if len(numbered) > len(pieces):
         pieces = numbered
     words = (piece.strip().lower() for piece in pieces)
@@ -238,6 +238,8 @@ def released_batch(
             precisions[k].append(precision_at(words, associates, k))
         rank = {word: place for place, word in enumerate(associates)}
         hits = [(place, rank[word]) for place, word in enumerate(words) if word in rank]
+        if len(hits) < 2:
+            continue
         places += [place for place, _ in hits]
         ranks += [rank_of for _, rank_of in hits]
     rho = spearman(places, ranks)

@@ -152,7 +152,8 @@ def read_ranking(
         places.setdefault(fold_word(word), []).append(place)
     order: list[int] = []
     repeated = foreign = 0
-    for piece in ranking_pieces(answer_of(text)):
+    for raw in ranking_pieces(answer_of(text)):
+        piece = " ".join(raw[:1000].split())  # no run of spaces is left to search in
         forms = (fold_word(clean_piece(form)) for form in (piece, _GLOSS.sub("", piece)))
         of_word = next((places[form] for form in forms if form in places), None)
         if of_word is None:

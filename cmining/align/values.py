@@ -180,7 +180,8 @@ def order_dependence(
 ) -> pd.DataFrame:  # question, orders, js (base 2, 0 to 1), mode_changes (0 or 1)
     "How much a model's answers depend on the order of the options."
     rows = []
-    for id, of_orders in answers.items():
+    for id, shares in answers.items():
+        of_orders = np.atleast_2d(shares)
         n = len(of_orders)
         distances = [
             js_distance(of_orders[i], of_orders[j], base=2)
@@ -372,6 +373,12 @@ def country_pairs(countries: Sequence[str]) -> list[tuple[str, str]]:
     return [(countries[0], other) for other in countries[1:]]
 
 
+def mean_order_dependence(answers: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    "The means of `order_dependence`; None when there was one order only."
+    means = order_dependence(answers)[["js", "mode_changes"]].mean()
+    return table_rows(means.to_frame().T)[0]
+
+
 def check_countries(survey: Survey, countries: Sequence[str]) -> None:
     "A RunError for a country that the survey does not have."
     unknown = sorted(set(countries) - set(survey.record["countries"]))
@@ -429,11 +436,7 @@ def evaluate_values(
             n: table_rows(summarize_countries(t, n_boot, seed)) for n, t in tables.items()
         },
         "order_dependence": {
-            name: order_dependence(answers)[["js", "mode_changes"]]
-            .mean()
-            .round(6)
-            .to_dict()
-            for name, answers in models.items()
+            name: mean_order_dependence(answers) for name, answers in models.items()
         },
         "tension": [
             {
