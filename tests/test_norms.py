@@ -228,7 +228,10 @@ def test_files_that_are_not_there(tmp_path):
         read_norms(tmp_path / "none.csv")
     with pytest.raises(CorpusError, match="this is a folder"):
         read_norms(tmp_path)
-    cut = write(tmp_path / "cut.csv.gz", gzip.compress((HEAD + "lamp,light,1\n" * 9999).encode())[:-20])
+    cut = write(
+        tmp_path / "cut.csv.gz",
+        gzip.compress((HEAD + "lamp,light,1\n" * 9999).encode())[:-20],
+    )
     with pytest.raises(CorpusError, match="cannot be read"):
         read_norms(cut)
     path = write(tmp_path / "a.csv", HEAD + "lamp,light,3\n")

@@ -38,7 +38,7 @@ class SurveyQuestion:
 _NO_OPINION = re.compile(
     r"\b(?:don.?t know|no answer|no opinion|not applicable|not asked|missing|refused"
     r"|hard to say|can.?t say|depends?|don.?t mind|neither|neutral|undecided|unsure"
-    r"|other|never heard|not allowed)\b"
+    r"|other answer|never heard|not allowed)\b"
     r"|不知道|不好说|很难说|说不清|无所谓|不在乎|中立|看情况|わから|どちらとも|気にしない",
     re.IGNORECASE,
 )
