@@ -231,6 +231,7 @@ PATHS = {
     "export": ("--out=~/x", "--format=trl", "~/x"),
     "cost": ("~/x",),
     "annotate": ("sample", "~/x", "--out=~/x", "--checks=~/x"),
+    "align": ("lexical", "~/x", "--out=~/x", "--ratings=~/x", "--prices=~/x"),
 }
 
 

@@ -80,13 +80,20 @@ def fold_counts(gold: Mapping[str, int]) -> dict[str, int]:
     folded: dict[str, int] = {}
     for word, count in gold.items():
         folded[fold_word(word)] = folded.get(fold_word(word), 0) + count
-    return dict(sorted(folded.items(), key=lambda pair: (-pair[1], pair[0])))
+    # equal counts stay in the order of the norms
+    return dict(sorted(folded.items(), key=lambda pair: -pair[1]))
 
 
 def answer_words(answer: str | Sequence[str] | None) -> list[str]:
     "The folded words of an answer, a text or a list; each word once."
     words = answer if isinstance(answer, list | tuple) else parse_list(answer)
     return list(dict.fromkeys(map(fold_word, words)))
+
+
+def count_correlation(words: list[str], gold: Mapping[str, int]) -> float:
+    "Spearman's ρ between place and count, where equal counts share a rank."
+    counts = [-gold[word] for word in words if word in gold]
+    return spearman(range(len(counts)), counts)
 
 
 def score_cue(words: list[str], gold: dict[str, int]) -> dict[str, float]:
@@ -97,6 +104,7 @@ def score_cue(words: list[str], gold: dict[str, int]) -> dict[str, float]:
         row[f"P@{k} reachable"] = row[f"P@{k}"] * k / min(k, len(gold))
         row[f"P@{k} of top {k}"] = precision_at(words, ordered[:k], k)
     row["spearman"] = rank_correlation(words, ordered)
+    row["spearman of counts"] = count_correlation(words, gold)
     row["share of responses"] = frequency_recall(words, gold)
     row["parsed"] = float(bool(words))
     row["words"] = float(len(words))
