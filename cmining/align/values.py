@@ -498,7 +498,7 @@ def values_text(results: dict[str, Any]) -> str:
         countries = list(dict.fromkeys(row["country"] for row in rows))
         parts = [
             f"{c} JS {by[c, 'js']['value']:.3f}, EMD {by[c, 'emd']['value'] or 0:.3f},"
-            f" same mode {by[c, 'same_mode']['value']:.0%}"
+            f" same mode {by[c, 'same_mode']['value']:.0%} of {by[c, 'js']['n']}"
             for c in countries
         ]
         lines.append(
