@@ -148,6 +148,20 @@ def test_our_parser_finds_lists(name, expected):
     assert ours > theirs - 0.01, (ours, theirs)
 
 
+@needs_shared
+def test_much_of_the_gain_is_format():
+    "The same 34 cues before and after fine-tuning, by two parsers."
+    scores = {}
+    for name in ("qwen_zh_base", "qwen_zh_sft"):
+        rows = rows_of(name)
+        for parse in (released_parse, parse_list):
+            hits = [precision_at(parse(row["raw"]), gold_of(row), 5) for row in rows]
+            scores[name, parse] = np.mean(hits)
+    before, after = "qwen_zh_base", "qwen_zh_sft"
+    assert scores[after, released_parse] / scores[before, released_parse] > 2.4
+    assert scores[after, parse_list] / scores[before, parse_list] < 1.4
+
+
 # ------------------------------------------------------------ metric cases
 
 

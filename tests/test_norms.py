@@ -172,6 +172,8 @@ HEAD = "cue,response,count\n"
 BROKEN = {
     "empty": (b"", "the file is empty"),
     "blank": (b" \n\n", "the file is empty"),
+    "nothing but separators": (b"\x1c\x85", "the file is empty|no UTF-8"),
+    "a separator": (b"\x1c", "the file is empty"),
     "header only": (HEAD, "no association is in it"),
     "no cue": ("word,response\na,b\n", "line 1: no column is the cue"),
     "no response": ("cue,age\na,7\n", "no column has responses"),

@@ -145,9 +145,11 @@ def read_fields(path: Path, text: Iterable[str]) -> Iterator[tuple[int, list[str
         skipinitialspace=True,
         strict=not unquoted,
     )
+    n_rows = 0
     try:
         for fields in rows:
             if any(field.strip() for field in fields):
+                n_rows += 1
                 yield skipped + rows.line_num, fields
     except csv.Error as error:
         refuse(
@@ -156,6 +158,8 @@ def read_fields(path: Path, text: Iterable[str]) -> Iterator[tuple[int, list[str
             f"the fields cannot be told apart ({error})",
             "a quotation mark is not closed, or not doubled inside a field: mend the line",
         )
+    if not n_rows:
+        refuse(path, None, "the file is empty", "download it again")
 
 # %% ../../nbs/70_align.norms.ipynb #44deae00
 def open_text(path: Path) -> Iterator[str]:
