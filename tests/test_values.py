@@ -381,6 +381,8 @@ def test_a_model_that_moves_is_seen_to_move(survey_file, tmp_path):
         ('{"question_id": "R1", "shares": []}', "no answer of a model"),
         ('{"question_id": "R1", "shares": [NaN, 1]}', "no distribution"),
         ('{"shares": [1, 0]}', "question_id"),
+        ('{"question_id": [], "shares": [1, 0]}', "question_id is no text"),
+        ('{"question_id": "R1", "shares": [[[1, 0]]]}', "no lists"),
         (
             '{"question_id": "R1", "shares": [1, 0]}\n' * 2,
             "line 2: question R1 is there twice",

@@ -114,6 +114,8 @@ def parse_question(row: Any) -> SurveyQuestion:
         raise ValueError("it has no question_id")
     text = row.get("text")
     texts = {"en": text} if isinstance(text, str) else dict(text or {})
+    if not all(isinstance(words, str | None) for words in texts.values()):
+        raise ValueError("its text is no text")
     named, labels = labels_of(row.get("options"))
     codes = [int(code) for code in row.get("codes") or named or ()]
     if not codes:

@@ -351,6 +351,8 @@ def read_model_answers(
         try:
             row = parse_json(line)
             id, shares = row["question_id"], np.atleast_2d(np.array(row["shares"], float))
+            if not isinstance(id, str) or shares.ndim != 2:
+                raise ValueError("its question_id is no text, or its shares are no lists")
             for of_order in shares:
                 checked_pair(of_order, of_order)
         except (ValueError, TypeError, KeyError) as problem:
