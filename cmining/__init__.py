@@ -1,7 +1,8 @@
 """Find the culture in multilingual text: culture points by geometry, with the evidence for each.
 
 The names below are what a notebook of yours needs; each is loaded when it is first used. Everything
-else is in the packages, one floor above the other: core, models, ingest, mine, evidence, instruct, viz.
+else is in the packages, one floor above the other: core, models, ingest, mine, evidence, instruct,
+train, align, collect, viz.
 """
 
 # Written by hand: no notebook can be imported before this module is there.
@@ -27,6 +28,8 @@ _HOME = {
     "synthesize_offline": "instruct.synthesize",
     "export_dataset": "instruct.export",
     "question_accuracy": "tasks.utils",
+    "precision_at": "align.lexical",
+    "rank_correlation": "align.lexical",
     "make_report": "viz.report",
     "make_atlas": "viz.atlas",
 }

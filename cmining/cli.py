@@ -1630,6 +1630,287 @@ def annotate_options(sub: argparse.ArgumentParser) -> None:
     "The three steps of a study."
     add_commands(sub, ANNOTATE, "step", "step_function")
 
+# %% ../nbs/99_cli.ipynb #bf4cdf06
+def named_file(text: str) -> tuple[str, Path]:
+    "NAME=FILE, or a file whose name is the model's."
+    name, separator, file = text.partition("=")
+    if separator and name and "/" not in name:
+        return name, local_path(file)
+    path = local_path(text)
+    return path.name.partition(".")[0], path
+
+
+def named_files(options: argparse.Namespace) -> dict[str, Path]:
+    "The files of --answers by name. A RunError when two have the same."
+    files: dict[str, Path] = {}
+    for name, path in options.answers or ():
+        if name in files:
+            raise RunError(
+                f"two answers are called {name}: name one --answers other={path}"
+            )
+        files[name] = path
+    return files
+
+
+def align_data(options: argparse.Namespace) -> None:
+    "cmining align data"
+    from cmining.align.items import WordSettings, make_word_items
+    from cmining.align.norms import read_norms
+
+    tasks = tuple(options.tasks.split(","))
+    settings = WordSettings(options.lang, tasks, options.budget, options.seed)
+    norms = read_norms(options.norms, options.country, options.positions)
+    record = make_word_items(norms, options.out, settings, options.jobs, quiet=False)
+    about = record["norms"]
+    print(
+        f"{about['cues']:,} cues, {about['pairs']:,} pairs, {about['responses']:,} responses"
+        f" (layout: {about['layout']})"
+    )
+    for reason, n in about["left_out"].items():
+        print(f"  left out: {n:,} × {reason}")
+    for split, items in record["items"].items():
+        counts = ", ".join(f"{n:,} {task}" for task, n in items.items()) or "no items"
+        print(f"{split}: {record['cues'][split]:,} cues, {counts}")
+    print(f"Terms of the norms: {about['terms']}.")
+    print(
+        f"Train on {options.out}/train; evaluate with cmining align lexical {options.out}"
+    )
+
+
+def align_data_options(sub: argparse.ArgumentParser) -> None:
+    "Which norms, and which items of them."
+    sub.add_argument(
+        "norms",
+        type=Path,
+        help=(
+            "a file of norms: SWOW (raw or strengths), USF, EAT, or a table with cue,"
+            " response and count"
+        ),
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="gets train, validation and test; the same command goes on where it stopped",
+    )
+    sub.add_argument(
+        "--lang", default="en", help="language of the norms and prompts (default en)"
+    )
+    sub.add_argument(
+        "--country", help="only participants whose columns of origin all say this"
+    )
+    sub.add_argument(
+        "--positions",
+        type=int,
+        choices=(1, 2, 3),
+        default=3,
+        help="responses of a participant that count: 1 for first ones alone (default 3)",
+    )
+    sub.add_argument(
+        "--tasks",
+        default="word_list",
+        help="of word_list,word_ranking (default word_list)",
+    )
+    sub.add_argument(
+        "--budget",
+        type=int,
+        default=1_000_000,
+        help="draws of each task over all cues (default 1,000,000, as in the paper)",
+    )
+    sub.add_argument(
+        "--seed", type=int, default=42, help="of splits and draws (default 42)"
+    )
+    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+
+# %% ../nbs/99_cli.ipynb #47c7857c
+def model_lists(
+    options: argparse.Namespace, cues: list[str], lang: str
+) -> dict[str, str | None]:
+    "What the model that the options name associates; kept in OUT/answers.jsonl."
+    from cmining.align.lexical import ask_lists, endpoint_answers
+
+    work = options.out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    endpoint = Endpoint(options.model, options.base_url, options.concurrency)
+    prices = load_prices(options.prices) if options.prices else None
+    answer = endpoint_answers(
+        endpoint, work / "replies.jsonl", options.max_tokens, prices, options.budget
+    )
+    answers = ask_lists(cues, answer, lang, options.length)
+    with open(
+        options.out / "answers.jsonl", "w", encoding="utf-8", newline="\n"
+    ) as lines:
+        for cue, text in answers.items():
+            lines.write(json.dumps({"cue": cue, "text": text}, ensure_ascii=False) + "\n")
+    return answers
+
+
+def align_lexical(options: argparse.Namespace) -> None:
+    "cmining align lexical"
+    from cmining.align.items import read_gold
+    from cmining.align.lexical import lexical_text, read_answers, run_lexical
+
+    gold, about = read_gold(options.norms, options.split)
+    if options.limit is not None:
+        gold = dict(islice(gold.items(), max(options.limit, 0)))
+    models: dict[str, Any] = {
+        name: read_answers(path) for name, path in named_files(options).items()
+    }
+    if options.model:
+        lang = options.lang or about.get("lang", "en")
+        models[options.model] = model_lists(options, list(gold), lang)
+    if not models:
+        raise RunError("give answers of a model with --answers, or --model to ask one")
+    results = run_lexical(options.out, gold, models, options.ratings or (), about)
+    print(lexical_text(results))
+    print(
+        f"\nA row a model and cue: {options.out}/scores.parquet; all numbers: results.json"
+    )
+
+
+def align_lexical_options(sub: argparse.ArgumentParser) -> None:
+    "Which cues, which models, which ratings."
+    sub.add_argument(
+        "norms", type=Path, help="a folder of cmining align data, or a file of norms"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    sub.add_argument(
+        "--answers",
+        type=named_file,
+        nargs="+",
+        action="extend",
+        metavar="NAME=FILE",
+        help=(
+            "answers of a model, a line of JSON a cue: cue, and text or words; others are"
+            " compared with the first"
+        ),
+    )
+    sub.add_argument(
+        "--split", default="test", help="of the folder: whose cues (default test)"
+    )
+    sub.add_argument("--limit", type=int, help="only so many cues")
+    sub.add_argument(
+        "--ratings",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="lists of valence, arousal, dominance or concreteness, as published",
+    )
+    sub.add_argument(
+        "--model",
+        help=(
+            "a model of an OpenAI-compatible endpoint to ask; its key is read from"
+            " OPENAI_API_KEY"
+        ),
+    )
+    sub.add_argument("--base-url", help="the endpoint (default: OpenAI's)")
+    sub.add_argument(
+        "--lang", help="of the prompts (default: that of the folder, else en)"
+    )
+    sub.add_argument(
+        "--length", type=int, default=50, help="associates asked for (default 50)"
+    )
+    sub.add_argument(
+        "--max-tokens", type=int, default=1024, help="of an answer (default 1,024)"
+    )
+    sub.add_argument(
+        "--concurrency", type=int, default=16, help="requests in flight (default 16)"
+    )
+    sub.add_argument(
+        "--budget", type=float, metavar="USD", help="stop before more is spent"
+    )
+    sub.add_argument("--prices", type=Path, metavar="FILE", help="as for synthesize")
+
+# %% ../nbs/99_cli.ipynb #87293125
+def align_values(options: argparse.Namespace) -> None:
+    "cmining align values"
+    from cmining.align.values import run_values, values_text
+
+    countries = [country.strip() for country in options.countries.split(",")]
+    if len(countries) < 2 or len(set(countries)) < len(countries):
+        raise RunError(
+            "--countries wants two different ones or more, such as --countries USA,CHN"
+        )
+    results = run_values(
+        options.out, options.survey, named_files(options), countries, options.top
+    )
+    print(values_text(results))
+    print(
+        f"\nA row a model, question and country: {options.out}/distances.parquet; all"
+        " numbers: results.json"
+    )
+
+
+def align_values_options(sub: argparse.ArgumentParser) -> None:
+    "Which questions, which models, which countries."
+    sub.add_argument(
+        "survey",
+        type=Path,
+        nargs="+",
+        metavar="SURVEY",
+        help="files of survey questions with distributions by country, .jsonl",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    sub.add_argument(
+        "--answers",
+        type=named_file,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME=FILE",
+        help=(
+            "answers of a model, a line of JSON a question: question_id, and shares in"
+            " the order of the codes; others are compared with the first"
+        ),
+    )
+    sub.add_argument(
+        "--countries",
+        required=True,
+        metavar="ONE,OTHER,…",
+        help="the first is compared with each of the others",
+    )
+    sub.add_argument(
+        "--top",
+        type=int,
+        default=50,
+        help="questions on which two countries differ most (default 50)",
+    )
+
+
+ALIGN: dict[str, Command] = {
+    "data": Command(
+        align_data,
+        align_data_options,
+        "Make items of word-association norms, split by cue.",
+        "cmining align data data/norms/eat.tsv --out words --budget 20000",
+    ),
+    "lexical": Command(
+        align_lexical,
+        align_lexical_options,
+        "Does a model associate like people? Precision, rank correlation, affect.",
+        "cmining align lexical words --answers base=base.jsonl tuned=tuned.jsonl"
+        " --out lexical",
+    ),
+    "values": Command(
+        align_values,
+        align_values_options,
+        "Whose survey answers are a model's answers like?",
+        "cmining align values wvs.jsonl --answers base=base.jsonl --countries USA,CHN"
+        " --out values",
+    ),
+}
+
+
+def align_command(options: argparse.Namespace) -> int | None:
+    "cmining align"
+    return options.step_function(options)
+
+
+def align_options(sub: argparse.ArgumentParser) -> None:
+    "The three steps of word associations."
+    add_commands(sub, ALIGN, "step", "step_function")
+
 # %% ../nbs/99_cli.ipynb #aa7aaa87
 def comma_list(text: str) -> tuple[str, ...]:
     "Values with commas between them."
@@ -1900,6 +2181,12 @@ COMMANDS: dict[str, Command] = {
         "Have people judge culture points: draw and blind, collect, score.",
         "cmining annotate sample runs/sample --n 300 --raters 3 --out study",
     ),
+    "align": Command(
+        align_command,
+        align_options,
+        "Word associations of people: items to train on, and how a model compares.",
+        "cmining align data data/norms/eat.tsv --out words --budget 20000",
+    ),
     "collect": Command(
         collect_command,
         collect_options,
@@ -1934,7 +2221,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/99_cli.ipynb #c2f1e3bf
 # commands that go on where they were interrupted
-RESUMED = ("mine", "sweep", "synthesize", "train", "evaluate")
+RESUMED = ("mine", "sweep", "synthesize", "train", "evaluate", "align")
 PIPE_CLOSED = 141
 
 

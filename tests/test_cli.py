@@ -241,6 +241,7 @@ PATHS = {
     "cost": ("~/x",),
     "annotate": ("sample", "~/x", "--out=~/x", "--checks=~/x"),
     "collect": ("merge", "~/x", "--out=~/x"),
+    "align": ("lexical", "~/x", "--out=~/x", "--ratings=~/x", "--prices=~/x"),
 }
 
 

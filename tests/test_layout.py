@@ -157,7 +157,7 @@ def test_light_imports():
 
 
 def test_public_names():
-    assert 10 <= len(cmining.__all__) <= 20
+    assert 10 <= len(cmining.__all__) <= 24
     for name in cmining.__all__:
         assert getattr(cmining, name).__doc__, name
     assert set(cmining.__all__) <= set(dir(cmining))

@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from .. import __version__
 from ..core.basics import RunError, parse_json
 from ..core.engine import write_json
-from .items import LETTERS, TASKS
+from .items import LETTERS, TASKS, WORD_TASKS
 
 # %% auto #0
 __all__ = ['INSTRUCTIONS', 'ROWS', 'to_pair', 'trainable_items', 'assign_splits', 'dataset_card', 'check_export',
@@ -95,6 +95,8 @@ def to_pair(
     "What the model reads and what it is to say."
     words = INSTRUCTIONS.get(item["lang"], INSTRUCTIONS["en"])
     task, answer = item["task"], item["answer"]
+    if task in WORD_TASKS:
+        return item["question"], answer
     lines = [words[task], "", item["question"]]
     if task == "single_choice":
         options = [f"{letter}. {text}" for letter, text in zip(LETTERS, item["options"])]
@@ -117,8 +119,8 @@ def field_problem(item: dict[str, Any]) -> str | None:
     for name in ("id", "task", "lang", "question"):
         if not is_text(item.get(name)):
             return f"{name} is missing or empty"
-    if item["task"] not in TASKS:
-        return f"task is one of {', '.join(TASKS)}, not {item['task']!r}"
+    if item["task"] not in TASKS + WORD_TASKS:
+        return f"task is one of {', '.join(TASKS + WORD_TASKS)}, not {item['task']!r}"
     if not re.fullmatch("[a-z]{2,3}", item["lang"]):
         return f"lang is a language code such as en, not {item['lang']!r}"
     return None
@@ -145,7 +147,7 @@ def answer_problem(item: dict[str, Any]) -> str | None:
             return f"answer is a letter from A to D, not {answer!r}"
     if task == "true_false" and not isinstance(answer, bool):
         return f"answer is true or false, not {answer!r}"
-    if task == "short_answer" and not is_text(answer):
+    if task in ("short_answer", *WORD_TASKS) and not is_text(answer):
         return "answer is missing or empty"
     if not isinstance(item.get("explanation"), str | None):
         return "explanation is no text"
@@ -670,14 +672,20 @@ def markdown_table(head: list[str], rows: Iterable[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def about_words(items: list[dict[str, Any]]) -> bool:
+    "Are the items made of word-association norms, and not of culture points?"
+    return all(item["task"] in WORD_TASKS for item in items)
+
+
 def language_table(items: list[dict[str, Any]]) -> str:
     "Items by language and task."
     count = Counter((item["lang"], item["task"]) for item in items)
+    tasks = WORD_TASKS if about_words(items) else TASKS
     rows = []
     for lang in sorted({lang for lang, _ in count}):
-        of_tasks = [count[lang, task] for task in TASKS]
+        of_tasks = [count[lang, task] for task in tasks]
         rows.append([lang, *of_tasks, sum(of_tasks)])
-    return markdown_table(["language", *TASKS, "all"], rows)
+    return markdown_table(["language", *tasks, "all"], rows)
 
 
 def split_table(by_split: dict[str, list[dict[str, Any]]]) -> str:
@@ -699,6 +707,55 @@ def generator_table(items: list[dict[str, Any]]) -> str:
         for (generator, version), n in sorted(count.items())
     ]
     return markdown_table(["generator, prompt version", "items"], rows)
+
+# %% ../../nbs/55_instruct.export.ipynb #895c1981
+ABOUT_CULTURE = """\
+# Culture instruction items
+
+{n:,} questions and answers about {n_concepts:,} concepts that \
+belong to a culture, in {n_languages} language{s}. The concepts were
+mined from multilingual text by C-Mining's geometry (a \
+culture-bound concept lies on an island of its own language in a
+multilingual embedding space); the items were made from groups of them. \
+Written by cmining {version}, format `{format}`."""
+TERMS_OF_CULTURE = """\
+## Licence
+
+Questions, options and answers hold text of the corpus, \
+which keeps its licence: that of Wikipedia, for example, is
+CC BY-SA and asks for attribution. Replace `license` \
+above by what applies before you share this dataset.
+
+## Limits
+
+- Language is not culture. A concept is tied to the *language* \
+that has it to itself; a language has many cultures, and
+  an English article may tell of a Māori custom.
+- What no Wikipedia, or whatever the corpus was, \
+has written down is missing. Whoever wrote it shows in what is there."""
+ABOUT_WORDS = """\
+# Word-association items
+
+{n:,} prompts and answers about {n_concepts:,} cues, in {n_languages} \
+language{s}: what native speakers said when they were
+asked what a word brings to mind, as lists and as rankings, in the order of \
+how many said it. Made of word-association norms
+by cmining {version}, format `{format}`."""
+TERMS_OF_WORDS = """\
+## Licence
+
+The answers are the norms, and stay under their licence. \
+The Small World of Words is CC BY-NC-ND: items made of it
+must not be passed on or used commercially. The Edinburgh Associative \
+Thesaurus is under the Open Government Licence. Replace
+`license` above by what applies.
+
+## Limits
+
+- Norms hold what the people who were asked said when they were asked: \
+mostly students, mostly of one country and one
+  decade. Some of it is offensive.
+- Most associates were given by one person, so their order is chance."""
 
 # %% ../../nbs/55_instruct.export.ipynb #9aeaf91a
 CARD = """\
@@ -723,14 +780,7 @@ configs:
 {files}
 ---
 
-# Culture instruction items
-
-{n:,} questions and answers about {n_concepts:,} concepts that \
-belong to a culture, in {n_languages} language{s}. The concepts were
-mined from multilingual text by C-Mining's geometry (a \
-culture-bound concept lies on an island of its own language in a
-multilingual embedding space); the items were made from groups of them. \
-Written by cmining {version}, format `{format}`.
+{about}
 
 {by_language}
 
@@ -772,20 +822,7 @@ another title, concepts that are only related (most, not all, \
 are held out together), concepts that a held-out item
 shows only in its wrong options, and concepts that a text mentions in passing.
 
-## Licence
-
-Questions, options and answers hold text of the corpus, \
-which keeps its licence: that of Wikipedia, for example, is
-CC BY-SA and asks for attribution. Replace `license` \
-above by what applies before you share this dataset.
-
-## Limits
-
-- Language is not culture. A concept is tied to the *language* \
-that has it to itself; a language has many cultures, and
-  an English article may tell of a Māori custom.
-- What no Wikipedia, or whatever the corpus was, \
-has written down is missing. Whoever wrote it shows in what is there.
+{terms}
 - Nobody has checked the items one by one. Validators look at form, not at truth.
 - No item is longer than {cutoff:,} tokens of any tokenizer that \
 works on bytes; with a smaller limit a trainer may cut items.
@@ -821,17 +858,22 @@ def dataset_card(
         f"  - split: {split}\n    path: {split_file(split, format)}" for split in by_split
     ]
     prompt, response = to_pair(by_split["train"][0])
-    return CARD.format(
-        # quoted: YAML takes no for false
-        languages="\n".join(f'- "{lang}"' for lang in langs),
-        files="\n".join(files),
-        size=size_category(len(items)),
+    words = about_words(items)
+    about = (ABOUT_WORDS if words else ABOUT_CULTURE).format(
         n=len(items),
         n_concepts=len(all_concepts(items)),
         n_languages=len(langs),
         s="s" if len(langs) > 1 else "",
         version=__version__,
         format=format,
+    )
+    return CARD.format(
+        # quoted: YAML takes no for false
+        languages="\n".join(f'- "{lang}"' for lang in langs),
+        files="\n".join(files),
+        size=size_category(len(items)),
+        about=about,
+        terms=TERMS_OF_WORDS if words else TERMS_OF_CULTURE,
         by_language=language_table(items),
         by_split=split_table(by_split),
         by_generator=generator_table(items),
