@@ -296,15 +296,30 @@ def model_folder(
         raise RunError(f"there is no model folder {name!r}: name one that is there")
     return fetch_model(name)
 
-# %% ../../nbs/60_train.tune.ipynb #e7f51a45
-def load_plain(folder: Path) -> Any:
-    "The model of a folder in bf16, on the processor. RunError when it is broken."
+# %% ../../nbs/60_train.tune.ipynb #43ba0508
+def has_bf16_units() -> bool:
+    "Does the device compute faster in bf16 than in float32?"
     import torch
+
+    return device_name() == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def number_type(folder: Path) -> Any:  # a torch dtype
+    "The numbers that a model is computed in."
+    import torch
+
+    n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    is_small = 8 * n_bytes <= psutil.virtual_memory().total
+    return torch.bfloat16 if has_bf16_units() or not is_small else torch.float32
+
+
+def load_plain(folder: Path) -> Any:
+    "The model of a folder, on the processor. RunError when it is broken."
     from transformers import AutoModelForCausalLM
 
     try:
         with quiet_libraries():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=number_type(folder))
     except Exception as e:  # a model that is broken fails in any way
         raise RunError(f"cannot load the model {folder}: {first_line(e)}") from e
 
@@ -312,7 +327,7 @@ def load_plain(folder: Path) -> Any:
 def load_model(
     model: str | Path,  # a name of the hub, a folder, or a GGUF file
     adapter: str | Path | None = None,  # ADAPTER/seed-0, as `tune` writes it
-) -> tuple[Any, Any]:  # the model in bf16, on the GPU if there is one; its tokenizer
+) -> tuple[Any, Any]:  # the model, on the GPU if there is one; its tokenizer
     """A model that is ready to answer, with an adapter or as it is.
 
     Raises RunError when one of the two is not there, ImportError without the extra.
@@ -449,7 +464,7 @@ AUTOCAST = False
 class MemoryNeed(NamedTuple):
     "Bytes that training takes."
 
-    weights: int  # of the model, in bf16
+    weights: int  # of the model
     adapter: int  # its numbers, gradients and moments
     kept: int  # by the forward pass of the longest part, for the backward pass
     kept_if_recomputed: int  # by the same, when each layer is computed twice
@@ -519,7 +534,7 @@ def weight_bytes(folder: Path, params: TuneParams) -> tuple[int, int]:
 
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=number_type(folder))
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         model = add_lora(model, params, folder)
     learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -543,7 +558,8 @@ def memory_need(
     one, two = (kept_bytes(model, n, TRIED_TOKENS) for n in (1, 2))
     n_layers = model.config.get_text_config().num_hidden_layers
     kept = math.ceil((two - one) * n_tokens / TRIED_TOKENS)
-    hidden = 2 * n_tokens * model.config.get_text_config().hidden_size
+    number = model.dtype.itemsize
+    hidden = number * n_tokens * model.config.get_text_config().hidden_size
     return MemoryNeed(weights, adapter, kept, n_layers * hidden + kept // n_layers)
 
 # %% ../../nbs/60_train.tune.ipynb #19e675fe
@@ -931,7 +947,7 @@ def plan_training(
         "chat_template": bool(tokenizer.chat_template),
         "device": device_name(),
         "threads": torch.get_num_threads(),
-        "dtype": "bfloat16",
+        "dtype": str(number_type(folder)).removeprefix("torch."),
         "recompute": recompute,
         "memory_need_bytes": need.total(recompute),
         "versions": {name: version(name) for name in VERSIONS},
