@@ -860,8 +860,7 @@ def synthesis_text(record: dict[str, Any], limit: int | None, out: Path) -> str:
         what = "culture points" if record.get("arm", "full") == "full" else "entries"
         lines.append(
             f"About {points['used']:,} {what} of kind"
-            f" {' or '.join(record['kinds'])}; {points['left out']:,} of other kinds were"
-            " left out."
+            f" {' or '.join(record['kinds'])}; {points['left out']:,} others were left out."
         )
     lines += [text for text in (arm_text(record), overlap_text(record)) if text]
     if limit and record["items"] < limit and record.get("complete", True):
@@ -892,6 +891,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
         tuple(options.kinds.split(",")) if options.kinds else (),
         options.arm,
         tuple(options.without or ()),
+        tuple(options.langs.split(",")) if options.langs else (),
     )
 
 
@@ -1012,6 +1012,11 @@ def add_item_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--language",
         help="ISO 639-1 code of the items' language (default: that of each group)",
+    )
+    sub.add_argument(
+        "--langs",
+        metavar="LANG,…",
+        help="only about culture points of these languages (default: all)",
     )
     sub.add_argument(
         "--kinds",

@@ -649,6 +649,7 @@ class Settings:
     kinds: tuple[str, ...] = ()  # of culture points, from KINDS; all when empty
     arm: str = "full"  # of ARMS: what stands in for the culture points of a run
     without: tuple[str | Path, ...] = ()  # files of titles that no item may name
+    langs: tuple[str, ...] = ()  # of culture points; all when empty
 
     def __post_init__(self) -> None:
         if unknown := set(self.tasks) - set(TASKS):
@@ -935,11 +936,30 @@ def write_dataset(
     return counts.record()
 
 # %% ../../nbs/54_instruct.synthesize.ipynb #51ce93d8
+def in_languages(
+    points: pd.DataFrame,
+    langs: tuple[str, ...],  # all when empty
+    source: str | Path,  # that the error names
+) -> pd.DataFrame:
+    "The points of some languages. A RunError when there are none."
+    if not langs:
+        return points
+    chosen = points[points["lang"].isin(langs)].reset_index(drop=True)
+    if chosen.empty:
+        there_are = ", ".join(sorted(points["lang"].unique()))
+        raise RunError(
+            f"{source} has nothing in {' or '.join(langs)}, but in {there_are}: name one"
+            " of these as langs"
+        )
+    return chosen
+
+
 def read_points(
     run: str | Path,
     kinds: tuple[str, ...] = (),  # of KINDS; all when empty
+    langs: tuple[str, ...] = (),  # all when empty
 ) -> pd.DataFrame:
-    """The culture points of a run, or those of some kinds.
+    """The culture points of a run, or those of some kinds and languages.
 
     A RunError when there are none, when the run says no kinds, or is no finished run."""
     points = read_run(run, "culture_points")
@@ -948,6 +968,7 @@ def read_points(
             f"{run} has no culture points, so there is nothing to ask about: mine a"
             " larger corpus, or with another line (alpha, or theta for islands)"
         )
+    points = in_languages(points, langs, run)
     if not kinds:
         return points
     if points["kind"].isna().all():
@@ -996,7 +1017,7 @@ def without_held_out(points: pd.DataFrame, held_out: HeldOut) -> pd.DataFrame:
 
 def points_of_run(run: str | Path, settings: Settings, held_out: HeldOut) -> Origin:
     "The culture points of a run, or the entries that stand in for them."
-    of_kinds = read_points(run, settings.kinds)
+    of_kinds = read_points(run, settings.kinds, settings.langs)
     points = without_held_out(of_kinds, held_out)
     fingerprint = run_fingerprint(run)
     n_all = len(read_run(run, "culture_points"))
@@ -1029,7 +1050,8 @@ def points_of_seeds(folder: str | Path, settings: Settings, held_out: HeldOut) -
         if value:
             raise RunError(f"{folder} has seeds of others, which have no {name}")
     seeds = read_seeds(folder)
-    points = without_held_out(seed_points(seeds, settings.seed), held_out)
+    points = in_languages(seed_points(seeds, settings.seed), settings.langs, folder)
+    points = without_held_out(points, held_out)
     fingerprint = file_digest(Path(folder) / SEEDS_FILE)
     counts = {"used": len(points), "left out": 0}
     if settings.without:
@@ -1091,6 +1113,7 @@ def dataset_record(
         "limit": settings.limit,
         "asked_tasks": list(settings.tasks),
         "kinds": list(settings.kinds),
+        "langs": list(settings.langs),
         "against": named_files(settings.against),
         **overlap,
         "without": named_files(settings.without),
