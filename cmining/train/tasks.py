@@ -12,9 +12,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from ..core.basics import CorpusError, RunError, hash64
 from ..core.engine import atomic_write
-from ..core.runs import read_run
+from ..core.runs import read_run, read_texts
 from ..core.scripts import fold
 from ..instruct.items import balanced_slot
 from cmining.instruct.offline import (
@@ -26,10 +28,12 @@ from cmining.instruct.offline import (
     pick_distractors,
     read_material,
 )
+from ..instruct.seeds import group_points
 from ..tasks import utils
 
 # %% auto #0
-__all__ = ['BenchmarkTask', 'task_names', 'read_task', 'task_questions', 'held_out_questions', 'write_questions']
+__all__ = ['BenchmarkTask', 'task_names', 'read_task', 'task_questions', 'held_out_questions', 'shared_questions',
+           'write_questions']
 
 # %% ../../nbs/62_train.tasks.ipynb #43feb5e1
 TASK_FOLDER = Path(utils.__file__).parent
@@ -224,7 +228,7 @@ def hold_out_titles(
 
 # %% ../../nbs/62_train.tasks.ipynb #79077360
 def questions_about(
-    material: Material, held: list[HeldOut], seed: int
+    material: Material, held: list[HeldOut], seed: int, subject: str = "held-out"
 ) -> list[dict[str, Any]]:
     "The questions about concepts that are held out, answers dealt evenly."
     dealt: dict[str, int] = defaultdict(int)  # questions so far, by language
@@ -245,7 +249,7 @@ def questions_about(
                     "question_id": f"{point.lang}/{point.id}",
                     "country": None,
                     "lang": point.lang,
-                    "subject": "held-out",
+                    "subject": subject,
                     "concept": point.title,
                     "question": template.format(text=passage.masked),
                     "options": options,
@@ -282,7 +286,45 @@ def held_out_questions(
         )
     return questions_about(material, held, seed)
 
+# %% ../../nbs/62_train.tasks.ipynb #6924cc83
+GROUP_SIZE = 10  # points of a theme, about
 
+
+def shared_points(
+    run: str | Path,  # a run by isolation, with its work
+    n: int,  # of each language
+    seed: int,
+) -> pd.DataFrame:  # id, lang, title, lead, group, rank
+    "The entries of each language that are nearest to other languages."
+    entries = read_run(run, "entries")
+    shared = entries[entries["stage"] == "shared"]
+    if shared.empty:
+        raise RunError(
+            f"{run} has no entries that isolation found to be shared: mine the corpus by"
+            " isolation, the default"
+        )
+    nearest = shared.sort_values(["isolation", "lang", "id"]).groupby("lang").head(n)
+    nearest = nearest[["id", "lang", "title"]].reset_index(drop=True)
+    texts = read_texts(run, nearest)
+    leads = [(texts.get(key) or [""])[0] for key in zip(nearest["lang"], nearest["id"])]
+    points = nearest.assign(lead=leads)
+    n_groups = max(1, len(points) // GROUP_SIZE)
+    return group_points(points, points["lang"], n_groups, seed)
+
+# %% ../../nbs/62_train.tasks.ipynb #abb92386
+def shared_questions(
+    run: str | Path,  # a run by isolation, with its work
+    n: int = 100,  # concepts of each language
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """The questions of `held_out_questions` about concepts that many languages share.
+
+    Raises RunError when the run has none, or its work was removed."""
+    material = read_material(run, shared_points(run, n, seed))
+    held = hold_out_share(material, 1.0, seed)
+    return questions_about(material, held, seed, "shared")
+
+# %% ../../nbs/62_train.tasks.ipynb #8ce5350d
 def write_questions(questions: Iterable[Mapping[str, Any]], file: str | Path) -> None:
     "Write questions as JSONL, whole or not at all: what `--without` and `--data` read."
     lines = [json.dumps(question, ensure_ascii=False) + "\n" for question in questions]
