@@ -183,13 +183,13 @@ def read_stems(model: Any, batch: Sequence[ModelInput], tails: Any) -> dict[str,
         position_ids=positions,
         use_cache=True,
         **few,
-    ).past_key_values
+    ).cache
     n_tails = torch.tensor([len(one.tails) for one in batch], device=model.device)
     of_tail = torch.repeat_interleave(n_tails)
     kept.batch_select_indices(of_tail)
     first = mask.sum(-1)[of_tail, None]
     return {
-        "past_key_values": kept,
+        "cache": kept,
         "attention_mask": torch.cat([mask[of_tail], torch.ones_like(tails)], 1),
         "position_ids": first + torch.arange(tails.shape[1], device=model.device),
         "use_cache": True,
