@@ -235,6 +235,9 @@ PATHS = {
     "new-notebook": ("~/x",),
     "synthesize": ("--out=~/x", "--prices=~/x", "~/x", "--against=~/x"),
     "export": ("--out=~/x", "--format=trl", "~/x"),
+    "seeds": ("~/x", "--out=~/x"),
+    "train": ("~/x", "--model=m", "--out=~/x"),
+    "compare": ("~/x", "--out=~/x", "--datasets=~/x", "--against=~/x"),
     "hold-out": ("~/x", "--out=~/x", "--titles=~/x"),
     "evaluate": ("~/x", "--tasks=sage", "--data=~/x", "--out=~/x", "--adapter=~/x")
     + ("--prices=~/x",),
