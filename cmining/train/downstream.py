@@ -71,7 +71,7 @@ def lay_out_questions(
 
     held_out = of_langs(held_out_questions(run, share=share, seed=seed))
     n_concepts = len({one["question_id"] for one in held_out})
-    shared = of_langs(shared_questions(run, n_concepts, seed))
+    shared = of_langs(shared_questions(run, max(4, n_concepts // 2), seed))
     write_questions(held_out, bench / "held_out.jsonl")
     write_questions(shared, bench / "shared.jsonl")
     asked = []
@@ -97,14 +97,14 @@ class Study:
     model on a processor, and are ours.
     """
 
-    items: int = 400  # of each arm
+    items: int = 600  # of each arm
     seeds: int = 3  # trainings of each arm
     langs: tuple[str, ...] = ("en",)  # of items and concepts; all when empty
-    share: float = 0.1  # of the culture points that are held out
+    share: float = 0.15  # of the culture points that are held out
     questions: int | None = 200  # of each public benchmark; all when None
     tasks: tuple[str, ...] = (*TASKS, "blend_mc_text")
-    item_tasks: tuple[str, ...] = ("single_choice", "short_answer", "true_false")
-    training: TuneParams = TuneParams(rate=5e-4, batch=8, epochs=1.0, rank=16, warmup=0.1)
+    item_tasks: tuple[str, ...] = ("short_answer",)
+    training: TuneParams = TuneParams(rate=1e-3, batch=8, epochs=1.0, rank=16, warmup=0.1)
     chat: bool = True  # questions in the chat template, as items are
     seed: int = 0  # of the drawing of items and concepts
 
