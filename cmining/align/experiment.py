@@ -35,6 +35,7 @@ from .survey import Survey, read_survey, without_cues
 from cmining.align.values import (
     count_moved,
     evaluate_values,
+    leaning,
     variant_survey,
     write_model_answers,
 )
@@ -155,7 +156,11 @@ def survey_results(
     settings: AlignSettings,
     train_cues: Sequence[str],
 ) -> dict[str, Any]:
-    "Distances, tension sets and movement of arms, and the movement of each seed."
+    """Distances, tension sets and movement of arms, and the movement of each seed.
+
+    `leanings` says of each question of the first tension set how much nearer an arm is to
+    the other country.
+    """
     countries, k = settings.countries, settings.tension
     means = {arm: mean_answers(of_seeds) for arm, of_seeds in answers.items()}
     _, results = evaluate_values(survey, means, countries, k)
@@ -168,6 +173,11 @@ def survey_results(
         }
         for arm, of_seeds in answers.items()
         if arm != "base"
+    }
+    ids = results["tension"][0]["questions"]
+    results["leanings"] = {
+        arm: leaning(survey.questions, of_arm, ids, one, other)
+        for arm, of_arm in means.items()
     }
     unseen = without_cues(survey.questions, train_cues, settings.lang)
     results["questions_without_cues"] = len(unseen)
