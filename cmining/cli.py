@@ -1811,6 +1811,20 @@ def about_model(options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     return {"asked": {"model": options.model, "adapter": adapter, "by": by, **settings}}
 
 
+def list_examples(options: argparse.Namespace) -> dict[str, list[str]]:
+    "Learnt cues with all that people say to them, to show in the prompt."
+    if not options.examples:
+        return {}
+    if not options.norms.is_dir():
+        raise RunError(
+            "--examples are cues that are not asked: name a folder of cmining align data"
+        )
+    from cmining.align.experiment import drawn_cues
+
+    learnt = cues_of(options.norms)
+    return {cue: list(learnt[cue]) for cue in drawn_cues(learnt, options.examples)}
+
+
 def model_lists(
     options: argparse.Namespace, cues: list[str], lang: str
 ) -> dict[str, dict[str, str | None]]:
@@ -1824,6 +1838,7 @@ def model_lists(
 
     work = options.out / "work"
     work.mkdir(parents=True, exist_ok=True)
+    examples = list_examples(options)
     lists = {}
     if asks_endpoint(options):
         prices = load_prices(options.prices) if options.prices else None
@@ -1834,7 +1849,7 @@ def model_lists(
             prices,
             options.budget,
         )
-        lists[options.model] = ask_lists(cues, answer, lang, options.length)
+        lists[options.model] = ask_lists(cues, answer, lang, options.length, examples)
     else:
         for name, variant in asked_variants(options).items():
             lists[name] = variant_lists(
@@ -1844,6 +1859,7 @@ def model_lists(
                 lang,
                 options.length,
                 options.max_tokens,
+                examples,
                 quiet=not sys.stderr.isatty(),
             )
     for name, answers in lists.items():
@@ -1877,7 +1893,11 @@ def align_lexical(options: argparse.Namespace) -> None:
     if not models:
         raise RunError("give answers of a model with --answers, or --model to ask one")
     asked = about_model(
-        options, lang=lang, length=options.length, max_tokens=options.max_tokens
+        options,
+        lang=lang,
+        length=options.length,
+        max_tokens=options.max_tokens,
+        examples=options.examples,
     )
     about = {**about, **asked}
     results = run_lexical(options.out, gold, models, options.ratings or (), about)
@@ -1922,6 +1942,12 @@ def align_lexical_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--length", type=int, default=50, help="associates asked for (default 50)"
+    )
+    sub.add_argument(
+        "--examples",
+        type=int,
+        default=0,
+        help="learnt cues to show in the prompt with people's answers (default 0)",
     )
     sub.add_argument(
         "--max-tokens", type=int, default=1024, help="of an answer (default 1,024)"

@@ -303,18 +303,23 @@ def experiment(long_llama, rankings, tmp_path_factory) -> tuple[Path, dict]:
 def test_the_whole_experiment(experiment):
     out, results = experiment
     assert json.loads((out / "results.json").read_text())["cues"] == results["cues"]
-    assert list(results["arms"]) == ["base", "sft", "preference"]
+    assert list(results["arms"]) == ["base", "examples", "sft", "preference"]
     assert list(results["changes"]) == [
+        "examples - base",
         "sft - base",
         "preference - base",
+        "sft - examples",
         "preference - sft",
     ]
     for arm in ("sft", "preference"):
         assert len(results["arms"][arm]["P@5 by seed"]) == 2
         assert set(results["survey"]["moved_by_seed"][arm]) == {"0", "1"}
-    assert results["survey"]["questions"] == dict.fromkeys(results["arms"], 4)
+    arms = ("base", "sft", "preference")
+    assert results["survey"]["questions"] == dict.fromkeys(arms, 4)
+    assert set(results["survey"]["leanings"]) == set(arms)
     assert {path.name for path in (out / "lists").iterdir()} == {
         "base.jsonl",
+        "examples.jsonl",
         *(f"{arm}-{seed}.jsonl" for arm in ("sft", "preference") for seed in (0, 1)),
     }
     assert "sft - base: P@5" in experiment_text(results)
@@ -325,6 +330,7 @@ def test_held_out_cues_are_held_out(experiment):
     out, results = experiment
     asked = {json.loads(line)["cue"] for line in (out / "lists/base.jsonl").open()}
     assert len(asked) == results["cues"]["asked"]
+    assert not asked & set(results["cues"]["examples"])
     for folder in ("words/train", "rankings/train"):
         for path in (out / folder).glob("items-*.jsonl"):
             learnt = {json.loads(line)["key"] for line in path.open()}

@@ -68,26 +68,33 @@ class AlignSettings(NamedTuple):
     orders: int = 4  # of the options of a survey question
 
 # %% ../../nbs/78_align.experiment.ipynb #1c77dd18
-ARMS = {"base": "", "sft": "sft", "preference": "preference"}  # and their folders
+UNTUNED = ("base", "examples")
+TUNED = ("sft", "preference")  # as their folders are called
+N_EXAMPLES = 3
 
 
 def arm_variants(out: Path, model: str, seeds: Sequence[int]) -> dict[str, list[Variant]]:
-    "The models of each arm, one a seed; the base is one."
-    variants = {"base": [Variant(model)]}
-    for arm, folder in list(ARMS.items())[1:]:
-        named = model_variants(model, out / folder, with_base=False)
+    "The models of each arm, one a seed; one before training."
+    variants = {arm: [Variant(model)] for arm in UNTUNED}
+    for arm in TUNED:
+        named = model_variants(model, out / arm, with_base=False)
         variants[arm] = [named[f"seed-{seed}"] for seed in seeds]
     return variants
 
 
 def variant_name(arm: str, number: int, seeds: Sequence[int]) -> str:
     "base, or sft-0 and so on."
-    return arm if arm == "base" else f"{arm}-{seeds[number]}"
+    return arm if arm in UNTUNED else f"{arm}-{seeds[number]}"
 
 
 def mean_scores(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     "The mean of several tables of `score_answers`, cue by cue, without what is not known."
     return pd.concat(tables).groupby("cue", sort=False).mean().reset_index()
+
+
+def shown_examples(gold: Mapping[str, Mapping[str, int]]) -> dict[str, list[str]]:
+    "Three cues of those that are learnt, with all associates of people."
+    return {cue: list(gold[cue]) for cue in drawn_cues(gold, N_EXAMPLES)}
 
 
 def drawn_cues(gold: Mapping[str, Any], n: int | None) -> list[str]:
@@ -215,6 +222,7 @@ def ask_all(
     variants: Mapping[str, Sequence[Variant]],
     out: Path,
     cues: Sequence[str],
+    examples: Mapping[str, Sequence[str]],
     settings: AlignSettings,
     quiet: bool,
 ) -> dict[str, list[dict[str, str | None]]]:  # arm -> answers of each seed
@@ -229,6 +237,7 @@ def ask_all(
                 settings.lang,
                 settings.length,
                 settings.max_tokens,
+                examples if arm == "examples" else None,
                 quiet,
             )
             name = variant_name(arm, number, settings.seeds)
@@ -276,7 +285,7 @@ def align_experiment(
 ) -> dict[str, Any]:  # what results.json says
     """Train on norms in both stages, and evaluate before and after each, for each seed.
 
-    `results.json` has scores by arm (base, sft, preference), what changed with intervals,
+    `results.json` has scores by arm (base, examples, sft, preference), what changed with intervals,
     the survey if there is one, and all settings; `lists/` and `survey/` the answers.
     Raises RunError for settings that make no sense, ImportError without the extra `train`.
     """
@@ -308,13 +317,16 @@ def align_experiment(
     variants = arm_variants(out, str(model), seeds)
     gold, _ = read_gold(out / "words", "test")
     cues = drawn_cues(gold, settings.cues)
-    lists = parts.run("lists", lambda: ask_all(variants, out, cues, settings, quiet))
+    learnt = read_gold(out / "words", "train")[0]
+    examples = shown_examples(learnt)
+    lists = parts.run(
+        "lists", lambda: ask_all(variants, out, cues, examples, settings, quiet)
+    )
     of_cues = {cue: gold[cue] for cue in cues}
     scores = {
         arm: [score_answers(answers, of_cues) for answers in of_seeds]
         for arm, of_seeds in lists.items()
     }
-    train_cues = list(read_gold(out / "words", "train")[0])
     results: dict[str, Any] = {
         "norms": read.record,
         "model": Path(model).name if Path(model).exists() else str(model),
@@ -322,14 +334,15 @@ def align_experiment(
         "settings": settings._asdict(),
         "sft": {"params": asdict(sft), **training_record(first)},
         "preference": {"params": asdict(preference), **training_record(second)},
-        "cues": {"train": len(train_cues), "asked": len(cues)},
+        "cues": {"train": len(learnt), "asked": len(cues), "examples": list(examples)},
         **lexical_results(scores, seeds),
     }
     if survey is not None:
+        asked = {arm: of_arm for arm, of_arm in variants.items() if arm != "examples"}
         shares = parts.run(
-            "survey", lambda: survey_all(variants, out, survey, settings, quiet)
+            "survey", lambda: survey_all(asked, out, survey, settings, quiet)
         )
-        found = survey_results(survey, shares, settings, train_cues)
+        found = survey_results(survey, shares, settings, list(learnt))
         results["survey"] = {"files": survey.record["files"], **found}
     libraries = {name: version(name) for name in VERSIONS}
     results["versions"] = {"cmining": __version__, **libraries}

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from .. import __version__
-from .items import list_prompt
+from .items import list_answer, list_prompt
 from .norms import fold_word, gold_counts, open_text, read_fields, refuse
 from .reward import parse_list, spearman
 from ..core.basics import RunError, digest, file_digest, hash64, parse_json
@@ -36,9 +36,9 @@ from cmining.train.tune import (
 # %% auto #0
 __all__ = ['KS', 'Answer', 'precision_at', 'rank_correlation', 'frequency_recall', 'score_answers', 'macro_scores', 'holm',
            'compare_scores', 'released_parse', 'released_scores', 'read_ratings', 'affect_by_cue', 'compare_affect',
-           'nearer_to_people', 'rating_coverage', 'ask_lists', 'endpoint_answers', 'weights_answers', 'Variant',
-           'model_variants', 'variant_lists', 'write_answers', 'read_answers', 'evaluate_lexical', 'run_lexical',
-           'lexical_text']
+           'nearer_to_people', 'rating_coverage', 'prompt_with_examples', 'ask_lists', 'endpoint_answers',
+           'weights_answers', 'Variant', 'model_variants', 'variant_lists', 'write_answers', 'read_answers',
+           'evaluate_lexical', 'run_lexical', 'lexical_text']
 
 # %% ../../nbs/73_align.lexical.ipynb #7300f999
 def precision_at(
@@ -460,14 +460,34 @@ def rating_coverage(
 Answer = Callable[[Sequence[str]], Iterable[str | None]]
 
 
+def prompt_with_examples(
+    prompt: str,  # from list_prompt
+    examples: Mapping[str, Sequence[str]],  # cue -> associates
+    lang: str,
+) -> str:
+    "The prompt with cues that are answered already before its last line, the cue."
+    head, _, last = prompt.rpartition("\n")
+    shown = []
+    for cue, words in examples.items():
+        line = list_prompt(cue, 1, 1, lang).rpartition("\n")[2]
+        shown.append(f"{line}\n{list_answer(words, lang)}")
+    return "\n\n".join([head.rstrip("\n"), *shown, last])
+
+
 def ask_lists(
     cues: Sequence[str],
     answer: Answer,  # prompts -> texts
     lang: str = "en",
     length: int = 50,  # associates asked for
+    examples: Mapping[str, Sequence[str]] | None = None,  # cue -> associates, to show
 ) -> dict[str, str | None]:  # cue -> text
-    "What a model associates with each cue. Raises RunError when answers are missing."
+    """What a model associates with each cue. Raises RunError when answers are missing.
+
+    Examples tell a model that was not tuned what a list is.
+    """
     prompts = [list_prompt(cue, length, length, lang) for cue in cues]
+    if examples:
+        prompts = [prompt_with_examples(prompt, examples, lang) for prompt in prompts]
     texts = list(answer(prompts))
     if len(texts) != len(prompts):
         raise RunError(
@@ -614,13 +634,14 @@ def variant_lists(
     lang: str = "en",
     length: int = 50,  # associates asked for
     max_tokens: int = 1024,  # of an answer
+    examples: Mapping[str, Sequence[str]] | None = None,  # cue -> associates, to show
     quiet: bool = True,
 ) -> dict[str, str | None]:  # cue -> text
     "What a model with weights here associates with each cue; goes on where it was."
     model, tokenizer = load_model(*variant)
     folder = Path(work) / variant.key()
     answer = weights_answers(model, tokenizer, folder, max_tokens, quiet)
-    return ask_lists(cues, answer, lang, length)
+    return ask_lists(cues, answer, lang, length, examples)
 
 # %% ../../nbs/73_align.lexical.ipynb #61666ad9
 def write_answers(
