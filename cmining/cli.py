@@ -1832,6 +1832,7 @@ def model_lists(
     from cmining.align.lexical import (
         ask_lists,
         endpoint_answers,
+        example_turns,
         variant_lists,
         write_answers,
     )
@@ -1848,8 +1849,9 @@ def model_lists(
             options.max_tokens,
             prices,
             options.budget,
+            example_turns(examples, lang),
         )
-        lists[options.model] = ask_lists(cues, answer, lang, options.length, examples)
+        lists[options.model] = ask_lists(cues, answer, lang, options.length)
     else:
         for name, variant in asked_variants(options).items():
             lists[name] = variant_lists(
@@ -1947,7 +1949,7 @@ def align_lexical_options(sub: argparse.ArgumentParser) -> None:
         "--examples",
         type=int,
         default=0,
-        help="learnt cues to show in the prompt with people's answers (default 0)",
+        help="learnt cues to show in the prompt with what people say (default 0)",
     )
     sub.add_argument(
         "--max-tokens", type=int, default=1024, help="of an answer (default 1,024)"

@@ -33,7 +33,7 @@ from cmining.align.learn import (
     read_rankings,
     spearman_reward,
 )
-from cmining.align.lexical import weights_answers
+from cmining.align.lexical import example_turns, weights_answers
 from cmining.align.reward import score_ranking
 from cmining.align.survey import SurveyQuestion, survey_prompt
 from cmining.align.values import ask_survey, option_shares, weights_scores
@@ -222,6 +222,10 @@ def test_lists_go_on_where_they_were(long_llama, tmp_path):
     assert again == texts
     journal.write_bytes(journal.read_bytes()[:-9])  # a line that a kill tore
     assert weights_answers(model, tokenizer, tmp_path, max_tokens=6)(prompts) == texts
+    before = example_turns({"sea": ["ship", "blue"]})
+    other = weights_answers(model, tokenizer, tmp_path, 6, before)(prompts)
+    assert other != texts
+    assert len(list(tmp_path.glob("lists-*.jsonl"))) == 2
 
 
 def label_probability(model, tokenizer, prompt: str, label: str) -> float:

@@ -34,11 +34,11 @@ from cmining.train.tune import (
 )
 
 # %% auto #0
-__all__ = ['KS', 'Answer', 'precision_at', 'rank_correlation', 'frequency_recall', 'score_answers', 'macro_scores', 'holm',
-           'compare_scores', 'released_parse', 'released_scores', 'read_ratings', 'affect_by_cue', 'compare_affect',
-           'nearer_to_people', 'rating_coverage', 'prompt_with_examples', 'ask_lists', 'endpoint_answers',
-           'weights_answers', 'Variant', 'model_variants', 'variant_lists', 'write_answers', 'read_answers',
-           'evaluate_lexical', 'run_lexical', 'lexical_text']
+__all__ = ['KS', 'Answer', 'Before', 'precision_at', 'rank_correlation', 'frequency_recall', 'score_answers', 'macro_scores',
+           'holm', 'compare_scores', 'released_parse', 'released_scores', 'read_ratings', 'affect_by_cue',
+           'compare_affect', 'nearer_to_people', 'rating_coverage', 'ask_lists', 'example_turns', 'as_messages',
+           'endpoint_answers', 'weights_answers', 'Variant', 'model_variants', 'variant_lists', 'write_answers',
+           'read_answers', 'evaluate_lexical', 'run_lexical', 'lexical_text']
 
 # %% ../../nbs/73_align.lexical.ipynb #7300f999
 def precision_at(
@@ -460,34 +460,14 @@ def rating_coverage(
 Answer = Callable[[Sequence[str]], Iterable[str | None]]
 
 
-def prompt_with_examples(
-    prompt: str,  # from list_prompt
-    examples: Mapping[str, Sequence[str]],  # cue -> associates
-    lang: str,
-) -> str:
-    "The prompt with cues that are answered already before its last line, the cue."
-    head, _, last = prompt.rpartition("\n")
-    shown = []
-    for cue, words in examples.items():
-        line = list_prompt(cue, 1, 1, lang).rpartition("\n")[2]
-        shown.append(f"{line}\n{list_answer(words, lang)}")
-    return "\n\n".join([head.rstrip("\n"), *shown, last])
-
-
 def ask_lists(
     cues: Sequence[str],
     answer: Answer,  # prompts -> texts
     lang: str = "en",
     length: int = 50,  # associates asked for
-    examples: Mapping[str, Sequence[str]] | None = None,  # cue -> associates, to show
 ) -> dict[str, str | None]:  # cue -> text
-    """What a model associates with each cue. Raises RunError when answers are missing.
-
-    Examples tell a model that was not tuned what a list is.
-    """
+    "What a model associates with each cue. Raises RunError when answers are missing."
     prompts = [list_prompt(cue, length, length, lang) for cue in cues]
-    if examples:
-        prompts = [prompt_with_examples(prompt, examples, lang) for prompt in prompts]
     texts = list(answer(prompts))
     if len(texts) != len(prompts):
         raise RunError(
@@ -497,20 +477,45 @@ def ask_lists(
     return dict(zip(cues, texts))
 
 # %% ../../nbs/73_align.lexical.ipynb #1db8a6c9
+# earlier turns of a conversation: what was asked, and what was answered
+Before = Sequence[tuple[str, str]]
+
+
+def example_turns(
+    examples: Mapping[str, Sequence[str]],  # cue -> associates, to show
+    lang: str = "en",
+) -> list[tuple[str, str]]:
+    "Cues that are answered already: they tell a model that was not tuned what a list is."
+    return [
+        (list_prompt(cue, len(words), len(words), lang), list_answer(words, lang))
+        for cue, words in examples.items()
+    ]
+
+
+def as_messages(before: Before, prompt: str) -> list[dict[str, str]]:
+    "A prompt after earlier turns, as chat models take it."
+    messages = []
+    for asked, answered in before:
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": answered})
+    return [*messages, {"role": "user", "content": prompt}]
+
+
 def endpoint_answers(
     endpoint: Endpoint,
     journal: str | Path,  # a file that keeps the replies
     max_tokens: int = 1024,
     prices: dict[str, dict[str, float]] | None = None,
     budget: float | None = None,  # USD
+    before: Before = (),  # each prompt, from example_turns
 ) -> Answer:
     "A function that answers prompts by an endpoint, at temperature 0."
 
     def answer(prompts: Sequence[str]) -> Iterable[str | None]:
         requests = [
             Prompt(
-                f"list-{hash64(prompt, max_tokens):016x}",
-                ({"role": "user", "content": prompt},),
+                f"list-{hash64(prompt, max_tokens, *map(str, before)):016x}",
+                tuple(as_messages(before, prompt)),
                 max_tokens=max_tokens,
                 temperature=0.0,
                 seed=0,
@@ -527,6 +532,19 @@ def endpoint_answers(
 
 # %% ../../nbs/73_align.lexical.ipynb #3444a4eb
 LIST_TOKENS = 16_384  # of a batch, with the longest answers
+
+
+def asked_text(tokenizer: Any, before: Before, prompt: str) -> str:
+    "What a model reads of a prompt after earlier turns."
+    if not tokenizer.chat_template:
+        turns = ["".join(chat_texts(tokenizer, *turn)) for turn in before]
+        return "".join([*turns, chat_texts(tokenizer, prompt, "")[0]])
+    return tokenizer.apply_chat_template(
+        as_messages(before, prompt),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,  # other templates ignore it
+    )
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -566,18 +584,19 @@ def weights_answers(
     tokenizer: Any,
     folder: str | Path,  # keeps what the model wrote; one for each model
     max_tokens: int = 1024,  # of an answer
+    before: Before = (),  # each prompt, from example_turns
     quiet: bool = True,  # no bar
 ) -> Answer:
     "A function that answers prompts by a model's weights, greedily; goes on where it was."
 
     def answer(prompts: Sequence[str]) -> Iterable[str | None]:
         unique = list(dict.fromkeys(prompts))
-        texts = [chat_texts(tokenizer, prompt, "")[0] for prompt in unique]
+        texts = [asked_text(tokenizer, before, prompt) for prompt in unique]
         numbered = list(enumerate(encode(tokenizer, text) for text in texts))
         numbered.sort(key=lambda one: (-len(one[1]), one[0]))
         lengths = [len(tokens) + max_tokens for _, tokens in numbered]
         spans = cut_batches(lengths, LIST_TOKENS)
-        journal = Path(folder) / f"lists-{digest(unique, max_tokens)}.jsonl"
+        journal = Path(folder) / f"lists-{digest(texts, max_tokens)}.jsonl"
         found, _ = run_batches(
             [numbered[span.start : span.stop] for span in spans],
             lambda batch: write_texts(model, tokenizer, batch, max_tokens),
@@ -640,8 +659,9 @@ def variant_lists(
     "What a model with weights here associates with each cue; goes on where it was."
     model, tokenizer = load_model(*variant)
     folder = Path(work) / variant.key()
-    answer = weights_answers(model, tokenizer, folder, max_tokens, quiet)
-    return ask_lists(cues, answer, lang, length, examples)
+    before = example_turns(examples or {}, lang)
+    answer = weights_answers(model, tokenizer, folder, max_tokens, before, quiet)
+    return ask_lists(cues, answer, lang, length)
 
 # %% ../../nbs/73_align.lexical.ipynb #61666ad9
 def write_answers(
