@@ -5,6 +5,7 @@
 # make bench  measure speed and memory into reports/bench
 # make report regenerate reports/sample, the example report
 # make downstream  train a small language model on culture points and judge it (hours; it goes on)
+# make align  train a small model on word associations, before and after, into reports/align (hours)
 # make lab    open the notebooks in JupyterLab
 # make format notebooks and tests in one style, the library exported from them
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mine test docs bench report downstream lab format readme clean
+.PHONY: help setup mine test docs bench report downstream align lab format readme clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -77,6 +78,18 @@ downstream: $(VENV)/.test
 	@$(BIN)/papermill nbs/experiments/downstream.ipynb runs/downstream.ipynb --cwd nbs/experiments \
 	  --log-output --no-progress-bar -p corpus $(abspath $(CORPUS)) -p model $(abspath $(MODEL)) \
 	  $(if $(BENCHMARKS),-p benchmarks $(abspath $(BENCHMARKS))) $(if $(SEEDS),-p seeds $(abspath $(SEEDS)))
+
+# Slow, and goes on where it was stopped. NORMS is a file of word associations (the bundled sample has 400 cues), SURVEY
+# files of survey questions.
+NORMS ?= data/norms/eat.tsv
+SURVEY ?=
+ALIGN_OUT ?= runs/align
+
+align: $(VENV)/.test
+	@$(BIN)/cmining align experiment $(NORMS) --model $(MODEL) --out $(ALIGN_OUT) $(if $(SURVEY),--survey $(SURVEY))
+	@mkdir -p reports/align
+	@cp $(ALIGN_OUT)/results.json reports/align/results.json
+	@$(BIN)/papermill --log-level WARNING nbs/figures/align.ipynb $(ALIGN_OUT)/align.ipynb -p experiment $(abspath reports/align/results.json) -p save_to $(abspath reports/align)
 
 lab: $(VENV)/.test
 	@$(BIN)/jupyter lab nbs

@@ -30,12 +30,13 @@ try:
     import json
     import math
     import os
+    import re
     import shlex
     import shutil
     import unicodedata
     from bisect import bisect_right
     from collections.abc import Callable
-    from dataclasses import Field, fields
+    from dataclasses import Field, fields, replace
     from itertools import accumulate, islice
     from pathlib import Path
     from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
@@ -1400,16 +1401,24 @@ def compare_options(sub: argparse.ArgumentParser) -> None:
     )
 
 # %% ../nbs/99_cli.ipynb #de92ecb2
+def given_params(options: argparse.Namespace, of: type) -> dict[str, Any]:
+    "The parameters of a class that the options name."
+    names = [param.name for param in fields(of) if hasattr(options, param.name)]
+    return {name: getattr(options, name) for name in names}
+
+
 def train_command(options: argparse.Namespace) -> None:
     "cmining train"
     if options.seeds < 1:
         raise RunError(f"--seeds is at least 1, not {options.seeds}")
-    names = [param.name for param in fields(TuneParams) if hasattr(options, param.name)]
+    from cmining.align.learn import ALIGN_SFT
+
+    preset = {"paper": TuneParams(), "align": ALIGN_SFT}[options.preset]
     record = tune(
         options.dataset,
         options.model,
         options.out,
-        TuneParams(**{name: getattr(options, name) for name in names}),
+        replace(preset, **given_params(options, TuneParams)),
         seeds=range(options.seeds),
         quiet=False,
     )
@@ -1451,6 +1460,16 @@ def train_options(sub: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         help="trainings, each with a seed of its own, from 0 on (default 1)",
+    )
+    sub.add_argument(
+        "--preset",
+        choices=["paper", "align"],
+        default="paper",
+        help=(
+            "what is taken for parameters that are not given: align has those of ALIGN"
+            " for word associations (q_proj,v_proj, rank 64, alpha 256, LoRA+ 16, rate"
+            " 1e-5, 1.5 epochs)"
+        ),
     )
     add_param_options(sub, TuneParams)
 
@@ -1728,26 +1747,139 @@ def align_data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
 
 # %% ../nbs/99_cli.ipynb #47c7857c
+def add_model_options(sub: argparse.ArgumentParser) -> None:
+    "Which model is asked, and how."
+    sub.add_argument(
+        "--model",
+        type=path_name,
+        metavar="NAME|PATH|FILE.gguf",
+        help=(
+            "a model to ask: of the Hugging Face hub, a folder, a GGUF file; with"
+            " --base-url as the server calls it"
+        ),
+    )
+    sub.add_argument(
+        "--adapter",
+        type=Path,
+        help=(
+            "what cmining train or align learn wrote: all its seeds are asked, and the"
+            " model itself unless there are --answers"
+        ),
+    )
+    sub.add_argument(
+        "--base-url",
+        help="an OpenAI-compatible endpoint that has the model; the key is read from"
+        " OPENAI_API_KEY",
+    )
+    add_budget_options(sub)
+    add_limit_options(sub)
+
+
+def asks_endpoint(options: argparse.Namespace) -> bool:
+    "Is a server asked? A RunError for options that do not go together."
+    by_server = options.base_url is not None
+    if by_server and not options.model:
+        raise RunError("--base-url wants a --model, as the server calls it")
+    if options.adapter and not options.model:
+        raise RunError("--adapter wants the --model that it was trained on")
+    if by_server and options.adapter:
+        raise RunError("a server has its own adapters: leave --adapter out")
+    if options.budget is not None and not by_server:
+        raise RunError("--budget is for an endpoint: name it with --base-url")
+    return by_server
+
+
+def asked_variants(options: argparse.Namespace) -> dict[str, Any]:
+    "The models with weights here that the options name, by the name in the results."
+    from cmining.align.lexical import model_variants
+
+    with_base = not options.answers
+    variants = model_variants(options.model, options.adapter, with_base)
+    if options.adapter is None:
+        return {Path(options.model).name: variants["base"]}
+    return variants
+
+
+def answers_file(options: argparse.Namespace, name: str) -> Path:
+    "Where the answers of a model are kept."
+    (options.out / "work").mkdir(parents=True, exist_ok=True)
+    safe = re.sub(r"[^\w.-]+", "-", name)
+    return options.out / f"answers-{safe}.jsonl"
+
+
+def about_model(options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    "What run.json says of the model that was asked."
+    if not options.model:
+        return {}
+    by = options.base_url or "weights"
+    adapter = None if options.adapter is None else str(options.adapter)
+    return {"asked": {"model": options.model, "adapter": adapter, "by": by, **settings}}
+
+
+def list_examples(options: argparse.Namespace) -> dict[str, list[str]]:
+    "Learnt cues with all that people say to them, to show in the prompt."
+    if not options.examples:
+        return {}
+    if not options.norms.is_dir():
+        raise RunError(
+            "--examples are cues that are not asked: name a folder of cmining align data"
+        )
+    from cmining.align.experiment import drawn_cues
+
+    learnt = cues_of(options.norms)
+    return {cue: list(learnt[cue]) for cue in drawn_cues(learnt, options.examples)}
+
+
 def model_lists(
     options: argparse.Namespace, cues: list[str], lang: str
-) -> dict[str, str | None]:
-    "What the model that the options name associates; kept in OUT/answers.jsonl."
-    from cmining.align.lexical import ask_lists, endpoint_answers
+) -> dict[str, dict[str, str | None]]:
+    "What the models that the options name associate; kept in OUT/answers-NAME.jsonl."
+    from cmining.align.lexical import (
+        ask_lists,
+        endpoint_answers,
+        example_turns,
+        variant_lists,
+        write_answers,
+    )
 
     work = options.out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    endpoint = Endpoint(options.model, options.base_url, options.concurrency)
-    prices = load_prices(options.prices) if options.prices else None
-    answer = endpoint_answers(
-        endpoint, work / "replies.jsonl", options.max_tokens, prices, options.budget
-    )
-    answers = ask_lists(cues, answer, lang, options.length)
-    with open(
-        options.out / "answers.jsonl", "w", encoding="utf-8", newline="\n"
-    ) as lines:
-        for cue, text in answers.items():
-            lines.write(json.dumps({"cue": cue, "text": text}, ensure_ascii=False) + "\n")
-    return answers
+    examples = list_examples(options)
+    lists = {}
+    if asks_endpoint(options):
+        prices = load_prices(options.prices) if options.prices else None
+        answer = endpoint_answers(
+            endpoint_from(options),
+            work / "replies.jsonl",
+            options.max_tokens,
+            prices,
+            options.budget,
+            example_turns(examples, lang),
+        )
+        lists[options.model] = ask_lists(cues, answer, lang, options.length)
+    else:
+        for name, variant in asked_variants(options).items():
+            lists[name] = variant_lists(
+                cues,
+                variant,
+                work,
+                lang,
+                options.length,
+                options.max_tokens,
+                examples,
+                quiet=not sys.stderr.isatty(),
+            )
+    for name, answers in lists.items():
+        write_answers(answers_file(options, name), answers)
+    return lists
+
+
+def join_models(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    "Answers from files and from asking. A RunError when two have the same name."
+    both = sorted(set(first) & set(second))
+    if both:
+        raise RunError(f"two answers are called {both[0]}: name one --answers other=FILE")
+    return {**first, **second}
 
 
 def align_lexical(options: argparse.Namespace) -> None:
@@ -1755,17 +1887,26 @@ def align_lexical(options: argparse.Namespace) -> None:
     from cmining.align.items import read_gold
     from cmining.align.lexical import lexical_text, read_answers, run_lexical
 
+    asks_endpoint(options)
     gold, about = read_gold(options.norms, options.split)
     if options.limit is not None:
         gold = dict(islice(gold.items(), max(options.limit, 0)))
     models: dict[str, Any] = {
         name: read_answers(path) for name, path in named_files(options).items()
     }
+    lang = options.lang or about.get("lang", "en")
     if options.model:
-        lang = options.lang or about.get("lang", "en")
-        models[options.model] = model_lists(options, list(gold), lang)
+        models = join_models(models, model_lists(options, list(gold), lang))
     if not models:
         raise RunError("give answers of a model with --answers, or --model to ask one")
+    asked = about_model(
+        options,
+        lang=lang,
+        length=options.length,
+        max_tokens=options.max_tokens,
+        examples=options.examples,
+    )
+    about = {**about, **asked}
     results = run_lexical(options.out, gold, models, options.ratings or (), about)
     print(lexical_text(results))
     print(
@@ -1802,14 +1943,7 @@ def align_lexical_options(sub: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="lists of valence, arousal, dominance or concreteness, as published",
     )
-    sub.add_argument(
-        "--model",
-        help=(
-            "a model of an OpenAI-compatible endpoint to ask; its key is read from"
-            " OPENAI_API_KEY"
-        ),
-    )
-    sub.add_argument("--base-url", help="the endpoint (default: OpenAI's)")
+    add_model_options(sub)
     sub.add_argument(
         "--lang", help="of the prompts (default: that of the folder, else en)"
     )
@@ -1817,17 +1951,78 @@ def align_lexical_options(sub: argparse.ArgumentParser) -> None:
         "--length", type=int, default=50, help="associates asked for (default 50)"
     )
     sub.add_argument(
+        "--examples",
+        type=int,
+        default=0,
+        help="learnt cues to show in the prompt with what people say (default 0)",
+    )
+    sub.add_argument(
         "--max-tokens", type=int, default=1024, help="of an answer (default 1,024)"
     )
-    sub.add_argument(
-        "--concurrency", type=int, default=16, help="requests in flight (default 16)"
-    )
-    sub.add_argument(
-        "--budget", type=float, metavar="USD", help="stop before more is spent"
-    )
-    sub.add_argument("--prices", type=Path, metavar="FILE", help="as for synthesize")
 
 # %% ../nbs/99_cli.ipynb #87293125
+def cues_of(norms: Path) -> dict[str, dict[str, int]]:
+    "The cues of a file of norms, or the train split of a folder of cmining align data."
+    from cmining.align.items import read_gold
+
+    return read_gold(norms, "train")[0]
+
+
+def asked_survey(options: argparse.Namespace) -> Any:
+    "The survey without the questions that the options leave out."
+    from cmining.align.survey import read_survey, without_cues
+
+    survey = read_survey(options.survey)
+    if options.without_cues is None:
+        return survey
+    questions = without_cues(
+        survey.questions, cues_of(options.without_cues), options.lang
+    )
+    left = {"with a cue of the norms": len(survey.questions) - len(questions)}
+    print(f"{len(questions)} questions have no cue of {options.without_cues}")
+    if not questions:
+        raise RunError(
+            f"every question has a cue of {options.without_cues}: leave --without-cues out"
+        )
+    record = {**survey.record, "left_out": {**survey.record["left_out"], **left}}
+    return survey._replace(questions=questions, record=record)
+
+
+def model_answers(options: argparse.Namespace, survey: Any) -> dict[str, Path]:
+    "What the models that the options name answer, in OUT/answers-NAME.jsonl."
+    from cmining.align.values import (
+        ask_survey,
+        endpoint_scores,
+        variant_survey,
+        write_model_answers,
+    )
+
+    gold = cues_of(options.associations) if options.associations else None
+    how = (options.lang, options.orders, options.labels, gold)
+    work = options.out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    answers = {}
+    if asks_endpoint(options):
+        prices = load_prices(options.prices) if options.prices else None
+        score = endpoint_scores(
+            endpoint_from(options), work / "replies.jsonl", prices, options.budget
+        )
+        answers[options.model] = ask_survey(survey.questions, score, *how)
+    else:
+        for name, variant in asked_variants(options).items():
+            quiet = not sys.stderr.isatty()
+            answers[name] = variant_survey(
+                survey.questions, variant, work, *how, quiet=quiet
+            )
+    files = {}
+    for name, of_model in answers.items():
+        files[name] = answers_file(options, name)
+        write_model_answers(files[name], of_model)
+        n_orders = sum(len(orders) for orders in of_model.values())
+        print(f"{name}: {len(of_model)} questions in {n_orders} orders of the options")
+    return files
+
+
 def align_values(options: argparse.Namespace) -> None:
     "cmining align values"
     from cmining.align.values import run_values, values_text
@@ -1837,9 +2032,22 @@ def align_values(options: argparse.Namespace) -> None:
         raise RunError(
             "--countries wants two different ones or more, such as --countries USA,CHN"
         )
-    results = run_values(
-        options.out, options.survey, named_files(options), countries, options.top
+    asks_endpoint(options)
+    if not options.answers and not options.model:
+        raise RunError("give answers of a model with --answers, or --model to ask one")
+    survey = asked_survey(options)
+    files: dict[str, Any] = named_files(options)
+    if options.model:
+        files = join_models(files, model_answers(options, survey))
+    associations = options.associations and options.associations.name
+    about = about_model(
+        options,
+        lang=options.lang,
+        orders=options.orders,
+        labels=options.labels,
+        associations=associations,
     )
+    results = run_values(options.out, survey, files, countries, options.top, about=about)
     print(values_text(results))
     print(
         f"\nA row a model, question and country: {options.out}/distances.parquet; all"
@@ -1862,12 +2070,39 @@ def align_values_options(sub: argparse.ArgumentParser) -> None:
         type=named_file,
         nargs="+",
         action="extend",
-        required=True,
         metavar="NAME=FILE",
         help=(
             "answers of a model, a line of JSON a question: question_id, and shares in"
             " the order of the codes; others are compared with the first"
         ),
+    )
+    add_model_options(sub)
+    sub.add_argument(
+        "--lang", default="en", help="of the questions that are put (default en)"
+    )
+    sub.add_argument(
+        "--orders",
+        type=int,
+        default=4,
+        help="orders of the options in which a question is put, at most (default 4)",
+    )
+    sub.add_argument(
+        "--labels",
+        choices=["letters", "numbers"],
+        default="letters",
+        help="of the options (default letters; numbers as released)",
+    )
+    sub.add_argument(
+        "--without-cues",
+        type=Path,
+        metavar="NORMS",
+        help="leave out questions that name a cue of these norms (of a folder: its train)",
+    )
+    sub.add_argument(
+        "--associations",
+        type=Path,
+        metavar="NORMS",
+        help="tell the model before a question what people associate with its words",
     )
     sub.add_argument(
         "--countries",
@@ -1882,13 +2117,184 @@ def align_values_options(sub: argparse.ArgumentParser) -> None:
         help="questions on which two countries differ most (default 50)",
     )
 
+# %% ../nbs/99_cli.ipynb #73da4828
+def align_learn(options: argparse.Namespace) -> None:
+    "cmining align learn"
+    from cmining.align.learn import LearnParams, learn
 
+    if options.seeds < 1:
+        raise RunError(f"--seeds is at least 1, not {options.seeds}")
+    record = learn(
+        options.dataset,
+        options.model,
+        options.out,
+        options.method,
+        LearnParams(**given_params(options, LearnParams)),
+        options.adapter,
+        range(options.seeds),
+        quiet=False,
+    )
+    print(train_text(record, options.out))
+
+
+def align_learn_options(sub: argparse.ArgumentParser) -> None:
+    "From which rankings, by which method."
+    from cmining.align.learn import LearnParams
+
+    sub.add_argument(
+        "dataset",
+        type=Path,
+        help="a folder of items with rankings: train of cmining align data --tasks"
+        " word_ranking",
+    )
+    sub.add_argument(
+        "--model",
+        required=True,
+        type=path_name,
+        metavar="NAME|PATH|FILE.gguf",
+        help="a model of the Hugging Face hub, a folder, or a GGUF file",
+    )
+    sub.add_argument(
+        "--method",
+        choices=["grpo", "dpo"],
+        default="grpo",
+        help="grpo: Spearman's reward of the model's answers (default); dpo: pairs of"
+        " rankings, ours",
+    )
+    sub.add_argument(
+        "--adapter",
+        type=Path,
+        help="what cmining train wrote, to begin with: its seed-K for seed K",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the adapter folder; the same command goes on where a killed one stopped",
+    )
+    sub.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="trainings, each with a seed of its own, from 0 on (default 1)",
+    )
+    add_param_options(sub, LearnParams)
+
+
+def align_export_ppo(options: argparse.Namespace) -> None:
+    "cmining align export-ppo"
+    from cmining.align.learn import export_ppo
+
+    record = export_ppo(options.dataset, options.out, options.as_released)
+    print(f"{record['prompts']:,} prompts, a reward and a command line in {options.out}/")
+    for reason, n in record["left_out"].items():
+        print(f"  left out: {n:,} × {reason}")
+    script = options.out / "train.sh"
+    print(f"With OpenRLHF: MODEL=FOLDER {shell_line('sh', script)}")
+
+
+def align_export_ppo_options(sub: argparse.ArgumentParser) -> None:
+    "Which rankings, which reward."
+    sub.add_argument("dataset", type=Path, help="a folder of items with rankings")
+    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    sub.add_argument(
+        "--as-released",
+        action="store_true",
+        help="the reward of the authors' code, which pays for a single word",
+    )
+
+
+def align_experiment_command(options: argparse.Namespace) -> None:
+    "cmining align experiment"
+    from cmining.align.experiment import (
+        AlignSettings,
+        align_experiment,
+        experiment_text,
+    )
+
+    if options.seeds < 1:
+        raise RunError(f"--seeds is at least 1, not {options.seeds}")
+    settings = AlignSettings(
+        seeds=tuple(range(options.seeds)),
+        lang=options.lang,
+        cues=options.cues,
+        method=options.method,
+        countries=tuple(options.countries.split(",")),
+    )
+    results = align_experiment(
+        options.norms,
+        options.model,
+        options.out,
+        settings,
+        surveys=options.survey or (),
+        quiet=False,
+    )
+    print(experiment_text(results))
+    print(f"\nAll numbers: {options.out}/results.json")
+
+
+def align_experiment_options(sub: argparse.ArgumentParser) -> None:
+    "Which norms, which model, how much."
+    sub.add_argument("norms", type=Path, help="a file of norms")
+    sub.add_argument(
+        "--model",
+        required=True,
+        type=path_name,
+        metavar="NAME|PATH|FILE.gguf",
+        help="a small model of the Hugging Face hub, a folder, or a GGUF file",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the folder; the same command goes on where it was stopped",
+    )
+    sub.add_argument("--seeds", type=int, default=3, help="trainings (default 3)")
+    sub.add_argument("--lang", default="en", help="of norms and prompts (default en)")
+    sub.add_argument(
+        "--cues", type=int, default=300, help="held-out cues asked (default 300)"
+    )
+    sub.add_argument(
+        "--method",
+        choices=["grpo", "dpo"],
+        default="dpo",
+        help="of the second stage (default dpo)",
+    )
+    sub.add_argument(
+        "--survey",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="files of survey questions with distributions by country",
+    )
+    sub.add_argument(
+        "--countries",
+        default="USA,CHN",
+        metavar="ONE,OTHER",
+        help="between which movement is counted (default USA,CHN)",
+    )
+
+# %% ../nbs/99_cli.ipynb #6713decb
 ALIGN: dict[str, Command] = {
     "data": Command(
         align_data,
         align_data_options,
         "Make items of word-association norms, split by cue.",
         "cmining align data data/norms/eat.tsv --out words --budget 20000",
+    ),
+    "learn": Command(
+        align_learn,
+        align_learn_options,
+        "Learn people's order of associations from rankings: GRPO or DPO.",
+        "cmining align learn rankings/train --model some/model --adapter sft --method dpo"
+        " --out aligned",
+    ),
+    "export-ppo": Command(
+        align_export_ppo,
+        align_export_ppo_options,
+        "Write all that OpenRLHF's PPO needs: prompts, reward, command line.",
+        "cmining align export-ppo rankings/train --out ppo",
     ),
     "lexical": Command(
         align_lexical,
@@ -1904,6 +2310,12 @@ ALIGN: dict[str, Command] = {
         "cmining align values wvs.jsonl --answers base=base.jsonl --countries USA,CHN"
         " --out values",
     ),
+    "experiment": Command(
+        align_experiment_command,
+        align_experiment_options,
+        "The whole way: both stages for each seed, before and after, with intervals.",
+        "cmining align experiment data/norms/eat.tsv --model some/model --out runs/align",
+    ),
 }
 
 
@@ -1913,7 +2325,7 @@ def align_command(options: argparse.Namespace) -> int | None:
 
 
 def align_options(sub: argparse.ArgumentParser) -> None:
-    "The three steps of word associations."
+    "The steps of word associations."
     add_commands(sub, ALIGN, "step", "step_function")
 
 # %% ../nbs/99_cli.ipynb #aa7aaa87

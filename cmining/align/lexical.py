@@ -5,6 +5,7 @@
 # %% ../../nbs/73_align.lexical.ipynb #2b80eb8c
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -16,19 +17,28 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from .. import __version__
-from .items import list_prompt
+from .items import list_answer, list_prompt
 from .norms import fold_word, gold_counts, open_text, read_fields, refuse
 from .reward import parse_list, spearman
-from ..core.basics import RunError, file_digest, hash64, parse_json
+from ..core.basics import RunError, digest, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, write_json
 from ..evidence.quality import bootstrap_weights
 from ..models.llm import Endpoint, Prompt, ask
+from ..train.score import cut_batches, encode, pad_tokens, run_batches
+from cmining.train.tune import (
+    chat_texts,
+    folder_digest,
+    load_model,
+    model_folder,
+    quiet_libraries,
+)
 
 # %% auto #0
-__all__ = ['KS', 'Answer', 'precision_at', 'rank_correlation', 'frequency_recall', 'score_answers', 'macro_scores', 'holm',
-           'compare_scores', 'released_parse', 'released_scores', 'read_ratings', 'affect_by_cue', 'compare_affect',
-           'nearer_to_people', 'rating_coverage', 'ask_lists', 'endpoint_answers', 'read_answers', 'evaluate_lexical',
-           'run_lexical', 'lexical_text']
+__all__ = ['KS', 'Answer', 'Before', 'precision_at', 'rank_correlation', 'frequency_recall', 'score_answers', 'macro_scores',
+           'holm', 'compare_scores', 'released_parse', 'released_scores', 'read_ratings', 'affect_by_cue',
+           'compare_affect', 'nearer_to_people', 'rating_coverage', 'ask_lists', 'example_turns', 'as_messages',
+           'endpoint_answers', 'weights_answers', 'Variant', 'model_variants', 'variant_lists', 'write_answers',
+           'read_answers', 'evaluate_lexical', 'run_lexical', 'lexical_text']
 
 # %% ../../nbs/73_align.lexical.ipynb #7300f999
 def precision_at(
@@ -467,20 +477,45 @@ def ask_lists(
     return dict(zip(cues, texts))
 
 # %% ../../nbs/73_align.lexical.ipynb #1db8a6c9
+# earlier turns of a conversation: what was asked, and what was answered
+Before = Sequence[tuple[str, str]]
+
+
+def example_turns(
+    examples: Mapping[str, Sequence[str]],  # cue -> associates, to show
+    lang: str = "en",
+) -> list[tuple[str, str]]:
+    "Cues that are answered already: they tell a model that was not tuned what a list is."
+    return [
+        (list_prompt(cue, len(words), len(words), lang), list_answer(words, lang))
+        for cue, words in examples.items()
+    ]
+
+
+def as_messages(before: Before, prompt: str) -> list[dict[str, str]]:
+    "A prompt after earlier turns, as chat models take it."
+    messages = []
+    for asked, answered in before:
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": answered})
+    return [*messages, {"role": "user", "content": prompt}]
+
+
 def endpoint_answers(
     endpoint: Endpoint,
     journal: str | Path,  # a file that keeps the replies
     max_tokens: int = 1024,
     prices: dict[str, dict[str, float]] | None = None,
     budget: float | None = None,  # USD
+    before: Before = (),  # each prompt, from example_turns
 ) -> Answer:
     "A function that answers prompts by an endpoint, at temperature 0."
 
     def answer(prompts: Sequence[str]) -> Iterable[str | None]:
         requests = [
             Prompt(
-                f"list-{hash64(prompt, max_tokens):016x}",
-                ({"role": "user", "content": prompt},),
+                f"list-{hash64(prompt, max_tokens, *map(str, before)):016x}",
+                tuple(as_messages(before, prompt)),
                 max_tokens=max_tokens,
                 temperature=0.0,
                 seed=0,
@@ -495,7 +530,153 @@ def endpoint_answers(
 
     return answer
 
+# %% ../../nbs/73_align.lexical.ipynb #3444a4eb
+LIST_TOKENS = 16_384  # of a batch, with the longest answers
+
+
+def asked_text(tokenizer: Any, before: Before, prompt: str) -> str:
+    "What a model reads of a prompt after earlier turns."
+    if not tokenizer.chat_template:
+        turns = ["".join(chat_texts(tokenizer, *turn)) for turn in before]
+        return "".join([*turns, chat_texts(tokenizer, prompt, "")[0]])
+    return tokenizer.apply_chat_template(
+        as_messages(before, prompt),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,  # other templates ignore it
+    )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    "The tokens with which a model ends."
+    own = model.generation_config.eos_token_id
+    known = own if isinstance(own, list) else [own]
+    ends = {tokenizer.eos_token_id, *known} - {None}
+    return sorted(ends)
+
+
+def write_texts(
+    model: Any,
+    tokenizer: Any,
+    batch: Sequence[tuple[int, list[int]]],  # numbers and tokens of prompts
+    max_tokens: int,  # of an answer
+) -> list[list[Any]]:  # of each prompt: its number, and the text
+    "What a model writes to prompts, greedily."
+    import torch
+
+    rows, seen = pad_tokens([tokens for _, tokens in batch], model.device, in_front=True)
+    ends = end_tokens(model, tokenizer)
+    with torch.inference_mode(), quiet_libraries():
+        written = model.generate(
+            input_ids=rows,
+            attention_mask=seen,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+        )
+    texts = tokenizer.batch_decode(written[:, rows.shape[1] :], skip_special_tokens=True)
+    return [[number, text] for (number, _), text in zip(batch, texts)]
+
+# %% ../../nbs/73_align.lexical.ipynb #073c287d
+def weights_answers(
+    model: Any,  # of transformers, with an adapter or without
+    tokenizer: Any,
+    folder: str | Path,  # keeps what the model wrote; one for each model
+    max_tokens: int = 1024,  # of an answer
+    before: Before = (),  # each prompt, from example_turns
+    quiet: bool = True,  # no bar
+) -> Answer:
+    "A function that answers prompts by a model's weights, greedily; goes on where it was."
+
+    def answer(prompts: Sequence[str]) -> Iterable[str | None]:
+        unique = list(dict.fromkeys(prompts))
+        texts = [asked_text(tokenizer, before, prompt) for prompt in unique]
+        numbered = list(enumerate(encode(tokenizer, text) for text in texts))
+        numbered.sort(key=lambda one: (-len(one[1]), one[0]))
+        lengths = [len(tokens) + max_tokens for _, tokens in numbered]
+        spans = cut_batches(lengths, LIST_TOKENS)
+        journal = Path(folder) / f"lists-{digest(texts, max_tokens)}.jsonl"
+        found, _ = run_batches(
+            [numbered[span.start : span.stop] for span in spans],
+            lambda batch: write_texts(model, tokenizer, batch, max_tokens),
+            journal,
+            lambda one: len(one[1]),
+            "lists",
+            quiet,
+        )
+        by_prompt = {unique[number]: text for number, text in found}
+        return [by_prompt[prompt] for prompt in prompts]
+
+    return answer
+
+# %% ../../nbs/73_align.lexical.ipynb #662cabe2
+class Variant(NamedTuple):
+    "A model with an adapter, or without."
+
+    model: str
+    adapter: Path | None = None
+
+    def key(self) -> str:
+        "16 hex digits over its weights."
+        folder = model_folder(self.model)
+        adapter = self.adapter and file_digest(self.adapter / "adapter_model.safetensors")
+        return digest(folder_digest(folder), adapter)
+
+
+def model_variants(
+    model: str | Path,  # a name of the hub, a folder, or a GGUF file
+    adapter: str | Path | None = None,  # of `tune` or `learn`, or its seed-0
+    with_base: bool = True,  # the model itself too
+) -> dict[str, Variant]:  # base, and the adapter's seeds
+    "The variants of a model by name. Raises RunError for what is no adapter."
+    base = {"base": Variant(str(model))}
+    if adapter is None:
+        return base
+    folder = Path(adapter)
+    single = (folder / "adapter_config.json").is_file()
+    configs = sorted(folder.glob("seed-*/adapter_config.json"))
+    seeds = [folder] if single else [config.parent for config in configs]
+    if not seeds:
+        raise RunError(
+            f"{adapter} is no adapter: it has neither adapter_config.json nor seed-*/ with"
+            " one"
+        )
+    named = {path.name: Variant(str(model), path) for path in seeds}
+    return {**base, **named} if with_base else named
+
+
+def variant_lists(
+    cues: Sequence[str],
+    variant: Variant,
+    work: str | Path,  # a folder that keeps what was written
+    lang: str = "en",
+    length: int = 50,  # associates asked for
+    max_tokens: int = 1024,  # of an answer
+    examples: Mapping[str, Sequence[str]] | None = None,  # cue -> associates, to show
+    quiet: bool = True,
+) -> dict[str, str | None]:  # cue -> text
+    "What a model with weights here associates with each cue; goes on where it was."
+    model, tokenizer = load_model(*variant)
+    folder = Path(work) / variant.key()
+    before = example_turns(examples or {}, lang)
+    answer = weights_answers(model, tokenizer, folder, max_tokens, before, quiet)
+    return ask_lists(cues, answer, lang, length)
+
 # %% ../../nbs/73_align.lexical.ipynb #61666ad9
+def write_answers(
+    path: str | Path,
+    answers: Mapping[str, str | Sequence[str] | None],  # cue -> text or words
+) -> None:
+    "Answers of a model as `read_answers` takes them."
+    with atomic_write(Path(path)) as unfinished:
+        with open(unfinished, "w", encoding="utf-8", newline="\n") as lines:
+            for cue, answer in answers.items():
+                name = "text" if isinstance(answer, str | None) else "words"
+                row = {"cue": cue, name: answer}
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def read_answers(
     path: str | Path,  # .jsonl, perhaps compressed
 ) -> dict[str, str | list[str] | None]:  # cue -> text or words

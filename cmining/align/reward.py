@@ -150,11 +150,16 @@ def read_ranking(
     places: dict[str, list[int]] = {}
     for place, word in enumerate(words):
         places.setdefault(fold_word(word), []).append(place)
+    # without marks around them, where that is no other word: 's ark
+    bare = {fold_word(clean_piece(word)): places[fold_word(word)] for word in words}
+    bare.pop("", None)
+    places = {**bare, **places}
     order: list[int] = []
     repeated = foreign = 0
     for raw in ranking_pieces(answer_of(text)):
         piece = " ".join(raw[:1000].split())  # no run of spaces is left to search in
-        forms = (fold_word(clean_piece(form)) for form in (piece, _GLOSS.sub("", piece)))
+        cleaned = [clean_piece(form) for form in (piece, _GLOSS.sub("", piece))]
+        forms = map(fold_word, [piece, *cleaned])
         of_word = next((places[form] for form in forms if form in places), None)
         if of_word is None:
             foreign += bool(clean_piece(piece))

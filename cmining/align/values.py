@@ -15,7 +15,13 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from .. import __version__
-from .lexical import holm, interval_table, signed_rank_p, table_rows
+from cmining.align.lexical import (
+    Variant,
+    holm,
+    interval_table,
+    signed_rank_p,
+    table_rows,
+)
 from .norms import open_text, refuse
 from cmining.align.survey import (
     Survey,
@@ -25,14 +31,26 @@ from cmining.align.survey import (
     read_survey,
     survey_prompt,
 )
-from ..core.basics import RunError, file_digest, parse_json
+from ..core.basics import RunError, digest, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, write_json
+from ..models.llm import Endpoint, Price, Prompt, ask, error_line
+from cmining.train.score import (
+    BATCH_TOKENS,
+    batch_inputs,
+    chat_text,
+    keeps_keys,
+    longest_input,
+    make_inputs,
+    run_batches,
+    score_inputs,
+)
+from ..train.tune import load_model
 
 # %% auto #0
 __all__ = ['Score', 'js_distance', 'ordinal_emd', 'released_emd', 'released_first_digit', 'divergence', 'compare_distributions',
-           'option_shares', 'ask_survey', 'order_dependence', 'country_distances', 'summarize_countries', 'tension_set',
-           'count_with_interval', 'count_nearer', 'count_moved', 'write_model_answers', 'read_model_answers',
-           'evaluate_values', 'run_values', 'values_text']
+           'option_shares', 'ask_survey', 'weights_scores', 'variant_survey', 'endpoint_scores', 'order_dependence',
+           'country_distances', 'summarize_countries', 'tension_set', 'count_with_interval', 'count_nearer',
+           'count_moved', 'write_model_answers', 'read_model_answers', 'evaluate_values', 'run_values', 'values_text']
 
 # %% ../../nbs/75_align.values.ipynb #8b676a40
 def kl(p: np.ndarray, q: np.ndarray) -> float:
@@ -129,8 +147,9 @@ def compare_distributions(
     }
 
 # %% ../../nbs/75_align.values.ipynb #28a2f645
-# (prompt, continuations) -> natural log-probabilities, an array for each pair
-Score = Callable[[Sequence[tuple[str, Sequence[str]]]], Sequence[np.ndarray]]
+# (prompt, continuations) -> natural log-probabilities, an array for each pair, or None
+# where they are not known
+Score = Callable[[Sequence[tuple[str, Sequence[str]]]], Sequence[np.ndarray | None]]
 
 
 def option_shares(
@@ -152,7 +171,10 @@ def ask_survey(
     labels: str = "letters",  # or numbers, as released
     gold: Mapping[str, Mapping[str, int]] | None = None,  # associations for the prompt
 ) -> dict[str, np.ndarray]:  # float [orders, options] by question, in the order of codes
-    "What a model answers. Raises RunError when scores do not fit the questions."
+    """What a model answers. An order without scores is left out.
+
+    Raises RunError when scores do not fit the questions.
+    """
     plan = []
     for id, question in questions.items():
         if lang not in question.text:
@@ -165,6 +187,8 @@ def ask_survey(
         raise RunError(f"{len(scored)} scores came to {len(plan)} prompts")
     answers: dict[str, list[np.ndarray]] = {}
     for (id, prompt), values in zip(plan, scored):
+        if values is None:
+            continue
         if len(values) != len(prompt.labels):
             raise RunError(
                 f"{len(values)} scores for the {len(prompt.labels)} options of {id}"
@@ -173,6 +197,115 @@ def ask_survey(
         shares[list(prompt.order)] = option_shares(values)
         answers.setdefault(id, []).append(shares)
     return {id: np.array(of_orders) for id, of_orders in answers.items()}
+
+# %% ../../nbs/75_align.values.ipynb #df59e980
+def weights_scores(
+    model: Any,  # of transformers, with an adapter or without
+    tokenizer: Any,
+    folder: str | Path,  # keeps what was found; one for each model
+    quiet: bool = True,  # no bar
+) -> Score:
+    "A function that scores continuations by a model's weights; goes on where it was."
+
+    def score(pairs: Sequence[tuple[str, Sequence[str]]]) -> Sequence[np.ndarray | None]:
+        asked = [(prompt, list(options)) for prompt, options in pairs]
+        if tokenizer.chat_template:
+            asked = [
+                (chat_text(tokenizer, prompt), [option.strip() for option in options])
+                for prompt, options in asked
+            ]
+        inputs, _ = make_inputs(tokenizer, asked, longest_input(model), keeps_keys(model))
+        found, _ = run_batches(
+            batch_inputs(inputs, BATCH_TOKENS),
+            lambda batch: score_inputs(model, batch),
+            Path(folder) / f"survey-{digest(asked)}.jsonl",
+            lambda one: one.n_tokens,
+            "survey",
+            quiet,
+        )
+        values = [np.zeros(len(options)) for _, options in asked]
+        for question, option, value in found:
+            values[question][option] = value
+        return values
+
+    return score
+
+
+def variant_survey(
+    questions: Mapping[str, SurveyQuestion],
+    variant: Variant,
+    work: str | Path,  # a folder that keeps what was found
+    lang: str = "en",
+    orders: int = 4,
+    labels: str = "letters",
+    gold: Mapping[str, Mapping[str, int]] | None = None,  # associations for the prompt
+    quiet: bool = True,
+) -> dict[str, np.ndarray]:  # as of ask_survey
+    "What a model with weights here answers; goes on where it was."
+    model, tokenizer = load_model(*variant)
+    score = weights_scores(model, tokenizer, Path(work) / variant.key(), quiet)
+    return ask_survey(questions, score, lang, orders, labels, gold)
+
+# %% ../../nbs/75_align.values.ipynb #be9b6600
+ANSWER_TOKENS = 16
+
+
+def label_values(
+    logprobs: Mapping[str, float] | None,  # of first tokens
+    labels: Sequence[str],
+) -> np.ndarray | None:  # float [labels]
+    "Log-probabilities of labels; at most the least known one for those that are absent."
+    known = logprobs or {}
+    if sum(label in known for label in labels) < 2:
+        return None
+    least = min(known.values())
+    return np.array([known.get(label, least) for label in labels])
+
+# %% ../../nbs/75_align.values.ipynb #f1e9c147
+def endpoint_scores(
+    endpoint: Endpoint,
+    journal: str | Path,  # a file that keeps the replies
+    prices: Mapping[str, Price] | None = None,  # from load_prices
+    budget: float | None = None,  # USD
+) -> Score:
+    """A function that scores labels by an endpoint.
+
+    It raises RunError when some prompts have no answer (the budget is spent, the server
+    failed), or when the server tells no log-probabilities at all.
+    """
+
+    def score(pairs: Sequence[tuple[str, Sequence[str]]]) -> Sequence[np.ndarray | None]:
+        requests = [
+            Prompt(
+                f"survey-{hash64(prompt):016x}",
+                ({"role": "user", "content": prompt},),
+                max_tokens=ANSWER_TOKENS,
+                temperature=0.0,
+                seed=0,
+                top_logprobs=20,
+            )
+            for prompt, _ in pairs
+        ]
+        unique = list({request.key: request for request in requests}.values())
+        replies = list(ask(unique, endpoint, Path(journal), prices=prices, budget=budget))
+        errors = [reply for reply in replies if reply.text is None]
+        if errors:
+            raise RunError(
+                f"{len(errors)} of {len(replies)} prompts have no answer"
+                f" ({error_line(errors[0].error)}); the same call asks only those again"
+            )
+        if not any(reply.logprobs for reply in replies):
+            raise RunError(
+                f"{endpoint.model} tells no log-probabilities: use a server that does,"
+                " such as vLLM or llama.cpp, or a model with weights"
+            )
+        by_key = {reply.key: reply.logprobs for reply in replies}
+        return [
+            label_values(by_key[request.key], [label.strip() for label in labels])
+            for request, (_, labels) in zip(requests, pairs)
+        ]
+
+    return score
 
 # %% ../../nbs/75_align.values.ipynb #25b02946
 def order_dependence(
@@ -460,15 +593,16 @@ def evaluate_values(
 # %% ../../nbs/75_align.values.ipynb #b85ed5f9
 def run_values(
     out: str | Path,  # a folder; its results of an earlier run are replaced
-    surveys: Sequence[str | Path],  # files of survey questions
+    surveys: Survey | Sequence[str | Path],  # a survey, or files of questions
     models: Mapping[str, str | Path],  # name -> file of answers
     countries: Sequence[str],
     k: int = 50,
     n_boot: int = 1000,
     seed: int = 0,
+    about: Mapping[str, Any] | None = None,  # more for run.json
 ) -> dict[str, Any]:  # what results.json says
     "Evaluate, and write distances.parquet, results.json and run.json into a folder."
-    survey = read_survey(surveys)
+    survey = surveys if isinstance(surveys, Survey) else read_survey(surveys)
     answers = {name: read_model_answers(path) for name, path in models.items()}
     table, results = evaluate_values(survey, answers, countries, k, n_boot, seed)
     out = Path(out)
@@ -486,6 +620,7 @@ def run_values(
         "k": k,
         "n_boot": n_boot,
         "seed": seed,
+        **(about or {}),
         "versions": {"cmining": __version__},
     }
     write_json(out / "run.json", record)

@@ -786,7 +786,11 @@ def make_trainer(
     return trainer
 
 # %% ../../nbs/60_train.tune.ipynb #d1ae498f
-def save_adapter(trainer: Any, plan: Plan, folder: Path) -> None:
+def save_adapter(
+    trainer: Any,
+    model: str,  # as the user named it
+    folder: Path,
+) -> None:
     "The adapter as peft loads it, the same bytes in every process, and the tokenizer."
     trainer.model.save_pretrained(folder, save_embedding_layers=False)
     trainer.processing_class.save_pretrained(folder)
@@ -795,7 +799,7 @@ def save_adapter(trainer: Any, plan: Plan, folder: Path) -> None:
     config = parse_json(path.read_bytes())
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()  # a set, in any order
-    config["base_model_name_or_path"] = plan.model
+    config["base_model_name_or_path"] = model
     write_json(path, config)
 
 
@@ -829,7 +833,7 @@ def train_seed(
     tokens = int(tokens_after[-1])
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     with atomic_write(folder) as unfinished:
-        save_adapter(trainer, plan, unfinished)
+        save_adapter(trainer, plan.model, unfinished)
         numbers = {
             "losses": [[entry["step"], entry["loss"]] for entry in logs],
             "tokens": tokens,
