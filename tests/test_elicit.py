@@ -121,7 +121,10 @@ def test_killed_ten_times_it_ends_the_same_and_pays_once(server, tmp_path):
         stats = faulty.stats()
     a, b = files_of(tmp_path / "a"), files_of(tmp_path / "b")
     assert a[0] == b[0] and a[2] == b[2]
-    about = [text.decode().replace(f":{p}", "") for text, p in ((a[1], port), (b[1], faulty.port))]
+    about = [
+        text.decode().replace(f":{p}", "")
+        for text, p in ((a[1], port), (b[1], faulty.port))
+    ]
     assert about[0] == about[1]
     answers: Counter[str] = Counter()
     for line in journal.read_bytes().splitlines():
@@ -222,18 +225,33 @@ def test_wording():
 
 def test_the_command(server, tmp_path, capsys):
     graph = tmp_path / "graph"
-    known = Record("sushi", "Q46383", ("JP",), "cuisine", {"en": "sushi"}, evidence=("x",))
+    known = Record(
+        "sushi", "Q46383", ("JP",), "cuisine", {"en": "sushi"}, evidence=("x",)
+    )
     from cmining.collect.records import write_records
 
     write_records(graph, [known], {"source": "graph"}, Counter())
     with server() as one:
         words = ["collect", "elicit", "m", "--base-url", one.base_url, "--countries"]
-        words += ["Japan,BR", "--aspects", "cuisine", "--langs", "en", "--graph", str(graph)]
+        words += [
+            "Japan,BR",
+            "--aspects",
+            "cuisine",
+            "--langs",
+            "en",
+            "--graph",
+            str(graph),
+        ]
         assert main([*words, "--out", str(tmp_path / "a"), "--draws", "2"]) == 0
     told = capsys.readouterr().out
     assert "artifacts that m claims" in told and "in no graph" in told
     about = json.loads((tmp_path / "a/run.json").read_text())
     assert about["source"] == "model" and about["request"]["countries"] == ["JP", "BR"]
-    assert main(["collect", "elicit", "m", "--countries", "Atlantis", "--aspects", "x"]
-                + ["--out", str(tmp_path / "b")]) == 1
+    assert (
+        main(
+            ["collect", "elicit", "m", "--countries", "Atlantis", "--aspects", "x"]
+            + ["--out", str(tmp_path / "b")]
+        )
+        == 1
+    )
     assert "no country is called 'Atlantis'" in capsys.readouterr().err

@@ -94,10 +94,10 @@ def test_a_model_that_knows_everything_and_one_that_knows_nothing(artifacts, tmp
     assert nothing["all"]["specificity"]["value"] is None
     assert nothing["shares"]["JP"]["share"]["value"] is None
     assert nothing["countries"]["JP"]["coverage"] == 0
-    silent = run_represent(
-        tmp_path / "c", artifacts, PROTOCOL, respondent(lambda q: [])
+    silent = run_represent(tmp_path / "c", artifacts, PROTOCOL, respondent(lambda q: []))
+    assert (
+        silent["all"]["score"]["value"] == 0 and silent["all"]["valid"]["value"] is None
     )
-    assert silent["all"]["score"]["value"] == 0 and silent["all"]["valid"]["value"] is None
     assert silent["left_out"]["answer without a name"] == silent["prompts"]
 
 
@@ -134,7 +134,9 @@ def test_intervals_hold_the_truth(artifacts, tmp_path):
     def say(question):
         return [name for name in best(question) if rng.random() < 0.5] or ["nothing"]
 
-    score = run_represent(tmp_path / "a", artifacts, protocol, respondent(say))["all"]["score"]
+    score = run_represent(tmp_path / "a", artifacts, protocol, respondent(say))["all"][
+        "score"
+    ]
     assert score["lo"] < 0.5 < score["hi"]
     assert 0.02 < score["hi"] - score["lo"] < 0.15
 
@@ -146,7 +148,10 @@ def test_pull_and_languages(artifacts, tmp_path):
         shift = 5 if question.lang == "ja" else 0
         if question.framing == "insider":
             shift += 2
-        return [name_of(question.country or "JP", question.aspect, shift + i) for i in range(5)]
+        return [
+            name_of(question.country or "JP", question.aspect, shift + i)
+            for i in range(5)
+        ]
 
     results = run_represent(tmp_path / "a", artifacts, PROTOCOL, respondent(say))
     assert results["all"]["pull"]["value"] == pytest.approx(1 - 3 / 7, abs=1e-6)
@@ -210,7 +215,9 @@ def test_recall_is_a_share(items, n):
     value = weighted_recall(named & (named.cumsum() <= n), weights, n)
     assert 0 <= value <= 1 + 1e-9
     top = np.argsort(-weights, kind="stable")[:n]
-    assert weighted_recall(np.isin(np.arange(len(items)), top), weights, n) == pytest.approx(1)
+    assert weighted_recall(
+        np.isin(np.arange(len(items)), top), weights, n
+    ) == pytest.approx(1)
 
 
 @given(st.text(max_size=300), st.integers(1, 9))
@@ -223,7 +230,9 @@ def test_any_answer_is_read(text, n):
 def served_answer(body: dict) -> str:
     "What the server says: two of Brazil's dishes, one of them with a number and a remark."
     text = body["messages"][-1]["content"]
-    return "1. brcukaka - a dish\n2. brculoka\n3. ramen" if "Brazil" in text else "ngcukaka"
+    return (
+        "1. brcukaka - a dish\n2. brculoka\n3. ramen" if "Brazil" in text else "ngcukaka"
+    )
 
 
 def test_the_command_with_a_server(artifacts, tmp_path, capsys, monkeypatch):
