@@ -34,6 +34,7 @@ try:
     import shutil
     import unicodedata
     from bisect import bisect_right
+    from collections import Counter
     from collections.abc import Callable
     from dataclasses import Field, fields
     from itertools import accumulate, islice
@@ -2226,7 +2227,107 @@ def collect_represent_options(sub: argparse.ArgumentParser) -> None:
     add_budget_options(sub)
     add_limit_options(sub)
 
-# %% ../nbs/99_cli.ipynb #a8194d37
+# %% ../nbs/99_cli.ipynb #f2194f1d
+def artifact_rows(source: Path) -> list[Any]:
+    "The artifacts of a merged table, or the records of a folder."
+    from cmining.collect.merge import read_merged
+    from cmining.collect.records import read_records
+
+    if (source / "merged.parquet").is_file():
+        return read_merged(source)
+    return list(read_records(source))
+
+
+def collect_tail(options: argparse.Namespace) -> None:
+    "cmining collect tail"
+    from cmining.collect.salience import tail_study
+    from cmining.evidence.study import plan_text
+
+    rows = artifact_rows(options.artifacts)
+    plan = tail_study(
+        rows,
+        options.out,
+        options.langs,
+        options.share,
+        options.popular,
+        options.raters,
+        options.seed,
+        options.checks,
+    )
+    print(plan_text(plan))
+    for reason, n in plan["left_out"].items():
+        print(f"  left out: {n:,} × {reason}")
+    print(f"\n  {shell_line('cmining', 'annotate', 'collect', options.out)}")
+
+
+def collect_tail_options(sub: argparse.ArgumentParser) -> None:
+    "Which artifacts go to people."
+    sub.add_argument(
+        "artifacts",
+        type=Path,
+        metavar="FOLDER",
+        help="what cmining collect merge wrote, or a folder of records",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the study folder, new")
+    sub.add_argument(
+        "--langs",
+        type=comma_list,
+        default=("en",),
+        help="languages of the raters, the best first (default en)",
+    )
+    sub.add_argument(
+        "--share",
+        type=finite_number,
+        default=0.3,
+        help="of each country and aspect, the least popular first (default 0.3)",
+    )
+    sub.add_argument(
+        "--popular",
+        type=int,
+        default=0,
+        help="as many of the others, as a second arm (default 0)",
+    )
+    sub.add_argument("--raters", type=int, default=3, help="of each language (default 3)")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="keep it to yourself (default 0)"
+    )
+    sub.add_argument(
+        "--checks", type=Path, metavar="FILE", help="items with known answers, a table"
+    )
+
+
+def collect_reviews(options: argparse.Namespace) -> None:
+    "cmining collect reviews"
+    from cmining.collect.records import write_records
+    from cmining.collect.salience import review_records, study_reviews
+    from cmining.evidence.study import read_study
+
+    reviews = study_reviews(options.study, options.key)
+    number = read_study(options.study)["study"]
+    records = review_records(artifact_rows(options.artifacts), reviews, number)
+    about = {"source": "community", "study": number}
+    record = write_records(options.out, records, about, Counter())
+    said = Counter(reviews.values())
+    told = ", ".join(f"{n:,} {review}" for review, n in sorted(said.items())) or "none"
+    print(f"{record['records']:,} decisions in {options.out}/: {told}")
+
+
+def collect_reviews_options(sub: argparse.ArgumentParser) -> None:
+    "Which study, of what."
+    sub.add_argument("study", type=Path, help="a study folder that was collected")
+    sub.add_argument(
+        "--artifacts",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="what the study was drawn from",
+    )
+    sub.add_argument("--key", type=Path, help="key.json, where it is not in the study")
+    sub.add_argument(
+        "--out", type=Path, required=True, help="a folder of records, to merge"
+    )
+
+# %% ../nbs/99_cli.ipynb #9d491413
 COLLECT: dict[str, Command] = {
     "graph": Command(
         collect_graph,
@@ -2246,6 +2347,19 @@ COLLECT: dict[str, Command] = {
         "Let a model list artifacts, criticise its lists and complete them.",
         "cmining collect elicit some-model --countries BR,JP --aspects cuisine,dance"
         " --langs pt,ja,en --graph artifacts/graph --out artifacts/model",
+    ),
+    "tail": Command(
+        collect_tail,
+        collect_tail_options,
+        "Draw a study of the least popular artifacts, for people to judge.",
+        "cmining collect tail artifacts/merged --langs en,ja --out studies/tail",
+    ),
+    "reviews": Command(
+        collect_reviews,
+        collect_reviews_options,
+        "What people decided in a study, as records to merge.",
+        "cmining collect reviews studies/tail --artifacts artifacts/merged"
+        " --out artifacts/reviews",
     ),
     "represent": Command(
         collect_represent,

@@ -23,7 +23,13 @@ from cmining.collect.elicit import (
     naming_text,
     read_claims,
 )
-from cmining.collect.records import Record, Request, collect_records, read_records
+from cmining.collect.records import (
+    Record,
+    Request,
+    collect_records,
+    read_records,
+    write_records,
+)
 from cmining.core.basics import RunError
 from cmining.models import llm
 from cmining.models.llm import Endpoint
@@ -33,7 +39,6 @@ pytest.importorskip("openai")
 REQUEST = Request(("BR", "JP", "NG"), ("cuisine", "dance"), ("en", "ja"))
 HOW = Elicitation(n=6, draws=3, max_tokens=400)
 CELLS = 3 * 2 * 2
-REQUESTS = CELLS * (3 + 1 + 1 + 1)  # lists, criticism, completion, criticism
 PRICES = {"m": {"in": 1.0, "out": 4.0}}
 needs_fork = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="needs fork"
@@ -44,8 +49,8 @@ def model_answer(body: dict) -> str:
     "A model that names made-up things by heart; the fault server runs this function's text."
     text = body["messages"][-1]["content"]
     quoted = [line for line in text.splitlines() if line.startswith("[")]
-    if text.startswith("Someone was asked"):
-        names = json.loads(quoted[0])
+    if "verdicts" in json.dumps(body.get("response_format", {})):
+        names = json.loads(quoted[0]) if quoted else ["probe"]
         yes = {"exists": True, "of_kind": True}
         said = [
             {"name": name, "of_country": not name.startswith("Foreign"), **yes}
@@ -67,10 +72,10 @@ def hurry(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def elicit(base_url: str, out: Path, **more) -> dict:
+def elicit(base_url: str, out: Path, request=REQUEST, how=HOW, **more) -> dict:
     endpoint = Endpoint("m", base_url, concurrency=4, timeout=2)
-    source = ModelSource(endpoint, out / "asked", HOW, **more)
-    return collect_records(source, REQUEST, out)
+    source = ModelSource(endpoint, out / "asked", how, **more)
+    return collect_records(source, request, out)
 
 
 def files_of(out: Path) -> list[bytes]:
@@ -93,17 +98,20 @@ def server(tmp_path):
 @needs_fork
 def test_killed_ten_times_it_ends_the_same_and_pays_once(server, tmp_path):
     kills = 10
+    # one list a cell: the server tells prompts apart by their texts, not by their seeds
+    how = HOW._replace(draws=1)
+    request = REQUEST._replace(langs=("de", "en", "ja"))
+    n_requests = 3 * 2 * 3 * 4
     with server() as quiet:
         base_url = quiet.base_url
-        elicit(base_url, tmp_path / "a")
-        assert quiet.stats()["answered"] >= REQUESTS
+        elicit(base_url, tmp_path / "a", request, how)
     port = int(base_url.split(":")[2].split("/")[0])
     journal = tmp_path / "b/asked/replies.jsonl"
     rng = random.Random(0)
     with server(latency=0.08, faults=0.1, seed=5, kinds="429,500,cut") as faulty:
 
         def run() -> None:
-            elicit(faulty.base_url, tmp_path / "b")
+            elicit(faulty.base_url, tmp_path / "b", request, how)
 
         for _ in range(kills):
             have = journal.stat().st_size if journal.exists() else 0
@@ -117,7 +125,7 @@ def test_killed_ten_times_it_ends_the_same_and_pays_once(server, tmp_path):
             assert process.is_alive(), "it was over before it was killed"
             process.kill()
             process.join()
-        elicit(faulty.base_url, tmp_path / "b")
+        elicit(faulty.base_url, tmp_path / "b", request, how)
         stats = faulty.stats()
     a, b = files_of(tmp_path / "a"), files_of(tmp_path / "b")
     assert a[0] == b[0] and a[2] == b[2]
@@ -132,9 +140,11 @@ def test_killed_ten_times_it_ends_the_same_and_pays_once(server, tmp_path):
             answers.update(r["key"] for r in [json.loads(line)] if r["final"])
         except ValueError:
             pass  # torn by a kill
+    probes = [key for key in answers.elements() if key.startswith("probe")]
     answers = Counter({k: n for k, n in answers.items() if not k.startswith("probe")})
-    assert len(answers) == REQUESTS and set(answers.values()) == {1}
-    assert stats["again_taken"] == 0
+    assert len(answers) == n_requests and set(answers.values()) == {1}
+    # a probe of each of the two schemas, in the same words
+    assert stats["again_taken"] <= len(probes) - 1 <= 1
     assert stats["again_sent"] <= 4 * kills  # on their way when the process died
 
 
@@ -228,30 +238,16 @@ def test_the_command(server, tmp_path, capsys):
     known = Record(
         "sushi", "Q46383", ("JP",), "cuisine", {"en": "sushi"}, evidence=("x",)
     )
-    from cmining.collect.records import write_records
-
     write_records(graph, [known], {"source": "graph"}, Counter())
     with server() as one:
-        words = ["collect", "elicit", "m", "--base-url", one.base_url, "--countries"]
-        words += [
-            "Japan,BR",
-            "--aspects",
-            "cuisine",
-            "--langs",
-            "en",
-            "--graph",
-            str(graph),
-        ]
-        assert main([*words, "--out", str(tmp_path / "a"), "--draws", "2"]) == 0
+        words = ["collect", "elicit", "m", "--base-url", one.base_url, "--draws", "2"]
+        words += ["--countries", "Japan,BR", "--aspects", "cuisine", "--langs", "en"]
+        words += ["--graph", str(graph)]
+        assert main([*words, "--out", str(tmp_path / "a")]) == 0
     told = capsys.readouterr().out
     assert "artifacts that m claims" in told and "in no graph" in told
     about = json.loads((tmp_path / "a/run.json").read_text())
     assert about["source"] == "model" and about["request"]["countries"] == ["JP", "BR"]
-    assert (
-        main(
-            ["collect", "elicit", "m", "--countries", "Atlantis", "--aspects", "x"]
-            + ["--out", str(tmp_path / "b")]
-        )
-        == 1
-    )
+    words = ["collect", "elicit", "m", "--countries", "Atlantis", "--aspects", "x"]
+    assert main([*words, "--out", str(tmp_path / "b")]) == 2
     assert "no country is called 'Atlantis'" in capsys.readouterr().err

@@ -1,17 +1,19 @@
 """Representation: properties of the formulas, planted models, a server, a tiny model of our own."""
 
+import inspect
 import json
 from collections import Counter
 from pathlib import Path
 
 import fault_server
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmining.cli import main
-from cmining.collect.merge import merge_records
+from cmining.collect.merge import merge_records, read_merged
 from cmining.collect.records import Record, write_records
 from cmining.collect.represent import (
     Protocol,
@@ -26,7 +28,9 @@ from cmining.collect.represent import (
     vendi_score,
     weighted_recall,
 )
+from cmining.collect.salience import popularity_tail
 from cmining.core.basics import CorpusError, RunError
+from cmining.evidence.study import simulate_study
 
 PROTOCOL = Protocol(("BR", "JP", "NG"), ("cuisine", "dance"), ("en", "ja"), n=5)
 SYLLABLES = ("ka", "lo", "mi", "ta", "ne", "su")
@@ -239,8 +243,6 @@ def test_the_command_with_a_server(artifacts, tmp_path, capsys, monkeypatch):
     pytest.importorskip("openai")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     file = tmp_path / "answers.py"
-    import inspect
-
     file.write_text(inspect.getsource(served_answer), "utf-8")
     words = ["collect", "represent", "m", "--artifacts", str(artifacts), "--n", "3"]
     words += ["--countries", "Brazil,NG", "--aspects", "cuisine"]
@@ -277,3 +279,35 @@ def test_a_model_of_our_own(tiny_llama, artifacts, tmp_path):
     journal.write_bytes(torn)
     assert main([*words, "--out", str(tmp_path / "a")]) == 0
     assert (tmp_path / "a/results.json").read_bytes() == a
+
+
+def test_the_tail_goes_to_people_and_comes_back(artifacts, tmp_path, capsys):
+    "A study of the least popular, answered by simulated raters, changes the merged table."
+    study = tmp_path / "study"
+    merged = tmp_path / "merged"
+    assert main(["collect", "merge", str(artifacts), "--out", str(merged)]) == 0
+    words = ["collect", "tail", str(merged), "--out", str(study), "--raters", "2"]
+    assert main([*words, "--popular", "3"]) == 0
+    assert "27 items" in capsys.readouterr().out
+    rows = read_merged(merged)
+    tail = popularity_tail(rows)
+    assert len(tail) == 6 * 4  # the last 4 of 12 in six countries and aspects
+    assert all(rows[i].popularity <= 2**4 for i in tail)
+    truth = pd.DataFrame({"id": [row.id for row in rows]})
+    good = np.arange(len(rows)) % 2
+    truth = truth.assign(q1=good, q2=good, q3=good, q4=good, q5=0)
+    simulate_study(study, truth, ({"accuracy": 1.0},))
+    assert main(["annotate", "collect", str(study)]) == 0
+    assert main(["annotate", "score", str(study)]) == 0
+    decisions = tmp_path / "decisions"
+    words = ["collect", "reviews", str(study), "--artifacts", str(merged)]
+    assert main([*words, "--out", str(decisions)]) == 0
+    again = tmp_path / "again"
+    words = ["collect", "merge", str(artifacts), str(decisions), "--out", str(again)]
+    assert main(words) == 0
+    reviews = {row.artifact: row.review for row in read_merged(again)}
+    for i, row in enumerate(rows):
+        judged = "accepted" if i % 2 else "rejected"
+        assert reviews[row.artifact] == judged if i in tail else True
+    assert sum(review != "open" for review in reviews.values()) == 24 + 3
+    assert main([*words[:3], str(tmp_path / "nowhere"), "--out", str(again)]) == 2

@@ -46,7 +46,7 @@ from ..ingest.links import wiki_title
 # %% auto #0
 __all__ = ['SIGNS', 'CULTURAL', 'ACCEPTED', 'concentration', 'read_views', 'salience_signs', 'run_isolation', 'Calibration',
            'fit_salience', 'predict_salience', 'ranking_quality', 'calibrate_on_sample', 'rate_salience',
-           'popularity_tail', 'tail_study', 'study_reviews', 'apply_reviews']
+           'popularity_tail', 'tail_study', 'study_reviews', 'apply_reviews', 'review_records']
 
 # %% ../../nbs/84_collect.salience.ipynb #ba6b4a0c
 def concentration(
@@ -390,3 +390,25 @@ def apply_reviews(
     "The records with what people decided; a record nobody judged stays as it is."
     for record in records:
         yield record._replace(review=reviews.get(record.id, record.review))
+
+# %% ../../nbs/84_collect.salience.ipynb #a4644fa5
+def review_records(
+    rows: Iterable[Any],  # Merged, or Record: what the study was drawn from
+    reviews: Mapping[str, str],  # by id, from study_reviews
+    study: str,  # its number, from study.json
+    licence: str = "CC0-1.0",  # of the decision, an SPDX expression
+) -> Iterator[Record]:
+    "What people decided, as records to merge."
+    for row in rows:
+        if row.id in reviews:
+            yield Record(
+                row.artifact,
+                row.qid,
+                row.countries,
+                row.aspect,
+                row.labels,
+                source="community",
+                evidence=(f"study {study}: {reviews[row.id]}",),
+                licence=licence,
+                review=reviews[row.id],
+            )
