@@ -2327,7 +2327,35 @@ def collect_reviews_options(sub: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, help="a folder of records, to merge"
     )
 
-# %% ../nbs/99_cli.ipynb #9d491413
+# %% ../nbs/99_cli.ipynb #6d6840d1
+def collect_everything(options: argparse.Namespace) -> None:
+    "cmining collect all"
+    from cmining.collect.all import collect_all
+
+    record = collect_all(options.config, options.out, options.jobs, print)
+    for reason, n in record["left_out"].items():
+        print(f"  left out: {n:,} × {reason}")
+    print(f"The dataset and its card are in {options.out / 'merged'}/")
+
+
+def collect_everything_options(sub: argparse.ArgumentParser) -> None:
+    "What to collect, and where to."
+    sub.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a TOML file: [graph], [mined], [model], [community], [people]",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the folder; the same command goes on where a killed one stopped",
+    )
+    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+
+# %% ../nbs/99_cli.ipynb #70378c33
 COLLECT: dict[str, Command] = {
     "graph": Command(
         collect_graph,
@@ -2347,6 +2375,12 @@ COLLECT: dict[str, Command] = {
         "Let a model list artifacts, criticise its lists and complete them.",
         "cmining collect elicit some-model --countries BR,JP --aspects cuisine,dance"
         " --langs pt,ja,en --graph artifacts/graph --out artifacts/model",
+    ),
+    "all": Command(
+        collect_everything,
+        collect_everything_options,
+        "Collect by all paths that a file names, and merge.",
+        "cmining collect all --config collect.toml --out artifacts",
     ),
     "tail": Command(
         collect_tail,

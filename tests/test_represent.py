@@ -311,3 +311,30 @@ def test_the_tail_goes_to_people_and_comes_back(artifacts, tmp_path, capsys):
         assert reviews[row.artifact] == judged if i in tail else True
     assert sum(review != "open" for review in reviews.values()) == 24 + 3
     assert main([*words[:3], str(tmp_path / "nowhere"), "--out", str(again)]) == 2
+
+
+def test_all_paths_in_one_command(artifacts, tmp_path, capsys):
+    "Steps that are done are not done again, and a file that is wrong says where."
+    graph = Path(__file__).parent.parent / "data/graph/toy.json"
+    claim = Record("Sushi", None, ("JP",), "cuisine", source="model", evidence=("m",))
+    write_records(tmp_path / "claims", [claim], {"source": "model"}, Counter())
+    config = tmp_path / "all.toml"
+    lines = [f"[graph]\nsource = {str(graph)!r}", "[model]\nrecords = 'claims'"]
+    config.write_text("\n".join([*lines, "[people]\nraters = 1"]), "utf-8")
+    words = ["collect", "all", "--config", str(config), "--jobs", "1"]
+    words += ["--out", str(tmp_path / "a")]
+    assert main(words) == 0
+    assert "there already" not in capsys.readouterr().out
+    table = (tmp_path / "a/merged/merged.parquet").read_bytes()
+    assert main(words) == 0
+    assert "graph: there already" in capsys.readouterr().out
+    assert (tmp_path / "a/merged/merged.parquet").read_bytes() == table
+    rows = {row.artifact: row for row in read_merged(tmp_path / "a/merged")}
+    assert set(rows["Sushi"].sources) == {"graph", "model"}
+    assert (tmp_path / "a/study/study.json").is_file()
+    config.write_text("langs = ['ja', 'en']\n" + "\n".join(lines), "utf-8")
+    assert main(words) == 0
+    assert "there already" not in capsys.readouterr().out
+    config.write_text("[graph]\nroots = 3", "utf-8")
+    assert main(words) == 2
+    assert "has 'roots'; it can have source" in capsys.readouterr().err
