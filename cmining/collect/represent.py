@@ -673,7 +673,7 @@ def local_model(
 
     return Respondent(about, answer)
 
-# %% ../../nbs/88_collect.represent.ipynb #a743b330
+# %% ../../nbs/88_collect.represent.ipynb #5bf578fc
 def results_table(results: Mapping[str, Any]) -> pd.DataFrame:  # a row a country
     "The numbers of results.json as a table, the highest score first."
     rows = []
@@ -690,7 +690,7 @@ def results_table(results: Mapping[str, Any]) -> pd.DataFrame:  # a row a countr
         row |= {name: of_open.get(name) for name in ("reference", "ratio")}
         rows.append(row)
     table = pd.DataFrame(rows)
-    numeric = table.columns.drop(["country", "name"])
+    numeric = table.columns.drop(["country", "name", "artifacts"])
     table[numeric] = table[numeric].astype(float)
     return table.sort_values(
         ["score", "country"], ascending=[False, True], ignore_index=True
@@ -709,7 +709,7 @@ def plot_countries(
     left.hlines(at, table["lo"], table["hi"], color="0.6", lw=2)
     left.plot(table["score"], at, "o", color="0.2")
     left.set_xlabel("representation score")
-    left.set_xlim(0, 1)
+    left.set_xlim(0, 1.02)
     right.hlines(at, table["reference"], table["share"], color="0.8", lw=2)
     right.plot(
         table["reference"], at, "|", color="0.4", ms=12, mew=2, label="artifacts' weight"
@@ -717,7 +717,13 @@ def plot_countries(
     right.plot(table["share"], at, "o", color="0.2", label="named, no country asked")
     right.set_xlabel("share")
     right.set_xlim(left=0)
-    right.legend(frameon=False, fontsize="small")
+    right.figure.legend(
+        *right.get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=2,
+        frameon=False,
+        fontsize="small",
+    )
     labels = [
         f"{name} ({int(n):,})" for name, n in zip(table["name"], table["artifacts"])
     ]
