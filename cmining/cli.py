@@ -35,6 +35,7 @@ try:
     import shutil
     import unicodedata
     from bisect import bisect_right
+    from collections import Counter
     from collections.abc import Callable
     from dataclasses import Field, fields, replace
     from itertools import accumulate, islice
@@ -2472,7 +2473,306 @@ def collect_merge_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--out", type=Path, required=True, help="the folder to write")
 
+# %% ../nbs/99_cli.ipynb #e80e5b3c
+def add_model_options(sub: argparse.ArgumentParser) -> None:
+    "What a model is asked about."
+    sub.add_argument(
+        "--countries",
+        type=comma_list,
+        required=True,
+        help="codes, names or Wikidata ids, with commas between them",
+    )
+    sub.add_argument(
+        "--aspects",
+        type=comma_list,
+        required=True,
+        help=(
+            "cuisine, clothing, dance, art, landmarks, or words of your own, with commas"
+            " between them"
+        ),
+    )
+    sub.add_argument(
+        "--langs",
+        type=comma_list,
+        default=("en",),
+        help="languages to ask in, with commas between them (default en)",
+    )
+    sub.add_argument("--base-url", help="an OpenAI-compatible endpoint")
 
+
+def collect_elicit(options: argparse.Namespace) -> None:
+    "cmining collect elicit"
+    from cmining.collect.elicit import Elicitation, ModelSource
+    from cmining.collect.records import (
+        Request,
+        collect_records,
+        country_code,
+        read_records,
+    )
+
+    countries = tuple(map(country_code, options.countries))
+    graph = list(read_records(options.graph)) if options.graph else []
+    source = ModelSource(
+        endpoint_from(options),
+        options.out / "asked",
+        Elicitation(options.n, options.draws, options.max_tokens),
+        graph,
+        licence=options.licence,
+        prices=load_prices(options.prices) if options.prices else None,
+        budget=options.budget,
+    )
+    request = Request(countries, options.aspects, options.langs)
+    record = collect_records(source, request, options.out)
+    print(
+        f"{record['records']:,} artifacts that {options.model} claims in {options.out}/;"
+        " none of them is trusted alone"
+    )
+    for reason, n in record["left_out"].items():
+        print(f"  {n:,} × {reason}")
+    merge = shell_line("cmining", "collect", "merge", options.graph or "…", options.out)
+    print(f"  merge with:  {merge} --out merged")
+
+
+def collect_elicit_options(sub: argparse.ArgumentParser) -> None:
+    "Which model, about what, how often."
+    sub.add_argument(
+        "model",
+        type=path_name,
+        help="as the endpoint names it; its key is read from OPENAI_API_KEY",
+    )
+    add_model_options(sub)
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the folder of records; the same command goes on where a killed one stopped",
+    )
+    sub.add_argument(
+        "--graph",
+        type=Path,
+        metavar="RECORDS",
+        help="records with ids of Wikidata: a claim with a name of theirs gets the id",
+    )
+    sub.add_argument("--n", type=int, default=20, help="names in a list (default 20)")
+    sub.add_argument("--draws", type=int, default=3, help="lists of each (default 3)")
+    sub.add_argument(
+        "--licence",
+        default="NOASSERTION",
+        help="SPDX expression for what the model writes (default NOASSERTION)",
+    )
+    sub.add_argument(
+        "--max-tokens", type=int, default=3000, help="of an answer (default 3,000)"
+    )
+    add_budget_options(sub)
+    add_limit_options(sub)
+
+# %% ../nbs/99_cli.ipynb #5d56fc7d
+def collect_represent(options: argparse.Namespace) -> None:
+    "cmining collect represent"
+    from cmining.collect.records import country_code
+    from cmining.collect.represent import (
+        Protocol,
+        local_model,
+        results_text,
+        run_represent,
+        served_model,
+    )
+
+    protocol = Protocol(
+        tuple(map(country_code, options.countries)),
+        options.aspects,
+        options.langs,
+        options.n,
+        options.draws,
+        options.max_tokens,
+        options.temperature,
+    )
+    if options.base_url:
+        if options.adapter:
+            raise RunError("a server has its own adapters: leave --adapter out")
+        prices = load_prices(options.prices) if options.prices else None
+        respondent = served_model(endpoint_from(options), prices, options.budget)
+    elif options.budget is not None:
+        raise RunError("--budget is for an endpoint: name it with --base-url")
+    else:
+        show = sys.stderr.isatty()
+        respondent = local_model(options.model, options.adapter, quiet=not show)
+    results = run_represent(options.out, options.artifacts, protocol, respondent)
+    print(results_text(results))
+    for reason, n in results["left_out"].items():
+        print(f"  {n:,} × {reason}")
+    print(f"\nAll numbers: {options.out}/results.json; the figure: countries.svg")
+
+
+def collect_represent_options(sub: argparse.ArgumentParser) -> None:
+    "Which model, measured by what."
+    sub.add_argument(
+        "model",
+        type=path_name,
+        help="a folder, a GGUF file, a name of the hub, or of an endpoint",
+    )
+    sub.add_argument(
+        "--artifacts",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="what cmining collect merge wrote, or a folder of records",
+    )
+    add_model_options(sub)
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the results folder; the same command goes on where a killed one stopped",
+    )
+    sub.add_argument(
+        "--adapter", type=Path, help="ADAPTER/seed-0, as cmining train wrote it"
+    )
+    sub.add_argument("--n", type=int, default=10, help="names in an answer (default 10)")
+    sub.add_argument(
+        "--draws", type=int, default=1, help="answers to each prompt (default 1)"
+    )
+    sub.add_argument(
+        "--max-tokens", type=int, default=400, help="of an answer (default 400)"
+    )
+    sub.add_argument(
+        "--temperature",
+        type=finite_number,
+        default=0.7,
+        help="0: the likeliest answer (default 0.7)",
+    )
+    add_budget_options(sub)
+    add_limit_options(sub)
+
+# %% ../nbs/99_cli.ipynb #f2194f1d
+def artifact_rows(source: Path) -> list[Any]:
+    "The artifacts of a merged table, or the records of a folder."
+    from cmining.collect.merge import read_merged
+    from cmining.collect.records import read_records
+
+    if (source / "merged.parquet").is_file():
+        return read_merged(source)
+    return list(read_records(source))
+
+
+def collect_tail(options: argparse.Namespace) -> None:
+    "cmining collect tail"
+    from cmining.collect.salience import tail_study
+    from cmining.evidence.study import plan_text
+
+    rows = artifact_rows(options.artifacts)
+    plan = tail_study(
+        rows,
+        options.out,
+        options.langs,
+        options.share,
+        options.popular,
+        options.raters,
+        options.seed,
+        options.checks,
+    )
+    print(plan_text(plan))
+    for reason, n in plan["left_out"].items():
+        print(f"  left out: {n:,} × {reason}")
+    print(f"\n  {shell_line('cmining', 'annotate', 'collect', options.out)}")
+
+
+def collect_tail_options(sub: argparse.ArgumentParser) -> None:
+    "Which artifacts go to people."
+    sub.add_argument(
+        "artifacts",
+        type=Path,
+        metavar="FOLDER",
+        help="what cmining collect merge wrote, or a folder of records",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the study folder, new")
+    sub.add_argument(
+        "--langs",
+        type=comma_list,
+        default=("en",),
+        help="languages of the raters, the best first (default en)",
+    )
+    sub.add_argument(
+        "--share",
+        type=finite_number,
+        default=0.3,
+        help="of each country and aspect, the least popular first (default 0.3)",
+    )
+    sub.add_argument(
+        "--popular",
+        type=int,
+        default=0,
+        help="as many of the others, as a second arm (default 0)",
+    )
+    sub.add_argument("--raters", type=int, default=3, help="of each language (default 3)")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="keep it to yourself (default 0)"
+    )
+    sub.add_argument(
+        "--checks", type=Path, metavar="FILE", help="items with known answers, a table"
+    )
+
+
+def collect_reviews(options: argparse.Namespace) -> None:
+    "cmining collect reviews"
+    from cmining.collect.records import write_records
+    from cmining.collect.salience import review_records, study_reviews
+    from cmining.evidence.study import read_study
+
+    reviews = study_reviews(options.study, options.key)
+    number = read_study(options.study)["study"]
+    records = review_records(artifact_rows(options.artifacts), reviews, number)
+    about = {"source": "community", "study": number}
+    record = write_records(options.out, records, about, Counter())
+    said = Counter(reviews.values())
+    told = ", ".join(f"{n:,} {review}" for review, n in sorted(said.items())) or "none"
+    print(f"{record['records']:,} decisions in {options.out}/: {told}")
+
+
+def collect_reviews_options(sub: argparse.ArgumentParser) -> None:
+    "Which study, of what."
+    sub.add_argument("study", type=Path, help="a study folder that was collected")
+    sub.add_argument(
+        "--artifacts",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="what the study was drawn from",
+    )
+    sub.add_argument("--key", type=Path, help="key.json, where it is not in the study")
+    sub.add_argument(
+        "--out", type=Path, required=True, help="a folder of records, to merge"
+    )
+
+# %% ../nbs/99_cli.ipynb #6d6840d1
+def collect_everything(options: argparse.Namespace) -> None:
+    "cmining collect all"
+    from cmining.collect.all import collect_all
+
+    record = collect_all(options.config, options.out, options.jobs, print)
+    for reason, n in record["left_out"].items():
+        print(f"  left out: {n:,} × {reason}")
+    print(f"The dataset and its card are in {options.out / 'merged'}/")
+
+
+def collect_everything_options(sub: argparse.ArgumentParser) -> None:
+    "What to collect, and where to."
+    sub.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a TOML file: [graph], [mined], [model], [community], [people]",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the folder; the same command goes on where a killed one stopped",
+    )
+    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+
+# %% ../nbs/99_cli.ipynb #70378c33
 COLLECT: dict[str, Command] = {
     "graph": Command(
         collect_graph,
@@ -2485,6 +2785,39 @@ COLLECT: dict[str, Command] = {
         collect_merge_options,
         "Put records of several paths into one table, with all that follows from it.",
         "cmining collect merge artifacts/graph runs/sample --out artifacts/merged",
+    ),
+    "elicit": Command(
+        collect_elicit,
+        collect_elicit_options,
+        "Let a model list artifacts, criticise its lists and complete them.",
+        "cmining collect elicit some-model --countries BR,JP --aspects cuisine,dance"
+        " --langs pt,ja,en --graph artifacts/graph --out artifacts/model",
+    ),
+    "all": Command(
+        collect_everything,
+        collect_everything_options,
+        "Collect by all paths that a file names, and merge.",
+        "cmining collect all --config collect.toml --out artifacts",
+    ),
+    "tail": Command(
+        collect_tail,
+        collect_tail_options,
+        "Draw a study of the least popular artifacts, for people to judge.",
+        "cmining collect tail artifacts/merged --langs en,ja --out studies/tail",
+    ),
+    "reviews": Command(
+        collect_reviews,
+        collect_reviews_options,
+        "What people decided in a study, as records to merge.",
+        "cmining collect reviews studies/tail --artifacts artifacts/merged"
+        " --out artifacts/reviews",
+    ),
+    "represent": Command(
+        collect_represent,
+        collect_represent_options,
+        "How well a model represents countries: recall, specificity, diversity, pull.",
+        "cmining collect represent some-model --base-url http://127.0.0.1:8000/v1"
+        " --artifacts artifacts/merged --countries BR,JP --aspects cuisine --out represent",
     ),
 }
 
