@@ -622,7 +622,7 @@ def find_known(
         for row in rows
     ]
 
-# %% ../../nbs/85_collect.community.ipynb #85a9a99b
+# %% ../../nbs/85_collect.community.ipynb #101e1b66
 def _csv_rows(text: str) -> Iterator[dict[str, str]]:
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
@@ -651,25 +651,24 @@ def _given(results: Any) -> dict[str, str]:
     return given
 
 
-def _task_rows(tasks: Any) -> Iterator[dict[str, str]]:
-    "A row for each annotation that was not skipped; the task's data where there is none."
+def _task_rows(tasks: Any) -> Iterator[dict[str, str] | None]:  # None: it was skipped
+    "A row for each annotation; the task's data where there is none."
     if not isinstance(tasks, list):
         raise ValueError("it is JSON, but no list of tasks")
     for task in tasks:
-        data = task.get("data") if isinstance(task, dict) else None
-        fields = (
-            {k: str(v) for k, v in data.items() if k in _FIELDS}
-            if isinstance(data, dict)
-            else {}
-        )
-        done = task.get("annotations") if isinstance(task, dict) else None
-        if not done:
-            yield fields
-        for annotation in done or []:
-            if isinstance(annotation, dict) and not annotation.get("was_cancelled"):
-                yield fields | _given(annotation.get("result"))
+        task = task if isinstance(task, dict) else {}
+        data = task.get("data")
+        data = data if isinstance(data, dict) else {}
+        known = {name: data[name] for name in _FIELDS if isinstance(data.get(name), str)}
+        annotations = task.get("annotations")
+        for annotation in (
+            annotations if isinstance(annotations, list) and annotations else [{}]
+        ):
+            annotation = annotation if isinstance(annotation, dict) else {}
+            cancelled = annotation.get("was_cancelled")
+            yield None if cancelled else known | _given(annotation.get("result"))
 
-# %% ../../nbs/85_collect.community.ipynb #abad7548
+# %% ../../nbs/85_collect.community.ipynb #c8f91310
 def import_contributions(
     db: sqlite3.Connection,
     path: str | Path,  # a CSV, or an export of Label Studio as JSON
@@ -689,6 +688,9 @@ def import_contributions(
     counts: Counter[str] = Counter()
     with writing(db):
         for row in rows:
+            if row is None:
+                counts["left out, skipped by the annotator"] += 1
+                continue
             try:
                 contribution = clean_contribution(row)
             except Refused as e:
