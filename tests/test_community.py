@@ -423,11 +423,25 @@ def test_what_is_known_is_said_without_the_script(tmp_path, visit):
     assert WORDS["en"]["thanks"] in pen.post("/en/form", data=sure).text
 
 
+def test_the_command_serves(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("uvicorn", reason="pip install 'cmining[community]'")
+    import uvicorn
+
+    calls = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: calls.append(options))
+    assert not main(["collect", "serve", str(tmp_path / "people"), "--port", "8123"])
+    assert "http://127.0.0.1:8123/" in capsys.readouterr().out
+    assert calls[0]["access_log"] is False
+    missing = ["collect", "serve", str(tmp_path / "people"), "--known", str(tmp_path)]
+    assert main(missing) == 2
+    assert "No records at" in capsys.readouterr().err
+
+
 # ---- a real server
 
 
 class Server:
-    "The command, in a process of its own."
+    "The application, in a process of its own."
 
     def __init__(self, folder):
         with closing(socket.socket()) as free:
@@ -438,14 +452,16 @@ class Server:
         self.start()
 
     def start(self):
-        code = "import sys; from cmining.cli import main; sys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", code, "collect", "serve", str(self.folder)]
+        code = (
+            "import sys; from cmining.collect.community import serve_contributions as serve;"
+            " serve(sys.argv[1], port=int(sys.argv[2]))"
+        )
         self.process = subprocess.Popen(
-            [*command, "--port", str(self.port)],
+            [sys.executable, "-c", code, str(self.folder), str(self.port)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while time.monotonic() < end:
             assert self.process.poll() is None, self.process.stderr.read().decode()
             try:
@@ -485,10 +501,10 @@ def test_two_hundred_contributors_at_once(server):
     def send(n):
         with visitor(n) as session:
             for i in range(2):
-                page = session.get(f"{server.address}/en/form", timeout=60)
+                page = session.get(f"{server.address}/en/form", timeout=240)
                 given = fields(page.text, name=f"Dish {n} {i}")
                 start = time.monotonic()
-                answer = session.post(f"{server.address}/en/form", given, timeout=60)
+                answer = session.post(f"{server.address}/en/form", given, timeout=240)
                 waits.append(time.monotonic() - start)
                 assert answer.status_code == 200 and f"Dish {n} {i}" in answer.text
 
@@ -499,11 +515,13 @@ def test_two_hundred_contributors_at_once(server):
             session.cookies.set("code", code)
             while True:
                 last = stop.is_set()
-                page = session.get(f"{server.address}/en/review", timeout=60).text
+                page = session.get(f"{server.address}/en/review", timeout=240).text
                 id = re.search(r'name="id" value="(\w{16})"', page)
                 if id:
                     given = fields(page, id=id[1], verdict="accept")
-                    answer = session.post(f"{server.address}/en/review", given)
+                    answer = session.post(
+                        f"{server.address}/en/review", given, timeout=240
+                    )
                     assert answer.status_code in (200, 404)  # 404: two were faster
                 elif last:
                     return
@@ -542,14 +560,14 @@ def test_a_kill_loses_nothing_that_was_answered(server):
         "Send it until there is an answer."
         while True:
             try:
-                return session.post(f"{server.address}/en/{path}", given, timeout=10)
+                return session.post(f"{server.address}/en/{path}", given, timeout=60)
             except requests.RequestException:
                 time.sleep(0.05)
 
     def get(session, path):
         while True:
             try:
-                return session.get(f"{server.address}/en/{path}", timeout=10)
+                return session.get(f"{server.address}/en/{path}", timeout=60)
             except requests.RequestException:
                 time.sleep(0.05)
 
