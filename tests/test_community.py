@@ -468,6 +468,7 @@ class Server:
                 return requests.get(f"{self.address}/en/", timeout=5)
             except requests.ConnectionError:
                 time.sleep(0.05)
+        self.kill()
         raise AssertionError("the server does not answer")
 
     def kill(self):
@@ -510,8 +511,8 @@ def test_two_hundred_contributors_at_once(server):
 
     stop = threading.Event()
 
-    def judge(code):
-        with visitor(249) as session:
+    def judge(n, code):
+        with visitor(n) as session:
             session.cookies.set("code", code)
             while True:
                 last = stop.is_set()
@@ -529,7 +530,7 @@ def test_two_hundred_contributors_at_once(server):
                     time.sleep(0.05)
 
     with ThreadPoolExecutor(24) as pool:
-        judges = [pool.submit(judge, code) for code in codes]
+        judges = [pool.submit(judge, 200 + i, code) for i, code in enumerate(codes)]
         sent = [pool.submit(send, n) for n in range(200)]
         for future in sent:
             future.result()

@@ -7,7 +7,7 @@ __all__ = ['logger', 'FORMS', 'VERSION', 'WORDS', 'ASPECTS', 'LICENCES', 'LONGES
            'writing', 'open_contributions', 'new_code', 'clean_code', 'check_audit', 'invite', 'Contribution',
            'clean_contribution', 'contribute', 'review', 'withdraw', 'erase_rejected', 'own_contributions',
            'next_to_review', 'index_known', 'Known', 'find_known', 'import_contributions', 'contribution_record',
-           'export_contributions', 'make_app', 'serve_contributions']
+           'export_contributions', 'Limits', 'make_app', 'serve_contributions']
 
 # %% ../../nbs/85_collect.community.ipynb #0a9d50c9
 import csv
@@ -790,7 +790,7 @@ class Limiter:
             self._counts[hidden] += 1
             return self._counts[hidden] <= self.most
 
-# %% ../../nbs/85_collect.community.ipynb #c0532c23
+# %% ../../nbs/85_collect.community.ipynb #a7fb24a4
 def _by_name(names: dict[str, str]) -> list[tuple[str, str]]:
     "Codes and names in the order of the names, accents apart."
     return sorted(
@@ -822,13 +822,27 @@ def preferred_language(
     return next((lang for lang in asked if lang in WORDS), "en")
 
 
+def page_language(request: Any) -> str:  # a key of WORDS
+    "The language in an address, else the one that the browser asks for."
+    first = request.url.path.split("/")[1]
+    asked = request.headers.get("accept-language", "")
+    return first if first in WORDS else preferred_language(asked)
+
+
 def bold(text: str) -> Any:  # markupsafe.Markup
     "A text of ours with `**bold**` in it, as HTML."
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
-# %% ../../nbs/85_collect.community.ipynb #093c7722
+# %% ../../nbs/85_collect.community.ipynb #5cfa5c74
+class Limits(NamedTuple):
+    "How much is let through from one address in an hour."
+
+    writes: int = 600  # a class of thirty behind one address, each twenty
+    hints: int = 20_000
+
+# %% ../../nbs/85_collect.community.ipynb #625d2630
 BODY_LIMIT = 64_000  # bytes; the longest form is about 15,000
 _HEADERS = {
     "Content-Security-Policy": (
@@ -853,13 +867,6 @@ _STATUS = {
     "large": 413,
 }
 _YEAR = 365 * 24 * 3600  # seconds
-
-
-class Limits(NamedTuple):
-    "How much is let through from one address in an hour."
-
-    writes: int = 600  # a class of thirty behind one address, each twenty
-    hints: int = 20_000
 
 
 class Site:
@@ -894,9 +901,7 @@ class Site:
         "A page in the language of the address."
         from fastapi.responses import HTMLResponse
 
-        lang = request.path_params.get("lang")
-        if lang not in WORDS:
-            lang = preferred_language(request.headers.get("accept-language", ""))
+        lang = page_language(request)
         here = template.removesuffix(".html")
         html = self.env.get_template(template).render(
             words=WORDS[lang],
@@ -910,9 +915,7 @@ class Site:
 
     def refuse(self, request: Any, refusal: Refused) -> Any:
         "The page that says what was refused."
-        lang = request.path_params.get("lang")
-        if lang not in WORDS:
-            lang = preferred_language(request.headers.get("accept-language", ""))
+        lang = page_language(request)
         status = _STATUS[refusal.reason]
         response = self.page(request, "error.html", status, error=refusal.text(lang))
         if status == 429:
@@ -1057,7 +1060,7 @@ def _form_page(
         version=VERSION,
     )
 
-# %% ../../nbs/85_collect.community.ipynb #0c5afa6f
+# %% ../../nbs/85_collect.community.ipynb #ec5a631b
 def _checked(given: dict[str, str]) -> Contribution:
     "The contribution in a form, when there is consent, too."
     try:
@@ -1075,7 +1078,7 @@ def _checked(given: dict[str, str]) -> Contribution:
 
 
 def _add_contributing(router: "APIRouter", site: Site) -> None:
-    "Sending a form, one's own contributions, withdrawal, entering and leaving."
+    "Sending a form, one's own contributions, and withdrawal."
     from fastapi import Depends, Request
     from fastapi.responses import RedirectResponse
 
@@ -1114,6 +1117,15 @@ def _add_contributing(router: "APIRouter", site: Site) -> None:
         with site.lock:
             withdraw(db, request.state.code, None if id == "all" else id)
         return RedirectResponse(f"/{lang}/mine", 303)
+
+
+def _add_codes(router: "APIRouter", site: Site) -> None:
+    "Entering a code, and leaving a device without one."
+    from fastapi import Depends, Request
+    from fastapi.responses import RedirectResponse
+
+    fields = Depends(_form_reader(site))
+    connection = Depends(site.connection)
 
     @router.get("/enter")
     def enter(request: Request):
@@ -1165,7 +1177,7 @@ def _add_reviewing(router: "APIRouter", site: Site) -> None:
             review(db, request.state.code, given.get("id", ""), given.get("verdict", ""))
         return RedirectResponse(f"/{lang}/review", 303)
 
-# %% ../../nbs/85_collect.community.ipynb #4085cc7e
+# %% ../../nbs/85_collect.community.ipynb #5b015960
 def make_app(
     folder: str | Path,  # with contributions.sqlite; made where it is not there
     limits: Limits = Limits(),
@@ -1196,7 +1208,7 @@ def make_app(
 
     app.mount("/static", StaticFiles(directory=FORMS / "static"))
     router = APIRouter(prefix="/{lang}", dependencies=[Depends(known_language)])
-    for add in (_add_pages, _add_contributing, _add_reviewing):
+    for add in (_add_pages, _add_contributing, _add_codes, _add_reviewing):
         add(router, site)
     app.include_router(router)
     return app
