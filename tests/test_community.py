@@ -493,7 +493,7 @@ def visitor(n: int) -> requests.Session:
 
 
 def test_two_hundred_contributors_at_once(server):
-    "Each sends two contributions, while four reviewers review; no address is kept."
+    "Each sends a contribution, while four reviewers review; no address is kept."
     with closing(open_contributions(server.folder)) as db:
         codes = invite(db, 4)
     waits = []
@@ -501,13 +501,12 @@ def test_two_hundred_contributors_at_once(server):
 
     def send(n):
         with visitor(n) as session:
-            for i in range(2):
-                page = session.get(f"{server.address}/en/form", timeout=240)
-                given = fields(page.text, name=f"Dish {n} {i}")
-                start = time.monotonic()
-                answer = session.post(f"{server.address}/en/form", given, timeout=240)
-                waits.append(time.monotonic() - start)
-                assert answer.status_code == 200 and f"Dish {n} {i}" in answer.text
+            page = session.get(f"{server.address}/en/form", timeout=240)
+            given = fields(page.text, name=f"Dish {n}")
+            start = time.monotonic()
+            answer = session.post(f"{server.address}/en/form", given, timeout=240)
+            waits.append(time.monotonic() - start)
+            assert answer.status_code == 200 and f"Dish {n}" in answer.text
 
     stop = threading.Event()
 
@@ -527,7 +526,7 @@ def test_two_hundred_contributors_at_once(server):
                 elif last:
                     return
                 else:
-                    time.sleep(0.05)
+                    time.sleep(0.2)
 
     with ThreadPoolExecutor(24) as pool:
         judges = [pool.submit(judge, 200 + i, code) for i, code in enumerate(codes)]
@@ -540,11 +539,11 @@ def test_two_hundred_contributors_at_once(server):
     seconds = time.monotonic() - begun
     waits.sort()
     print(
-        f"400 in {seconds:.1f} s; sending: median {waits[200]:.3f} s, most {waits[-1]:.3f} s"
+        f"200 in {seconds:.1f} s; sending: median {waits[100]:.3f} s, most {waits[-1]:.3f} s"
     )
     with closing(open_contributions(server.folder)) as db:
         states = Counter(row[0] for row in db.execute("SELECT status FROM contribution"))
-        assert states == {"accepted": 400}
+        assert states == {"accepted": 200}
         assert db.execute("SELECT count(*) FROM person").fetchone()[0] == 204
         assert check_audit(db) == []
     stored = b"".join(path.read_bytes() for path in server.folder.iterdir())
@@ -670,7 +669,7 @@ def test_in_a_browser(server, tmp_path):
             review(db, code, id, "accept")
 
     def enter(page, code):
-        page.open(f"{server.address}/en/enter", "document.querySelector('#code')")
+        page.open(f"{server.address}/en/enter", "!!document.querySelector('#code')")
         page.js(f"document.querySelector('input#code').value = {json.dumps(code)}")
         page.js("window.left = true")
         page.js("document.querySelector('form').requestSubmit()")
@@ -683,7 +682,7 @@ def test_in_a_browser(server, tmp_path):
 
     page = Page(tmp_path / "profile")
     try:
-        page.open(f"{server.address}/de/form", "document.querySelector('#name')")
+        page.open(f"{server.address}/de/form", "!!document.querySelector('#name')")
         page.js("document.querySelector('#name').focus()")
         page("Input.insertText", text="Tam")
         page.until(lambda: page.js("document.querySelector('#known li') !== null"))
@@ -702,7 +701,7 @@ def test_in_a_browser(server, tmp_path):
         mine = page.js("document.querySelector('code').textContent")
         for code in codes:
             enter(page, code)
-            page.open(f"{server.address}/en/review", "document.querySelector('h2')")
+            page.open(f"{server.address}/en/review", "!!document.querySelector('h2')")
             assert (
                 page.js("document.querySelector('h2').textContent")
                 == "Tamales <b>rojos</b>"
@@ -710,7 +709,7 @@ def test_in_a_browser(server, tmp_path):
             submit(page, "[value=accept]", "!document.querySelector('h2')")
         enter(page, mine)
         assert page.js("document.querySelector('.state').textContent") == "accepted"
-        submit(page, "article button", "document.querySelector('.state')")
+        submit(page, "article button", "!!document.querySelector('.state')")
         assert page.js("document.querySelector('.state').textContent") == "withdrawn"
         assert page.js("document.title") != "owned"
         assert page.exceptions() == []
