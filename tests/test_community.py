@@ -370,6 +370,7 @@ def test_headers_and_cookie(visit):
     pages = [
         pen.get(f"/{lang}/{name}").text for lang in WORDS for name in ("form", "words")
     ]
+    assert all("CC BY-SA" in page for page in pages[::2])
     for page in pages:
         assert not re.search(r"\son\w+=|style=|<script>|https?://", page)
 

@@ -842,7 +842,7 @@ class Limits(NamedTuple):
     writes: int = 600  # a class of thirty behind one address, each twenty
     hints: int = 20_000
 
-# %% ../../nbs/85_collect.community.ipynb #625d2630
+# %% ../../nbs/85_collect.community.ipynb #e59742c8
 BODY_LIMIT = 64_000  # bytes; the longest form is about 15,000
 _HEADERS = {
     "Content-Security-Policy": (
@@ -873,11 +873,14 @@ class Site:
     "What the pages of one folder share: its file, templates, key and limits."
 
     def __init__(self, folder: str | Path, limits: Limits):
-        from jinja2 import Environment, FileSystemLoader
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
         self.folder = folder
         self.env = Environment(
-            loader=FileSystemLoader(FORMS), autoescape=True, trim_blocks=True
+            loader=FileSystemLoader(FORMS),
+            autoescape=True,
+            trim_blocks=True,
+            undefined=StrictUndefined,  # a text that is missing is an error, not a gap
         )
         self.env.filters["bold"] = bold
         self.writes = Limiter(limits.writes, 3600)
@@ -996,7 +999,7 @@ def _protect(app: Any, site: Site) -> None:
     def not_found(request: Request, error: Exception):
         return site.refuse(request, Refused("gone"))
 
-# %% ../../nbs/85_collect.community.ipynb #564cf3a3
+# %% ../../nbs/85_collect.community.ipynb #c241031d
 def _form_reader(site: Site) -> Any:
     "A dependency: the text fields of a form whose token is right."
     from fastapi import Request
@@ -1048,7 +1051,7 @@ def _form_page(
         request,
         "form.html",
         422 if refusal else 200,
-        given=given,
+        given=dict.fromkeys((*_FIELDS, "consent"), "") | given,
         form=given.get("form") or secrets.token_hex(16),
         error=refusal.text(lang) if refusal else "",
         known=site.shown(known, lang),
@@ -1060,7 +1063,7 @@ def _form_page(
         version=VERSION,
     )
 
-# %% ../../nbs/85_collect.community.ipynb #ec5a631b
+# %% ../../nbs/85_collect.community.ipynb #577de0d9
 def _checked(given: dict[str, str]) -> Contribution:
     "The contribution in a form, when there is consent, too."
     try:
@@ -1129,7 +1132,7 @@ def _add_codes(router: "APIRouter", site: Site) -> None:
 
     @router.get("/enter")
     def enter(request: Request):
-        return site.page(request, "enter.html")
+        return site.page(request, "enter.html", error="")
 
     @router.post("/enter")
     def entered(request: Request, lang: str, given=fields, db=connection):
