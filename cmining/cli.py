@@ -37,6 +37,7 @@ try:
     from bisect import bisect_right
     from collections import Counter
     from collections.abc import Callable
+    from contextlib import closing
     from dataclasses import Field, fields, replace
     from itertools import accumulate, islice
     from pathlib import Path
@@ -2442,6 +2443,106 @@ def collect_graph_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--hops", type=int, help="hops from a root class (default 3)")
     sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
 
+# %% ../nbs/99_cli.ipynb #0c1aa63b
+def collect_serve(options: argparse.Namespace) -> None:
+    "cmining collect serve"
+    from cmining.collect.community import serve_contributions
+
+    print(
+        f"Contributions go to {options.folder}/; the application is at"
+        f" http://{options.host}:{options.port}/ until Ctrl-C.",
+        flush=True,
+    )
+    serve_contributions(options.folder, options.known or (), options.host, options.port)
+
+
+def collect_serve_options(sub: argparse.ArgumentParser) -> None:
+    "Where contributions are kept, and where the application listens."
+    sub.add_argument("folder", type=Path, help="the folder of contributions")
+    sub.add_argument(
+        "--known",
+        type=Path,
+        nargs="+",
+        metavar="RECORDS",
+        help="folders of records: what they have is shown while somebody types its name",
+    )
+    sub.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)"
+    )
+    sub.add_argument("--port", type=int, default=8000, help="port (default 8000)")
+
+
+def collect_invite(options: argparse.Namespace) -> None:
+    "cmining collect invite"
+    from cmining.collect.community import invite, open_contributions
+
+    with closing(open_contributions(options.folder)) as db:
+        codes = invite(db, options.reviewers)
+    print("Give each code to one person; it is stored nowhere:")
+    print("\n".join(codes))
+
+
+def collect_invite_options(sub: argparse.ArgumentParser) -> None:
+    "How many reviewers."
+    sub.add_argument("folder", type=Path, help="the folder of contributions")
+    sub.add_argument("--reviewers", type=int, default=2, help="how many (default 2)")
+
+
+def collect_import(options: argparse.Namespace) -> None:
+    "cmining collect import"
+    from cmining.collect.community import import_contributions, open_contributions
+
+    with closing(open_contributions(options.folder)) as db:
+        code, counts = import_contributions(db, options.file)
+    for what, n in sorted(counts.items()):
+        print(f"{n:,} {what}")
+    if counts["imported"]:
+        print(f"They wait for review. The code to withdraw them with: {code}")
+
+
+def collect_import_options(sub: argparse.ArgumentParser) -> None:
+    "Which file."
+    sub.add_argument("folder", type=Path, help="the folder of contributions")
+    sub.add_argument(
+        "file",
+        type=Path,
+        help=(
+            "a CSV with the columns name, lang, country, aspect, description, licence and"
+            " evidence, or a JSON export of Label Studio with fields of these names"
+        ),
+    )
+
+
+def collect_export(options: argparse.Namespace) -> None:
+    "cmining collect export"
+    from cmining.collect.community import (
+        check_audit,
+        export_contributions,
+        open_contributions,
+    )
+
+    if not (options.folder / "contributions.sqlite").is_file():
+        raise CorpusError(f"No contributions in {options.folder}: collect some first.")
+    with closing(open_contributions(options.folder)) as db:
+        faults = check_audit(db)
+        if faults:
+            raise CorpusError(
+                f"{options.folder} was tampered with: {'; '.join(faults[:5])}."
+            )
+        record = export_contributions(db, options.out)
+    print(f"{record['records']:,} accepted contributions in {options.out}/")
+    for state, n in record["left_out"].items():
+        print(f"  {n:,} × {state}")
+    print(
+        f"  merge with:  {shell_line('cmining', 'collect', 'merge', options.out)} --out merged"
+    )
+
+
+def collect_export_options(sub: argparse.ArgumentParser) -> None:
+    "From where to where."
+    sub.add_argument("folder", type=Path, help="the folder of contributions")
+    sub.add_argument("--out", type=Path, required=True, help="the folder of records")
+
 # %% ../nbs/99_cli.ipynb #8eee0c24
 def collect_merge(options: argparse.Namespace) -> None:
     "cmining collect merge"
@@ -2780,18 +2881,42 @@ COLLECT: dict[str, Command] = {
         "Artifacts of countries and aspects from a Wikidata dump or a SPARQL endpoint.",
         "cmining collect graph data/graph/toy.json --langs en,ja --out artifacts/graph",
     ),
-    "merge": Command(
-        collect_merge,
-        collect_merge_options,
-        "Put records of several paths into one table, with all that follows from it.",
-        "cmining collect merge artifacts/graph runs/sample --out artifacts/merged",
-    ),
     "elicit": Command(
         collect_elicit,
         collect_elicit_options,
         "Let a model list artifacts, criticise its lists and complete them.",
         "cmining collect elicit some-model --countries BR,JP --aspects cuisine,dance"
         " --langs pt,ja,en --graph artifacts/graph --out artifacts/model",
+    ),
+    "serve": Command(
+        collect_serve,
+        collect_serve_options,
+        "Let people contribute: a web application, with review by two and withdrawal.",
+        "cmining collect serve contributions --known artifacts/graph",
+    ),
+    "invite": Command(
+        collect_invite,
+        collect_invite_options,
+        "Codes for the people who review contributions.",
+        "cmining collect invite contributions --reviewers 4",
+    ),
+    "import": Command(
+        collect_import,
+        collect_import_options,
+        "Add contributions from a CSV or an export of Label Studio.",
+        "cmining collect import contributions village.csv",
+    ),
+    "export": Command(
+        collect_export,
+        collect_export_options,
+        "Accepted contributions as records, for collect merge.",
+        "cmining collect export contributions --out artifacts/people",
+    ),
+    "merge": Command(
+        collect_merge,
+        collect_merge_options,
+        "Put records of several paths into one table, with all that follows from it.",
+        "cmining collect merge artifacts/graph runs/sample --out artifacts/merged",
     ),
     "all": Command(
         collect_everything,
