@@ -2575,7 +2575,7 @@ def collect_merge_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, help="the folder to write")
 
 # %% ../nbs/99_cli.ipynb #e80e5b3c
-def add_model_options(sub: argparse.ArgumentParser) -> None:
+def add_asked_options(sub: argparse.ArgumentParser) -> None:
     "What a model is asked about."
     sub.add_argument(
         "--countries",
@@ -2641,7 +2641,7 @@ def collect_elicit_options(sub: argparse.ArgumentParser) -> None:
         type=path_name,
         help="as the endpoint names it; its key is read from OPENAI_API_KEY",
     )
-    add_model_options(sub)
+    add_asked_options(sub)
     sub.add_argument(
         "--out",
         type=Path,
@@ -2719,7 +2719,7 @@ def collect_represent_options(sub: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="what cmining collect merge wrote, or a folder of records",
     )
-    add_model_options(sub)
+    add_asked_options(sub)
     sub.add_argument(
         "--out",
         type=Path,
