@@ -74,7 +74,13 @@ def question_input(
 ) -> ModelInput:
     "The sequences of a question, cut into their stem and their tails."
     common = len(commonprefix(list(sequences))) if share and len(sequences) > 1 else 0
-    n_stem = max(0, common - 1)
+    # options that begin alike are no part of the stem: their logits are wanted
+    in_tail = [
+        len(sequence) - len(one.tokens)
+        for sequence, wanted in sequences.items()
+        for one in wanted
+    ]
+    n_stem = max(0, min(common - 1, *in_tail))
     (stem, *_) = {sequence[:n_stem] for sequence in sequences}
     tails = [sequence[n_stem:] for sequence in sequences]
     return ModelInput(stem, tails, list(sequences.values()))
