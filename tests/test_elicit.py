@@ -143,8 +143,8 @@ def test_killed_ten_times_it_ends_the_same_and_pays_once(server, tmp_path):
     probes = [key for key in answers.elements() if key.startswith("probe")]
     answers = Counter({k: n for k, n in answers.items() if not k.startswith("probe")})
     assert len(answers) == n_requests and set(answers.values()) == {1}
-    # a probe of each of the two schemas, in the same words
-    assert stats["again_taken"] <= len(probes) - 1 <= 1
+    # probes alone: of two schemas in the same words, and anew after a kill
+    assert stats["again_taken"] <= len(probes) <= 2
     assert stats["again_sent"] <= 4 * kills  # on their way when the process died
 
 

@@ -46,7 +46,7 @@ from ..core.basics import CorpusError, RunError, parse_json
 from ..core.scripts import clean_text, fold, is_lang_code
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter, FastAPI
+    from fastapi import APIRouter
 
 # %% ../../nbs/85_collect.community.ipynb #d6d3e2f9
 logger = logging.getLogger(__name__)
@@ -1184,7 +1184,7 @@ def _add_reviewing(router: "APIRouter", site: Site) -> None:
 def make_app(
     folder: str | Path,  # with contributions.sqlite; made where it is not there
     limits: Limits = Limits(),
-) -> "FastAPI":
+) -> Any:  # a FastAPI application
     "The application on a folder. Raises `RunError` where its packages are not installed."
     try:
         import jinja2  # noqa: F401
