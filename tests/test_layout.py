@@ -104,6 +104,17 @@ def test_imports_go_down(name, path):
     assert not up, f"{name} ({NUMBER[name]}) imports {', '.join(sorted(up))}"
 
 
+@pytest.mark.parametrize(
+    ("name", "path"), modules(), ids=lambda value: str(value).split("/")[-1]
+)
+def test_a_name_is_defined_once(name, path):
+    "Of two functions of one name in a module, the first is lost without a word."
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    names = [node.name for node in body if isinstance(node, kinds)]
+    assert len(names) == len(set(names)), {n for n in names if names.count(n) > 1}
+
+
 def test_the_check_of_imports_sees_them():
     assert "core.engine" in imported_modules(
         "mine.pipeline", LIBRARY / "mine/pipeline.py"
