@@ -25,7 +25,6 @@ from ..core.basics import RunError, digest, file_digest, hash64, parse_json
 from cmining.core.engine import (
     RunLog,
     atomic_write,
-    hold_folder,
     remove_path,
     write_json,
 )
@@ -43,6 +42,7 @@ from cmining.train.tune import (
     check_out,
     checkpoint_step,
     device_name,
+    finish_seeds,
     finished_seeds,
     folder_digest,
     import_trainers,
@@ -591,18 +591,11 @@ def learn(
         "device": device_name(),
         "versions": {name: version(name) for name in VERSIONS},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    with hold_folder(out):
-        for unfinished in out.glob(".seed-*.*"):  # of a process that was killed
-            remove_path(unfinished)
-        for seed in missing:
-            write_json(out / RECORD, {**record, **finished_seeds(out)})
-            checkpoints = out / f".checkpoints-{seed}"
-            saved = out / f"seed-{seed}"
-            learn_seed(plan, seed, saved, checkpoints, record, say, save_seconds)
-        summary = {**record, **finished_seeds(out)}
-        write_json(out / RECORD, summary)
-    return summary
+
+    def train(seed: int, saved: Path, checkpoints: Path) -> None:
+        learn_seed(plan, seed, saved, checkpoints, record, say, save_seconds)
+
+    return finish_seeds(out, record, missing, train)
 
 # %% ../../nbs/76_align.learn.ipynb #684371c1
 _END_TOKENS = re.compile(r"(?:<\|[^<>|]{1,40}\|>|</s>|<eos>|<end_of_turn>|\s)+\Z")

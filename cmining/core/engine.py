@@ -18,7 +18,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import (
     AbstractContextManager,
@@ -34,12 +35,12 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 import psutil
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 from upath import UPath
 
-from .basics import RunError
+from .basics import CorpusError, RunError
 
 # %% auto #0
 __all__ = ['BACKENDS', 'as_path', 'scratch_folder', 'fetch_local', 'remove_path', 'atomic_write', 'is_complete', 'Task',
@@ -485,6 +486,38 @@ def run_step(name: str, tasks: list[Task], jobs: int, log: RunLog) -> None:
                 " left, going on"
             )
     log.finish(name, len(tasks), resumed, time.perf_counter() - start)
+
+# %% ../../nbs/02_core.engine.ipynb #0a0d0e02
+def in_order(
+    function: Callable[..., Any],
+    tasks: Iterable[tuple[Any, ...]],  # its arguments
+    jobs: int,  # processes
+    ahead: int = 2,  # tasks under way for each of them
+) -> Iterator[Any]:
+    "What a function gives for each task of reading, in the order of the tasks."
+    if jobs == 1:
+        for task in tasks:
+            yield function(*task)
+        return
+    # A pool of its own: joblib.Parallel would stumble over the reusable one.
+    pool = ProcessPoolExecutor(jobs)
+    waiting: deque[Any] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(function, *task))
+            if len(waiting) > ahead * jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as e:
+        raise CorpusError(
+            f"A reading process died, perhaps for want of memory; there were {jobs}: take"
+            " fewer jobs."
+        ) from e
+    finally:
+        for future in waiting:
+            future.cancel()
+        pool.shutdown()
 
 # %% ../../nbs/02_core.engine.ipynb #7567e87d
 logger = logging.getLogger(__name__)

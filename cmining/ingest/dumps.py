@@ -11,9 +11,8 @@ import logging
 import os
 import re
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -24,10 +23,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from joblib.externals.loky import ProcessPoolExecutor
 
 from ..core.basics import CorpusError, hash64, parse_json
-from ..core.engine import count_cores, hold_folder, write_json
+from ..core.engine import count_cores, hold_folder, in_order, write_json
 from ..core.scripts import check_lang, clean_text, is_lang_code
 from cmining.ingest.articles import (
     NAMESPACES,
@@ -754,34 +752,6 @@ class Draw:
         "Entries up to the limit whose title another one has."
         return sum(int((keys <= np.uint64(self.limit)).sum()) for keys in self._twins)
 
-# %% ../../nbs/24_ingest.dumps.ipynb #f564efe3
-def _parse_in_order(
-    tasks: Iterable[tuple[Part, ParseOptions]], jobs: int
-) -> Iterator[ParsedPart]:
-    if jobs == 1:
-        for task in tasks:
-            yield parse_part(*task)
-        return
-    # A pool of its own: joblib.Parallel would stumble over the reusable one.
-    pool = ProcessPoolExecutor(jobs)
-    waiting = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(parse_part, *task))
-            if len(waiting) > 4 * jobs:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as e:
-        raise CorpusError(
-            f"A reading process died, perhaps for want of memory; there were {jobs}: take"
-            " fewer jobs."
-        ) from e
-    finally:
-        for future in waiting:
-            future.cancel()
-        pool.shutdown()
-
 # %% ../../nbs/24_ingest.dumps.ipynb #9b8ab58e
 _NAMESPACE = re.compile(r"<(?:\w+:)?namespace key=\"-?\d+\"[^>]*>([^<]+)<")
 
@@ -991,7 +961,8 @@ def _stream_entries(plan: IngestPlan, out: Path, tally: Tally) -> Iterator[pa.Ta
     seed = None if draw is None else plan.seed
     options = ParseOptions(plan.lang, plan.max_paragraphs, seed)
     tasks = _tasks(plan.files, options, draw, tally.notes)
-    parsed_parts = _count_parts(_parse_in_order(tasks, plan.jobs), plan.files[0], tally)
+    parsed = in_order(parse_part, tasks, plan.jobs, ahead=4)
+    parsed_parts = _count_parts(parsed, plan.files[0], tally)
     tables = (
         _keep_new(parsed_parts, tally)
         if draw is None

@@ -9,16 +9,15 @@ import bz2
 import json
 import re
 from bisect import bisect_right
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib.externals.loky import ProcessPoolExecutor
 
-from ..core.basics import CorpusError, parse_json
+from ..core.basics import parse_json
+from ..core.engine import in_order
 from ..core.scripts import clean_text
 
 # %% auto #0
@@ -401,34 +400,6 @@ def dump_parts(path: Path, counts: Counter) -> Iterator[Part]:
     for note, times in notes.items():
         if "JSON array" not in note:  # a dump is one
             counts[note] += times
-
-
-def in_order(
-    function: Callable[..., Any], tasks: Iterable[tuple], jobs: int
-) -> Iterator[Any]:
-    "What a function gives for each task, in their order; a few tasks are under way at a time."
-    if jobs == 1:
-        for task in tasks:
-            yield function(*task)
-        return
-    pool = ProcessPoolExecutor(jobs)
-    waiting: deque[Any] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(function, *task))
-            if len(waiting) > 2 * jobs:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as e:
-        raise CorpusError(
-            f"A reading process died, perhaps for want of memory; there were {jobs}: take"
-            " fewer jobs."
-        ) from e
-    finally:
-        for future in waiting:
-            future.cancel()
-        pool.shutdown()
 
 # %% ../../nbs/27_ingest.wikidata.ipynb #c5cf110e
 def dump_facts(

@@ -965,6 +965,25 @@ def finished_seeds(out: Path) -> dict[str, Any]:
     records = [parse_json(path.read_bytes()) for path in paths]
     return seeds_summary(sorted(records, key=lambda record: record["seed"]))
 
+
+def finish_seeds(
+    out: Path,  # the adapter folder
+    record: dict[str, Any],  # what run.json says besides
+    missing: Sequence[int],  # seeds
+    train: Callable[[int, Path, Path], None],  # seed, its adapter, its checkpoints
+) -> dict[str, Any]:  # what run.json says of all seeds
+    "Train the seeds that are missing, one after the other, and sum up after each."
+    out.mkdir(parents=True, exist_ok=True)
+    with hold_folder(out):
+        for unfinished in out.glob(".seed-*.*"):  # of a process that was killed
+            remove_path(unfinished)
+        for seed in missing:
+            write_json(out / RECORD, {**record, **finished_seeds(out)})
+            train(seed, out / f"seed-{seed}", out / f".checkpoints-{seed}")
+        summary = {**record, **finished_seeds(out)}
+        write_json(out / RECORD, summary)
+    return summary
+
 # %% ../../nbs/60_train.tune.ipynb #c39af1bb
 def tune(
     rows: str
@@ -1005,15 +1024,8 @@ def tune(
     with quiet_libraries():
         plan, facts = plan_training(pairs, folder, str(model), params, left_out)
     record.update(facts)
-    out.mkdir(parents=True, exist_ok=True)
-    with hold_folder(out):
-        for unfinished in out.glob(".seed-*.*"):  # of a process that was killed
-            remove_path(unfinished)
-        for seed in missing:
-            write_json(out / RECORD, {**record, **finished_seeds(out)})
-            checkpoints = out / f".checkpoints-{seed}"
-            adapter = out / f"seed-{seed}"
-            train_seed(plan, seed, adapter, checkpoints, record, say, save_seconds)
-        summary = {**record, **finished_seeds(out)}
-        write_json(out / RECORD, summary)
-    return summary
+
+    def train(seed: int, adapter: Path, checkpoints: Path) -> None:
+        train_seed(plan, seed, adapter, checkpoints, record, say, save_seconds)
+
+    return finish_seeds(out, record, missing, train)
