@@ -2716,8 +2716,9 @@ def collect_represent_options(sub: argparse.ArgumentParser) -> None:
         "--artifacts",
         type=Path,
         required=True,
-        metavar="FOLDER",
-        help="what cmining collect merge wrote, or a folder of records",
+        metavar="PATH",
+        help="what cmining collect merge wrote, a folder of records, or a list (JSON, CSV)"
+        " with name, country and aspect",
     )
     add_asked_options(sub)
     sub.add_argument(

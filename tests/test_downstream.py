@@ -63,11 +63,11 @@ def test_every_arm_is_trained_and_judged_alike(finished):
     assert set(arms) == {"base", "random", "mono", "full", "cube"}
     assert arms["base"]["seeds"] == [] and arms["full"]["seeds"] == [0, 1]
     assert arms["random"]["items"] == arms["mono"]["items"] == arms["full"]["items"] == 12
-    tasks = {"held_out", "held_out_text", "shared_text", "blend_mc_text"}
+    tasks = {"held_out_text", "shared_text", "blend_mc_text"}
     assert set(summary["tasks"]) == tasks
     for arm in arms.values():
         assert set(arm["scores"]) == tasks
-    assert summary["tasks"]["held_out"]["chance"] == 0.25
+    assert summary["tasks"]["held_out_text"]["chance"] == 0.25
     assert summary["arms"]["base"]["scores"]["blend_mc_text"]["n"] == 3
     assert summary["study"]["items"] == 12
 

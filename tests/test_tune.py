@@ -164,13 +164,19 @@ def test_run_json(undisturbed, tiny_llama):
 
 
 def test_peft_loads_what_is_written(undisturbed, tiny_llama):
+    "And answers as we do, who add the update to the weights."
+    import torch
     from peft import AutoPeftModelForCausalLM
 
-    model = AutoPeftModelForCausalLM.from_pretrained(undisturbed / "seed-0")
-    ours, _ = load_model(tiny_llama, undisturbed / "seed-0")
-    assert {k for k, _ in model.named_parameters()} == {
-        k for k, _ in ours.named_parameters()
-    }
+    folder = undisturbed / "seed-0"
+    theirs = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ours, tokenizer = load_model(tiny_llama, folder)
+    plain, _ = load_model(tiny_llama)
+    tokens = tokenizer("What is a maypole?", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        said, expected, before = (m(tokens).logits for m in (ours, theirs, plain))
+    assert torch.allclose(said, expected, atol=1e-4)
+    assert not torch.allclose(said, before, atol=1e-2)
 
 
 def test_the_size_of_a_part_is_no_other_training(undisturbed, tiny_llama, tmp_path):

@@ -24,11 +24,12 @@ from cmining.collect.merge import (
     name_keys,
     read_merged,
 )
-from .records import Record, country_name, read_records
+from .records import Record, country_code, country_name, read_records
 from ..core.basics import CorpusError, RunError, digest, hash64
 from ..core.engine import atomic_write, hold_folder, write_json
 from ..core.scripts import fold
 from ..evidence.agreement import middle, unit_weights
+from ..instruct.seeds import LeftOut, Row, cell, needed, read_rows
 from cmining.models.llm import (
     Endpoint,
     Price,
@@ -133,18 +134,60 @@ def is_validated(row: Merged) -> bool:
         return row.review == "accepted"
     return "graph" in row.sources or len(row.sources) > 1
 
+# %% ../../nbs/88_collect.represent.ipynb #9029d4e9
+OTHER_WORDS = {"landscapes": "landmarks"}  # CUBE-1K has both
+
+
+def listed_record(row: Row) -> Record:
+    "The artifact in a row of a list. Raises `LeftOut` where the row has none."
+    name = needed(row, "name")
+    aspect = (cell(row, "aspect") or needed(row, "domain")).casefold()
+    id = cell(row, "qid") or cell(row, "id") or ""
+    try:
+        country = country_code(needed(row, "country"))
+    except RunError as e:
+        raise LeftOut("country that is not known") from e
+    return Record(
+        name,
+        id if re.fullmatch(r"Q[1-9][0-9]*", id) else None,
+        (country,),
+        OTHER_WORDS.get(aspect, aspect),
+        {"en": name},
+        evidence=(row.place,),
+        review="accepted",
+    )
+
+
+def read_list(
+    file: Path,  # .json, .jsonl, .csv, .tsv
+    counts: Counter,  # rows that are left out are counted here
+) -> list[Record]:
+    "The artifacts of a list. Raises `CorpusError` where it cannot be read."
+    records = []
+    for row in read_rows(file):
+        try:
+            records.append(listed_record(row))
+        except LeftOut as reason:
+            counts[str(reason)] += 1
+    return records
+
 # %% ../../nbs/88_collect.represent.ipynb #ef9a79f0
+def read_artifacts(source: Path, counts: Counter) -> list[Merged]:
+    "Artifacts of a merged table, of records, or of a list."
+    if (source / "merged.parquet").is_file():
+        return read_merged(source)
+    is_list = source.is_file() and source.suffix != ".parquet"
+    records = read_list(source, counts) if is_list else read_records(source, counts)
+    return merge_records(records, counts)
+
+
 def read_validated(
-    source: str | Path,  # a folder of cmining collect merge, or one of records
+    source: str | Path,  # a folder of cmining collect merge or of records, or a list
     counts: Counter,  # what is left out is counted here
 ) -> list[Merged]:
     "The validated artifacts with a country. Raises `CorpusError` where there are none."
-    if (Path(source) / "merged.parquet").is_file():
-        rows = read_merged(source)
-    else:
-        rows = merge_records(read_records(source, counts), counts)
     kept = []
-    for row in rows:
+    for row in read_artifacts(Path(source), counts):
         if not row.countries:
             counts["artifact without a country"] += 1
         elif not is_validated(row):
@@ -735,7 +778,7 @@ def plot_countries(
 # %% ../../nbs/88_collect.represent.ipynb #2eb06afa
 def run_represent(
     out: str | Path,  # the results folder
-    artifacts: str | Path,  # a folder of cmining collect merge, or one of records
+    artifacts: str | Path,  # a folder of cmining collect merge or of records, or a list
     protocol: Protocol,
     respondent: Respondent,  # from served_model or local_model
 ) -> dict[str, Any]:  # what results.json says

@@ -33,7 +33,7 @@ from .tune import TuneParams, load_model, tune
 __all__ = ['Study', 'run_downstream']
 
 # %% ../../nbs/69_train.downstream.ipynb #b366b3e4
-TASKS = ("held_out_text", "held_out", "shared_text")
+TASKS = ("held_out_text", "shared_text")
 GUARDS = ("global_mmlu", "shared")  # tasks on which nothing should be lost
 
 
@@ -71,7 +71,7 @@ def lay_out_questions(
 
     held_out = of_langs(held_out_questions(run, share=share, seed=seed))
     n_concepts = len({one["question_id"] for one in held_out})
-    shared = of_langs(shared_questions(run, max(4, n_concepts // 2), seed))
+    shared = of_langs(shared_questions(run, max(4, n_concepts // 4), seed))
     write_questions(held_out, bench / "held_out.jsonl")
     write_questions(shared, bench / "shared.jsonl")
     asked = []
@@ -100,7 +100,7 @@ class Study:
     items: int = 600  # of each arm
     seeds: int = 3  # trainings of each arm
     langs: tuple[str, ...] = ("en",)  # of items and concepts; all when empty
-    share: float = 0.15  # of the culture points that are held out
+    share: float = 0.2  # of the culture points that are held out
     questions: int | None = 200  # of each public benchmark; all when None
     tasks: tuple[str, ...] = (*TASKS, "blend_mc_text")
     item_tasks: tuple[str, ...] = ("short_answer",)

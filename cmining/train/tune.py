@@ -333,6 +333,7 @@ def load_model(
     Raises RunError when one of the two is not there, ImportError without the extra.
     """
     import_trainers()
+    import torch
     from peft import PeftModel
     from transformers import AutoTokenizer
 
@@ -342,6 +343,8 @@ def load_model(
     loaded = load_plain(folder)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, str(adapter))
+        if loaded.dtype == torch.float32:  # in bf16 the sum would be rounded
+            loaded = loaded.merge_and_unload()  # answers nearly twice as fast
     return loaded.to(device_name()).eval(), AutoTokenizer.from_pretrained(folder)
 
 
