@@ -378,6 +378,18 @@ def start_engine(
         else:
             yield _start_loky(stack, jobs, prepare)
 
+# %% ../../nbs/02_core.engine.ipynb #1a197a1e
+@contextmanager
+def new_workers() -> Iterator[None]:
+    "While the block lasts loky's processes are new, and nothing is prepared in them."
+    loky = joblib.parallel.BACKENDS["loky"]
+    if not isinstance(joblib.parallel.get_active_backend()[0], loky):
+        yield  # the memory of a cluster is the cluster's business
+        return
+    get_reusable_executor().shutdown()
+    with joblib.parallel_config("loky"):
+        yield
+
 # %% ../../nbs/02_core.engine.ipynb #bc6b04c8
 # By name, since Ray and Dask are not imported just to know their errors.
 _WORKER_DEATHS = {

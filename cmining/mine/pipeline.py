@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -40,6 +40,7 @@ from cmining.core.engine import (
     fetch_local,
     hold_folder,
     is_complete,
+    new_workers,
     peak_memory,
     remove_path,
     run_step,
@@ -1731,6 +1732,9 @@ def write_run(
     points = add_foreign_titles(found.points, found.entries, languages)
     write_points(out / "culture_points.parquet", languages, found.entries, points)
 
+# %% ../../nbs/39_mine.pipeline.ipynb #c2b381c2
+MANY_ENTRIES = 100_000
+
 # %% ../../nbs/39_mine.pipeline.ipynb #1e00658d
 def mine_corpus(
     corpus: str | Path | UPath,  # a corpus folder
@@ -1783,7 +1787,9 @@ def mine_corpus(
                 languages = run_stage_one(run, workers)
                 discovering = time.perf_counter() - log.seconds()
                 run, control = choose_projection(run, languages, log)
-                found = discover(run, languages, workers)
+                is_large = sum(needs["entries"].values()) >= MANY_ENTRIES
+                with new_workers() if is_large else nullcontext():
+                    found = discover(run, languages, workers)
             n_langs, comparable = compare_languages(run, languages, found.entries, table)
             write_run(out, languages, join_links(found, n_langs, params))
             if found.lines:
