@@ -5,7 +5,6 @@
 # %% ../../nbs/63_train.score.ipynb #db9863af
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import time
@@ -21,6 +20,7 @@ from ..core.basics import RunError, hash64, parse_json
 from ..models.llm import Endpoint, Price, Prompt, Reply, ask, error_line
 from ..tasks.utils import LETTERS, read_choice
 from .tasks import BenchmarkTask
+from .tune import logits_at, takes_positions
 
 # %% auto #0
 __all__ = ['score_options', 'generate_answers', 'reply_row', 'ask_questions']
@@ -136,27 +136,10 @@ def batch_inputs(
     return batches
 
 # %% ../../nbs/63_train.score.ipynb #deda127c
-def takes_positions(model: Any) -> bool:
-    "Whether a model can be told at which positions its logits are wanted."
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
-
-
 def keeps_keys(model: Any) -> bool:
     "Whether what a model keeps of a stem can be taken for several tails."
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return not getattr(base, "_is_stateful", False)  # as recurrent models are
-
-
-def logits_at(model: Any, tokens: Any, positions: list[int], **stems: Any) -> Any:
-    "Logits at these positions of each sequence, [sequences, positions, vocabulary]."
-    import torch
-
-    keep = torch.tensor(positions, device=tokens.device)
-    stems = stems or {"use_cache": False}
-    if takes_positions(model):
-        return model(input_ids=tokens, logits_to_keep=keep, **stems).logits
-    return model(input_ids=tokens, **stems).logits[:, keep]
 
 
 def pad_tokens(

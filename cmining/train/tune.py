@@ -5,6 +5,7 @@
 # %% ../../nbs/60_train.tune.ipynb #d37925ec
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -407,6 +408,39 @@ def encode_pairs(
     fit = [example for example in examples if len(example.input_ids) <= cutoff]
     return fit, len(examples) - len(fit)
 
+# %% ../../nbs/60_train.tune.ipynb #3a317931
+def takes_positions(model: Any) -> bool:
+    "Whether a model can be told at which positions its logits are wanted."
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def logits_at(model: Any, tokens: Any, positions: list[int], **inputs: Any) -> Any:
+    "Logits at these positions of each sequence, [sequences, positions, vocabulary]."
+    import torch
+
+    keep = torch.tensor(positions, device=tokens.device)
+    inputs = {"use_cache": False} | inputs
+    if takes_positions(model):
+        return model(input_ids=tokens, logits_to_keep=keep, **inputs).logits
+    return model(input_ids=tokens, **inputs).logits[:, keep]
+
+
+def answer_loss(
+    model: Any,
+    part: Mapping[str, Any],  # input_ids, attention_mask, labels; int64 [items, tokens]
+) -> Any:  # float32 []
+    "The loss of a part: the cross-entropy of its answers' tokens, summed."
+    from torch.nn.functional import cross_entropy
+
+    labels = part["labels"][:, 1:]  # of the token that comes next
+    places = (labels != IGNORED).any(0).nonzero()[:, 0].tolist()
+    mask = part["attention_mask"]
+    logits = logits_at(model, part["input_ids"], places, attention_mask=mask)
+    wanted = labels[:, places].flatten()
+    found = logits.flatten(0, 1).float()
+    return cross_entropy(found, wanted, ignore_index=IGNORED, reduction="sum")
+
 # %% ../../nbs/60_train.tune.ipynb #324c8172
 def cut_step(
     lengths: np.ndarray,  # tokens of the items of a step, ascending, int [n]
@@ -560,10 +594,13 @@ def memory_need(
     model = add_lora(load_plain(folder).to(device_name()), params, folder).train()
     one, two = (kept_bytes(model, n, TRIED_TOKENS) for n in (1, 2))
     n_layers = model.config.get_text_config().num_hidden_layers
-    kept = math.ceil((two - one) * n_tokens / TRIED_TOKENS)
+    layers = math.ceil((two - one) * n_tokens / TRIED_TOKENS)
+    # logits, their logarithms and gradients, in float32; TRL's loss has no such
+    head = 12 * n_tokens * model.config.get_text_config().vocab_size
+    kept = layers + head * (device_name() == "cpu")
     number = model.dtype.itemsize
     hidden = number * n_tokens * model.config.get_text_config().hidden_size
-    return MemoryNeed(weights, adapter, kept, n_layers * hidden + kept // n_layers)
+    return MemoryNeed(weights, adapter, kept, n_layers * hidden + layers // n_layers)
 
 # %% ../../nbs/60_train.tune.ipynb #19e675fe
 def free_memory() -> int:
@@ -776,7 +813,19 @@ def make_trainer(
     def collate_part(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return collate([plan.examples[item]._asdict() for item in rows[0]["items"]])
 
-    trainer = SFTTrainer(
+    class AnswerTrainer(SFTTrainer):
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,  # tokens of answers in the step
+        ) -> Any:
+            return answer_loss(model, inputs) / num_items_in_batch
+
+    # TRL's own loss takes less memory, and on a processor twice the time
+    on_cpu = device_name() == "cpu" and not plan.recompute
+    trainer = (AnswerTrainer if on_cpu else SFTTrainer)(
         model,
         trainer_settings(plan, math.ceil(len(parts) / params.n_parts), checkpoints, seed),
         data_collator=collate_part,
