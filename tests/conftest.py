@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 import spacy
+from hypothesis import settings
 from spacy.training import Example
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -301,7 +301,7 @@ STATEMENT = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(STATEMENT | JSON, max_size=4), JSON, JSON, st.booleans(), st.data())
 def test_a_scanned_line_says_what_a_parsed_one_says(
     statements, label, other, spaced, data
@@ -323,7 +323,7 @@ def test_a_scanned_line_says_what_a_parsed_one_says(
     assert scanned["labels"] == item["labels"]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.binary(max_size=40), st.integers(1, 9), st.integers(0, 10**6))
 def test_any_bzip2_stream_in_blocks(seed, level, n):
     text = (seed or b"x") * 5_000 + zlib.crc32(seed).to_bytes(4, "big") * (n % 1000)

@@ -123,7 +123,7 @@ TEXTS = st.text(max_size=300) | st.lists(
 ).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, TEXTS, st.sampled_from([*LANGS, "sv"]))
 def test_any_text_has_a_kind_or_none(title, lead, lang):
     assert pattern_kind(title, lead, lang) in ("", *KINDS)

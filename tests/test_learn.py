@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("trl", reason="training needs pip install 'cmining[train]'")
@@ -77,13 +77,11 @@ def rankings(tmp_path_factory) -> Path:
     return out / "words" / "train"
 
 
-@settings(deadline=None)
 @given(words, st.sampled_from(["en", "de", "zh", "nl"]))
 def test_a_ranking_is_read_back(gold, lang):
     assert ranked_words(ranking_answer(gold, lang), lang) == gold
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=4), words)
 def test_rewards_never_throw(texts, gold):
     rewards = spearman_reward(texts, [gold] * len(texts))
@@ -381,7 +379,6 @@ def test_train_takes_the_preset(monkeypatch):
     assert seen["params"] == replace(ALIGN_SFT, rank=8)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1, max_size=5)
 )

@@ -339,7 +339,7 @@ line = st.builds(
 texts = st.text() | st.lists(line).map("\n".join) | st.permutations(TEN).map(", ".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts, gold=st.just(TEN) | st.lists(st.text(max_size=6), max_size=12))
 def test_no_text_makes_the_reward_throw(text, gold):
     score = score_ranking(text, gold)
@@ -353,7 +353,6 @@ def test_no_text_makes_the_reward_throw(text, gold):
     assert all(words) and len(words) == len(set(words))
 
 
-@settings(deadline=None)
 @given(order=st.permutations(range(10)))
 def test_a_whole_ranking_gets_its_correlation(order):
     lines = [f"Rank {n}: {TEN[place]}" for n, place in enumerate(order, 1)]

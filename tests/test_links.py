@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cmining import mine_corpus, read_record, read_run
@@ -88,7 +88,6 @@ SPACES = st.sampled_from([b"", b" ", b"\n"])
 
 
 @given(TABLES, SPACES, st.integers(1, 50), st.booleans())
-@settings(deadline=None)
 def test_rows_come_back_as_they_were_written(table, space, size, has_create):
     width = len(table[0])
     names = [f"c{i}" for i in range(width)]
@@ -110,7 +109,6 @@ def test_rows_come_back_as_they_were_written(table, space, size, has_create):
 
 
 @given(st.binary(max_size=200), st.integers(1, 9))
-@settings(deadline=None)
 def test_no_dump_breaks_the_reader(noise, size):
     dump = b"INSERT INTO `t` VALUES (1,'a')," + noise
     pieces = (dump[i : i + size] for i in range(0, len(dump), size))
@@ -340,7 +338,6 @@ CELLS = st.recursive(
         st.sampled_from(["id", "sitelinks", "concept", "lang", "title", "de"]), CELLS
     )
 )
-@settings(deadline=None)
 def test_any_object_is_links_or_counted(row):
     line = json.dumps(row).encode()
     assert all(
@@ -356,7 +353,6 @@ def test_any_object_is_links_or_counted(row):
         st.sampled_from(["dewiki", "enwiki"]), st.text(min_size=1), min_size=1
     ),
 )
-@settings(deadline=None)
 def test_sitelinks_are_found_without_parsing_the_rest(label, titles):
     item = {
         "type": "item",

@@ -241,7 +241,7 @@ def test_files_that_are_not_there(tmp_path):
         read_norms(path, country="Ireland")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     content=st.binary(max_size=300)
     | st.text(alphabet='cue,response\n\t;"123#Ra é', max_size=200)
@@ -341,7 +341,7 @@ def test_answers_are_read_back(words):
         assert score_ranking(ranking_answer(words, lang), words).rho == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(m=st.integers(1, 60), draws=st.integers(1, 200), seed=st.integers(0, 99))
 def test_subsamples_differ_and_have_seven_tenths(m, draws, seed):
     import numpy as np

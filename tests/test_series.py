@@ -107,7 +107,7 @@ def partition(series, titles):
     return {frozenset(names) for names in members.values()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     texts=st.lists(TEXT, max_size=14),
     copies=st.integers(0, 4),
@@ -126,7 +126,7 @@ def test_the_order_of_the_entries_changes_nothing(texts, copies, seed):
     assert [near[t] for t, _ in moved] == pytest.approx(after.typicality, nan_ok=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(TEXT, max_size=12))
 def test_members_of_a_series_are_near_another_member(texts):
     texts = texts * 2

@@ -426,6 +426,14 @@ def arm_order(name: str) -> tuple[int, str]:
     return (ORDER.index(bare) if bare in ORDER else len(ORDER), name)
 
 
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    "The last part of each path, unless two would have one name; names of the hub stay."
+    models = sorted(set(models))
+    is_path = {m: m.startswith(("/", ".", "~")) or m.count("/") > 1 for m in models}
+    short = {m: Path(m).name if is_path[m] else m for m in models}
+    return short if len(set(short.values())) == len(models) else {m: m for m in models}
+
+
 def name_models(records: Mapping[Path, dict[str, Any]]) -> dict[Path, str]:
     "The model of each results.json; one that lies at several paths has one name."
     names: dict[str, str] = {}
@@ -433,7 +441,8 @@ def name_models(records: Mapping[Path, dict[str, Any]]) -> dict[Path, str]:
     for path, record in records.items():
         name = str(record.get("model"))
         models[path] = names.setdefault(record.get("model_digest") or name, name)
-    return models
+    short = short_names(models.values())
+    return {path: short[name] for path, name in models.items()}
 
 
 def name_arms(records: Mapping[Path, dict[str, Any]]) -> dict[Path, str]:
