@@ -35,7 +35,6 @@ from cmining.collect.web import (
     group_copies,
     harvest,
     has_members,
-    identify,
     member_pages,
     page_licence,
     parse_html,
@@ -422,14 +421,13 @@ def test_a_page_in_two_languages():
 
 
 def test_languages_of_the_sample():
-    "Of paragraphs of the sample nearly all are told right, and for certain."
+    "Nearly all paragraphs of the sample stay, in the language that they are in."
     for lang in LANGS:
-        paragraphs = [p for _, paragraphs in sample(lang, 60) for p in paragraphs]
-        judged = [identify(p) for p in paragraphs]
-        right = [code == lang for code, _ in judged]
-        certain = [right for (code, p), right in zip(judged, right) if p >= web.CERTAIN]
-        assert np.mean(right) > 0.98, lang
-        assert np.mean(certain) > 0.99 and len(certain) > 0.9 * len(right), lang
+        counts = Counter()
+        judged = [web.page_lang(paragraphs, "", counts) for _, paragraphs in sample(lang, 60)]
+        assert np.mean([code == lang for code, _ in judged]) > 0.95, lang
+        n_kept = sum(len(kept) for _, kept in judged)
+        assert n_kept > 0.95 * (n_kept + counts.total()), lang
 
 
 def test_a_reserved_page_is_left_out(tmp_path):
@@ -488,7 +486,8 @@ def test_copies_in_any_amount_are_found():
     hashes, signatures = fingerprints(texts + changed)
     groups = group_copies(hashes, signatures.T)
     found = sum(groups[i] == groups[300 + i] for i in range(300))
-    assert found > 0.97 * 300
+    # J is 0.87 in the middle of a text, its estimate 0.87 ± 0.04
+    assert found > 0.9 * 300
     assert len(set(groups[:300])) == 300
     many = [texts[0]] * 2000 + [changed[0]] * 2000
     hashes, signatures = fingerprints(many)
@@ -859,21 +858,31 @@ def test_kill_and_go_on(tmp_path):
     crawl(tmp_path / "a.warc.gz", langs=("de", "en"), n=60)
     harvest([tmp_path / "a.warc.gz"], tmp_path / "whole", jobs=1)
     out = tmp_path / "killed"
+    parts = out / ".web" / "parts"
     command = [sys.executable, "-c", KILLED, tmp_path / "a.warc.gz", out]
-    n_parts = []
-    for wanted in (1, 3):
-        process = subprocess.Popen(command, start_new_session=True)
-        parts = out / ".web" / "parts"
-        deadline = time.monotonic() + 60
-        while len([p for p in parts.glob("*") if not p.name.startswith(".")]) < wanted:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        n_parts.append(len(list(parts.glob("*"))))
-    subprocess.run(command, check=True)
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 100
+    while not [p for p in parts.glob("*") if not p.name.startswith(".")]:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in parts.glob("[!.]*")}
+    assert done and not (out / "manifest.json").exists()
+    done_again = []
+
+    def remember(target, *args):
+        done_again.append(target)
+        return extract(target, *args)
+
+    extract = web.extract_part
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web, "STRETCH", 20_000)
+        patch.setattr(web, "extract_part", remember)
+        harvest([tmp_path / "a.warc.gz"], out, jobs=1)
+    assert not {path.name for path in done} & {t.name.split(".")[1] for t in done_again}
     assert corpus_bytes(out) == corpus_bytes(tmp_path / "whole")
-    assert not (out / ".web" / "parts").exists()
+    assert not parts.exists()
 
 
 def test_mine_reads_it(tmp_path):

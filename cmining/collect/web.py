@@ -392,11 +392,26 @@ def codec_meant(charset: str) -> str:
     return name if _KNOWN.fullmatch(name) else ""
 
 
+# of the scripts of Western Europe one alone, which is what browsers take, too
+_GUESSED = [
+    "cp932",
+    "euc_jp",
+    "gb18030",
+    "cp949",
+    "big5hkscs",
+    "cp1251",
+    "koi8_r",
+    "cp1253",
+] + ["cp1255", "cp1256", "cp874", "cp1252"]
+
+
 def _guess_codec(body: bytes) -> str:
+    "The codec of a text that nobody declares."
     from charset_normalizer import from_bytes
 
-    best = from_bytes(_TAGS.sub(b" ", body[: 1 << 18])[:20_000]).best()
-    return codec_meant(best.encoding) if best else ""
+    text = _TAGS.sub(b" ", body[: 1 << 18])[:20_000]
+    best = from_bytes(text, cp_isolation=_GUESSED).best()
+    return best.encoding if best else "cp1252"
 
 
 def decode_page(
@@ -415,7 +430,7 @@ def decode_page(
         if b"\0" in body[:999] or b"\x1b" in body:
             return body.decode(codecs_told[0], "replace")
     for codec in ("utf-8", *codecs_told, _guess_codec):
-        codec = codec if isinstance(codec, str) else codec(body) or "cp1252"
+        codec = codec if isinstance(codec, str) else codec(body)
         text = body.decode(codec, "replace")
         if text.count("\ufffd") <= len(text) // 1000:
             return text
@@ -425,12 +440,21 @@ def decode_page(
 _MAX_ELEMENTS = 50_000  # of a page; where there are more it is no text
 
 
+_LONG_TAG = re.compile(r"<([a-zA-Z][\w:-]{0,30})[^>]{4000,}>?")
+
+
+def _bare_tag(tag: re.Match[str]) -> str:
+    "The tag without its attributes, where they are hundreds: the parser compares all pairs."
+    return f"<{tag[1]}>" if tag[0].count("=") + tag[0].count(" ") > 2000 else tag[0]
+
+
 def parse_html(text: str) -> Any:  # the root element, or None
     "The tree of a page."
     from lxml import etree, html
 
     parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
-    data = text.replace("\0", "").encode("utf-8", "replace")
+    text = _LONG_TAG.sub(_bare_tag, text.replace("\0", ""))
+    data = text.encode("utf-8", "replace")
     try:
         return html.document_fromstring(data, parser=parser)
     except (etree.LxmlError, ValueError, AssertionError):
@@ -1008,6 +1032,8 @@ def ask(
                 if k.lower() not in _CHARSETLESS
             ]
             head = Answer(reply.status_code, reply.reason or "", fields)
+            if watch.is_late:  # what came of the head looks like all of it
+                return _no_answer("server too slow")
             if not wanted(head):
                 return head
             body = bytearray()
@@ -1147,6 +1173,8 @@ class _Host:
         self.waiting: deque[str] = deque()
         self.rules: dict[str, Rules] = {}  # by scheme, host and port
         self.delay = delay
+        self.ready = 0.0  # when it may be asked again
+        self.is_lined_up = False
         self.tries: Counter[str] = Counter()
 
 
@@ -1167,7 +1195,8 @@ class Crawl:
         self.watch = _Watch(manners.local)
         self.session = open_session(manners, self.watch)
         self.hosts: dict[str, _Host] = {}
-        self.queue: list[tuple[float, int, str]] = []  # when, order, host
+        self.queue: list[tuple[float, int, str]] = []  # when, turn, host
+        self.n_turns = 0
         self.hops: dict[str, int] = {}  # redirections that led to an address
         self.counts: Counter[str] = Counter()  # of what is left for another run
 
@@ -1187,12 +1216,14 @@ class Crawl:
             self.hosts[name] = _Host(self.manners.delay)
         host = self.hosts[name]
         host.waiting.append(address)
-        if len(host.waiting) == 1:
-            self._line_up(name, 0.0)
+        self._line_up(name)
 
-    def _line_up(self, name: str, when: float) -> None:
-        self.order = getattr(self, "order", 0) + 1
-        heapq.heappush(self.queue, (when, self.order, name))
+    def _line_up(self, name: str) -> None:
+        host = self.hosts[name]
+        if host.waiting and not host.is_lined_up:
+            host.is_lined_up = True
+            self.n_turns += 1
+            heapq.heappush(self.queue, (host.ready, self.n_turns, name))
 
     def ask(self, address: str, wanted: Callable[[Answer], bool]) -> Answer:
         return ask(self.session, self.watch, address, self.manners.seconds, wanted)
@@ -1220,8 +1251,9 @@ class Crawl:
             if (wait := when - self.clock()) > 0:
                 self.sleep(wait)
             wait = self._step(host)
-            if host.waiting:
-                self._line_up(name, self.clock() + wait)
+            host.ready = self.clock() + wait
+            host.is_lined_up = False
+            self._line_up(name)
 
     def _step(self, host: _Host) -> float:
         "Make one request to a host at most. Seconds until the next."
