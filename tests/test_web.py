@@ -173,7 +173,7 @@ def test_plain_and_whole_archives_say_the_same(tmp_path):
     assert corpora[0] == corpora[1] == corpora[2]
 
 
-def test_what_is_broken_costs_its_record(tmp_path):
+def test_what_is_broken_costs_its_record(tmp_path, capfd):
     page = answer(html_of("Tea", sample("en", 1)[0][1]))
     good = [packed(record(f"http://a.example/{i}", page)) for i in range(4)]
     damaged = bytearray(good[1])
@@ -222,6 +222,7 @@ def test_what_is_broken_costs_its_record(tmp_path):
     assert counts["read"] == len(pages) + sum(
         n for why, n in counts.items() if why != "read"
     )
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -325,6 +326,10 @@ HOSTILE = {
     "script": "<script>document.write('<p>Do not read this sentence here.</p>')</script><p>Tea.",
     "json-ld": "<script type='application/ld+json'>" + "[" * 50_000 + "</script><p>Tea.",
     "frameset": "<frameset><frame src='a'></frameset>",
+    "tags in a tag": ("<a" * 1900 + ">") * 500,
+    "no end of a tag": "<p " + "a='<x" * 100_000,
+    "not UTF-8, no end": b"<" * 300_000 + b"\xe9" + b"<script" * 30_000,
+    "data": "<p data-x='" + "{1}" * 5000 + "'>" + "Tea is a hot drink of leaves. " * 9,
     "nothing": "<html></html>",
     "no tag": "just a text that has no tags at all, but goes on for quite a while, as texts do.",
     "svg": "<svg><foreignObject><p>Tea</p></foreignObject></svg>",
@@ -337,9 +342,9 @@ def test_hostile_pages(name):
     counts = Counts.none()
     counts.pages["read"] += 1
     start = time.perf_counter()
-    page = read_page(
-        Found("http://a.example/", HOSTILE[name].encode("utf-8", "replace")), counts
-    )
+    body = HOSTILE[name]
+    body = body if isinstance(body, bytes) else body.encode("utf-8", "replace")
+    page = read_page(Found("http://a.example/", body), counts)
     assert time.perf_counter() - start < 5
     assert page is None or page.paragraphs
     assert counts.pages.total() == 1 + (page is None)
@@ -424,7 +429,9 @@ def test_languages_of_the_sample():
     "Nearly all paragraphs of the sample stay, in the language that they are in."
     for lang in LANGS:
         counts = Counter()
-        judged = [web.page_lang(paragraphs, "", counts) for _, paragraphs in sample(lang, 60)]
+        judged = [
+            web.page_lang(paragraphs, "", counts) for _, paragraphs in sample(lang, 60)
+        ]
         assert np.mean([code == lang for code, _ in judged]) > 0.95, lang
         n_kept = sum(len(kept) for _, kept in judged)
         assert n_kept > 0.95 * (n_kept + counts.total()), lang
