@@ -192,6 +192,12 @@ def source_name(text: str) -> str:
     "What is ingested: wikipedia:LANG, or a path."
     return str(path_name(text))
 
+
+def web_source(text: str) -> str:
+    "An address as it is, or a path on this machine."
+    is_address = text.lower().startswith(("http://", "https://"))
+    return text_value(text) if is_address else str(local_path(text))
+
 # %% ../nbs/99_cli.ipynb #462d61be
 def whole_number(text: str) -> int:
     "A whole number of at most 64 bits."
@@ -2543,12 +2549,79 @@ def collect_export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", type=Path, help="the folder of contributions")
     sub.add_argument("--out", type=Path, required=True, help="the folder of records")
 
+# %% ../nbs/99_cli.ipynb #e203c6e8
+def collect_web(options: argparse.Namespace) -> None:
+    "cmining collect web"
+    from cmining.collect.web import Manners, harvest
+
+    manners = Manners(options.contact, options.delay, options.pages)
+    record = harvest(
+        options.sources,
+        options.out,
+        options.langs or (),
+        options.jobs,
+        manners,
+        quiet=False,
+    )
+    pages = record["pages"]
+    n_paragraphs = record["paragraphs"]["kept"]
+    print(
+        f"{pages['kept']:,} of {pages['read']:,} pages in {options.out}/, with"
+        f" {n_paragraphs:,} paragraphs"
+    )
+    for lang, n in record["languages"].items():
+        print(f"  {lang}: {n['pages']:,} pages, {n['paragraphs']:,} paragraphs")
+    for what in ("pages", "paragraphs"):
+        for reason, n in record[what]["left_out"].items():
+            print(f"  left out: {n:,} {what} × {reason}")
+    for outcome, n in record["fetched"].items():
+        print(f"  addresses: {n:,} × {outcome}")
+    for licence, n in list(record["licences"].items())[:10]:
+        print(f"  licence: {n:,} pages × {licence}")
+    mine = shell_line("cmining", "mine", options.out, "--out", "runs/web")
+    print(f"  {mine}")
+
+
+def collect_web_options(sub: argparse.ArgumentParser) -> None:
+    "What is harvested, and how servers are treated."
+    sub.add_argument(
+        "sources",
+        nargs="+",
+        type=web_source,
+        metavar="SOURCE",
+        help=(
+            "archives (.warc, .wet, each also .gz), pages (.html), folders of those, a .txt"
+            " with an address a line, or addresses; addresses are fetched"
+        ),
+    )
+    sub.add_argument("--out", type=Path, required=True, help="the corpus folder")
+    sub.add_argument(
+        "--langs",
+        type=comma_list,
+        help="languages to keep, with commas between them (default: all)",
+    )
+    sub.add_argument(
+        "--pages", type=int, default=1000, help="pages to fetch at most (default 1000)"
+    )
+    sub.add_argument(
+        "--delay",
+        type=finite_number,
+        default=1.0,
+        help="seconds between two requests to a host, at least (default 1)",
+    )
+    sub.add_argument(
+        "--contact",
+        default="",
+        help="an address or mailbox of yours, told to the servers that are asked",
+    )
+    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+
 # %% ../nbs/99_cli.ipynb #8eee0c24
 def collect_merge(options: argparse.Namespace) -> None:
     "cmining collect merge"
     from cmining.collect.merge import merge_folders
 
-    record = merge_folders(options.sources, options.out)
+    record = merge_folders(options.sources, options.out, options.licence)
     print(
         f"{record['artifacts']:,} artifacts, {record['by_several_paths']:,} of them by more"
         f" than one path; {record['conflicts']:,} conflicts. Everything is in {options.out}/"
@@ -2573,6 +2646,14 @@ def collect_merge_options(sub: argparse.ArgumentParser) -> None:
         help="folders of records; a run folder gives its culture points",
     )
     sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    sub.add_argument(
+        "--licence",
+        default="NOASSERTION",
+        help=(
+            "of culture points whose corpus does not say theirs, an SPDX expression such"
+            " as CC-BY-SA-4.0"
+        ),
+    )
 
 # %% ../nbs/99_cli.ipynb #e80e5b3c
 def add_asked_options(sub: argparse.ArgumentParser) -> None:
@@ -2889,6 +2970,12 @@ COLLECT: dict[str, Command] = {
         "cmining collect elicit some-model --countries BR,JP --aspects cuisine,dance"
         " --langs pt,ja,en --graph artifacts/graph --out artifacts/model",
     ),
+    "web": Command(
+        collect_web,
+        collect_web_options,
+        "Make a corpus of pages of the web: archives, saved pages, or addresses to fetch.",
+        "cmining collect web crawl.warc.gz addresses.txt --langs de,ja --out corpus",
+    ),
     "serve": Command(
         collect_serve,
         collect_serve_options,
@@ -3098,6 +3185,7 @@ def build_parser() -> argparse.ArgumentParser:
 # %% ../nbs/99_cli.ipynb #c2f1e3bf
 # commands that go on where they were interrupted
 RESUMED = ("mine", "sweep", "synthesize", "train", "evaluate", "align")
+RESUMED_PATHS = ("all", "elicit", "web")  # of collect
 PIPE_CLOSED = 141
 
 
@@ -3136,7 +3224,8 @@ def run_command(options: argparse.Namespace) -> int:
         release_output()
         if was_interrupted(e):
             goes_on = "; the same command goes on where it stopped"
-            note = goes_on if options.command in RESUMED else ""
+            is_path = getattr(options, "path", None) in RESUMED_PATHS
+            note = goes_on if options.command in RESUMED or is_path else ""
             print(f"cmining: interrupted{note}", file=sys.stderr)
             return 130
         print(f"cmining: {one_line(e)}", file=sys.stderr)

@@ -244,13 +244,14 @@ PATHS = {
     "cost": ("~/x",),
     "annotate": ("sample", "~/x", "--out=~/x", "--checks=~/x"),
     "collect": ("merge", "~/x", "--out=~/x"),
+    "collect web": ("~/x", "--out=~/x"),
     "align": ("lexical", "~/x", "--out=~/x", "--ratings=~/x", "--prices=~/x"),
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "collect web"])
 def test_the_home_folder_in_every_path(command):
-    options = build_parser().parse_args([command, *PATHS[command]])
+    options = build_parser().parse_args([*command.split(), *PATHS[command]])
     values = [
         v for vs in vars(options).values() for v in (vs if type(vs) is list else [vs])
     ]

@@ -37,7 +37,7 @@ __all__ = ['read_config', 'collect_all']
 # %% ../../nbs/89_collect.all.ipynb #ffb88a7d
 PARTS: dict[str, tuple[str, ...]] = {
     "graph": ("source",),
-    "mined": ("corpus", "run"),
+    "mined": ("corpus", "run", "licence"),
     "model": ("name", "base_url", "n", "draws", "budget", "prices", "licence", "records"),
     "community": ("records",),
     "people": ("share", "raters", "popular", "seed"),
@@ -213,7 +213,8 @@ def collect_all(
         sources.append(model_step(settings, steps, graph))
     for folder in settings.get("community", {}).get("records", ()):
         sources.append(Path(folder))
-    record = merge_folders(sources, out / "merged")
+    licence = settings.get("mined", {}).get("licence", "NOASSERTION")
+    record = merge_folders(sources, out / "merged", licence)
     say(
         f"merged: {record['artifacts']:,} artifacts, {record['by_several_paths']:,} by"
         f" several paths, {record['seeds']:,} seeds"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +27,9 @@ from cmining.collect.records import (
 )
 from ..core.basics import CorpusError, RunError, file_digest, hash64
 from ..core.engine import atomic_write, hold_folder, write_json
-from ..core.runs import read_run
-from ..core.scripts import fold
+from ..core.runs import read_record, read_run
+from ..core.scripts import clean_text, fold
+from ..ingest.corpus import corpus_files, read_entries
 from ..ingest.links import wiki_title
 
 # %% auto #0
@@ -343,25 +344,59 @@ def plot_paths(
     dots.set_xticks([])
     dots.spines[:].set_visible(False)
 
+# %% ../../nbs/87_collect.merge.ipynb #266491ec
+def _says_its_source(path: Path, lang: str) -> bool:
+    "Has the first row of a corpus file a licence, or an address?"
+    row = next(read_entries(path, lang, Counter()), {})
+    return bool({"licence", "license", "address"} & row.keys())
+
+
+def corpus_sources(
+    run: str | Path,  # a run folder
+    ids: Container[str],  # of entries
+) -> dict[str, tuple[str, str]]:  # licence and address by id, empty where there is none
+    "What the corpus of a run says of entries; nothing where it is not there any more."
+    path = str(read_record(run)["corpus"].get("path", ""))
+    sources: dict[str, tuple[str, str]] = {}
+    if not path or "://" in path:
+        return sources
+    try:
+        files = corpus_files(path)
+        for lang, file in ((lang, file) for lang in files for file in files[lang]):
+            if not _says_its_source(file, lang):
+                continue
+            for row in read_entries(file, lang, Counter()):
+                if row["id"] in ids:
+                    told = (row.get("licence") or row.get("license"), row.get("address"))
+                    licence, address = (v if isinstance(v, str) else "" for v in told)
+                    sources[row["id"]] = clean_text(licence), clean_text(address)
+    except CorpusError:
+        return {}
+    return sources
+
 # %% ../../nbs/87_collect.merge.ipynb #1baa7507
 def mined_records(
     run: str | Path,  # a run folder
-    licence: str = "NOASSERTION",  # of the corpus, an SPDX expression
+    licence: str = "NOASSERTION",  # where the corpus says none, an SPDX expression
 ) -> Iterator[Record]:
     "The culture points of a run as records. Raises `RunError` when it is no finished run."
     points = read_run(run, "culture_points")
+    sources = corpus_sources(run, set(points["id"]))
     name = Path(run).resolve().name
     for row in points.to_dict("records"):
         isolation = row.get("isolation")
+        own, address = sources.get(row["id"], ("", ""))
+        is_told = own and own != "NOASSERTION"
+        is_article = not address or ".wikipedia.org/" in address
         yield Record(
             artifact=row["title"],
             labels={row["lang"]: row["title"]},
-            titles={row["lang"]: row["title"]},
+            titles={row["lang"]: row["title"]} if is_article else {},
             description={row["lang"]: row["lead"]} if row["lead"] else {},
             source="mined",
-            evidence=(f"{name}: {row['lang']} {row['id']}",),
+            evidence=(f"{name}: {row['lang']} {row['id']} {address}".rstrip(),),
             salience=None if pd.isna(isolation) else float(isolation),
-            licence=licence,
+            licence=own if is_told else licence,
         )
 
 # %% ../../nbs/87_collect.merge.ipynb #3b306047
@@ -555,10 +590,10 @@ def data_card(
     return "\n".join(lines)
 
 # %% ../../nbs/87_collect.merge.ipynb #1a753d8e
-def _input_records(source: Path, counts: Counter) -> Iterator[Record]:
+def _input_records(source: Path, licence: str, counts: Counter) -> Iterator[Record]:
     "The records of a folder: of one of records, or of a run."
     if (source / "culture_points.parquet").is_file():
-        return mined_records(source)
+        return mined_records(source, licence)
     return read_records(source, counts)
 
 
@@ -605,6 +640,7 @@ def _write_seeds(folder: Path, merged: Sequence[Merged], digests: list[str]) -> 
 def merge_folders(
     sources: Sequence[str | Path],  # folders of records, or run folders
     out: str | Path,  # the folder to write
+    licence: str = "NOASSERTION",  # of culture points whose corpus says none
 ) -> dict[str, Any]:  # what run.json says
     """Merge records of several paths, and write the table and all that follows from it.
 
@@ -618,7 +654,7 @@ def merge_folders(
         raise RunError(f"{twice} is named twice: name each folder of records once")
     counts: Counter[str] = Counter()
     abouts = {name: _input_about(source) for name, source in zip(names, sources)}
-    records = (r for source in sources for r in _input_records(source, counts))
+    records = (r for s in sources for r in _input_records(s, licence, counts))
     merged = merge_records(records, counts)
     if not merged:
         raise CorpusError(f"No records in {', '.join(names)}: collect some first.")
