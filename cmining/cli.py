@@ -2552,7 +2552,8 @@ def collect_export_options(sub: argparse.ArgumentParser) -> None:
 # %% ../nbs/99_cli.ipynb #e203c6e8
 def collect_web(options: argparse.Namespace) -> None:
     "cmining collect web"
-    from cmining.collect.web import Manners, harvest
+    from cmining.collect.fetch import Manners
+    from cmining.collect.web import harvest
 
     manners = Manners(options.contact, options.delay, options.pages)
     record = harvest(

@@ -23,27 +23,26 @@ pytest.importorskip("trafilatura", reason="the extra web is not installed")
 
 from cmining.cli import main
 from cmining.collect import web
+from cmining.collect.fetch import Manners, fetch_pages, read_archive
 from cmining.collect.merge import mined_records
-from cmining.collect.web import (
-    Counts,
+from cmining.collect.web import fingerprints, group_copies, harvest
+from cmining.core.basics import CorpusError, RunError
+from cmining.ingest.archives import (
     Found,
-    Manners,
     clean_address,
-    decode_page,
-    fetch_pages,
-    fingerprints,
-    group_copies,
-    harvest,
     has_members,
     member_pages,
-    page_licence,
-    parse_html,
-    read_archive,
-    read_page,
     whole_pages,
 )
-from cmining.core.basics import CorpusError, RunError
 from cmining.ingest.corpus import corpus_files, read_entries, unread_files
+from cmining.ingest.pages import (
+    Counts,
+    decode_page,
+    page_lang,
+    page_licence,
+    parse_html,
+    read_page,
+)
 from cmining.mine.pipeline import mine_corpus
 
 ROOT = Path(__file__).parent.parent
@@ -429,9 +428,7 @@ def test_languages_of_the_sample():
     "Nearly all paragraphs of the sample stay, in the language that they are in."
     for lang in LANGS:
         counts = Counter()
-        judged = [
-            web.page_lang(paragraphs, "", counts) for _, paragraphs in sample(lang, 60)
-        ]
+        judged = [page_lang(paragraphs, "", counts) for _, paragraphs in sample(lang, 60)]
         assert np.mean([code == lang for code, _ in judged]) > 0.95, lang
         n_kept = sum(len(kept) for _, kept in judged)
         assert n_kept > 0.95 * (n_kept + counts.total()), lang
