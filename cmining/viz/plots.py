@@ -1153,7 +1153,7 @@ def figures_of(arm: str, about: dict[str, Any], is_guard: bool) -> list[str]:
 
 def score_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     "The scores of a summary's arms in the form of a results file."
-    model = summary["model"].rpartition("/")[2]
+    model = summary["model"].rpartition("/")[2].removesuffix(".gguf")
     with_theta = any("theta" in about for about in summary["arms"].values())
     rows = []
     for arm, about in summary["arms"].items():
