@@ -593,14 +593,15 @@ def memory_need(
         return MemoryNeed(weights, adapter, 0, 0)
     model = add_lora(load_plain(folder).to(device_name()), params, folder).train()
     one, two = (kept_bytes(model, n, TRIED_TOKENS) for n in (1, 2))
-    n_layers = model.config.get_text_config().num_hidden_layers
+    config = model.config.get_text_config()
+    n_layers = config.num_hidden_layers
     layers = math.ceil((two - one) * n_tokens / TRIED_TOKENS)
-    # logits, their logarithms and gradients, in float32; TRL's loss has no such
-    head = 12 * n_tokens * model.config.get_text_config().vocab_size
-    kept = layers + head * (device_name() == "cpu")
-    number = model.dtype.itemsize
-    hidden = number * n_tokens * model.config.get_text_config().hidden_size
-    return MemoryNeed(weights, adapter, kept, n_layers * hidden + layers // n_layers)
+    recomputed = layers // n_layers
+    recomputed += model.dtype.itemsize * n_tokens * n_layers * config.hidden_size
+    head = 0
+    if device_name() == "cpu":  # logits, their logarithms and gradients, in float32
+        head = 12 * n_tokens * config.vocab_size
+    return MemoryNeed(weights, adapter, layers + head, recomputed + head)
 
 # %% ../../nbs/60_train.tune.ipynb #19e675fe
 def free_memory() -> int:
@@ -824,7 +825,7 @@ def make_trainer(
             return answer_loss(model, inputs) / num_items_in_batch
 
     # TRL's own loss takes less memory, and on a processor twice the time
-    on_cpu = device_name() == "cpu" and not plan.recompute
+    on_cpu = device_name() == "cpu"
     trainer = (AnswerTrainer if on_cpu else SFTTrainer)(
         model,
         trainer_settings(plan, math.ceil(len(parts) / params.n_parts), checkpoints, seed),
