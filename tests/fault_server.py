@@ -570,5 +570,16 @@ def running(**options: Any) -> Iterator[Server]:
         process.stdout.close()
 
 
+def final_answers(journal: Path) -> Counter[str]:
+    "How often each prompt was answered for good, by the journal of a client."
+    answers: Counter[str] = Counter()
+    for line in journal.read_bytes().splitlines():
+        try:
+            answers.update(r["key"] for r in [json.loads(line)] if r["final"])
+        except ValueError:
+            pass  # torn by a kill
+    return answers
+
+
 if __name__ == "__main__":
     asyncio.run(main(parse()))

@@ -134,12 +134,7 @@ def test_killed_ten_times_it_ends_the_same_and_pays_once(server, tmp_path):
         for text, p in ((a[1], port), (b[1], faulty.port))
     ]
     assert about[0] == about[1]
-    answers: Counter[str] = Counter()
-    for line in journal.read_bytes().splitlines():
-        try:
-            answers.update(r["key"] for r in [json.loads(line)] if r["final"])
-        except ValueError:
-            pass  # torn by a kill
+    answers = fault_server.final_answers(journal)
     probes = [key for key in answers.elements() if key.startswith("probe")]
     answers = Counter({k: n for k, n in answers.items() if not k.startswith("probe")})
     assert len(answers) == n_requests and set(answers.values()) == {1}

@@ -338,3 +338,12 @@ def test_all_paths_in_one_command(artifacts, tmp_path, capsys):
     config.write_text("[graph]\nroots = 3", "utf-8")
     assert main(words) == 2
     assert "has 'roots'; it can have source" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_list_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("Feijoada")
+    words = ["collect", "represent", "m", "--base-url", "http://127.0.0.1:9/v1"]
+    words += ["--artifacts", str(tmp_path / "list.txt"), "--countries", "BR"]
+    assert main([*words, "--aspects", "cuisine", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "list.txt" in said and "Traceback" not in said

@@ -29,7 +29,7 @@ from ..core.basics import CorpusError, RunError, digest, hash64
 from ..core.engine import atomic_write, hold_folder, write_json
 from ..core.scripts import fold
 from ..evidence.agreement import middle, unit_weights
-from ..instruct.seeds import LeftOut, Row, cell, needed, read_rows
+from ..instruct.seeds import LeftOut, Row, cell, kind_of_file, needed, read_rows
 from cmining.models.llm import (
     Endpoint,
     Price,
@@ -176,7 +176,7 @@ def read_artifacts(source: Path, counts: Counter) -> list[Merged]:
     "Artifacts of a merged table, of records, or of a list."
     if (source / "merged.parquet").is_file():
         return read_merged(source)
-    is_list = source.is_file() and source.suffix != ".parquet"
+    is_list = source.is_file() and kind_of_file(source) not in ("", ".parquet")
     records = read_list(source, counts) if is_list else read_records(source, counts)
     return merge_records(records, counts)
 

@@ -19,27 +19,19 @@ from ..core.basics import CorpusError, RunError, hash64
 from ..core.runs import read_run
 from ..core.scripts import shorten
 from cmining.evidence.annotate import (
-    QUESTIONS,
     TEXT_CHARACTERS,
     TITLE_CHARACTERS,
     draw_checks,
     first_ratings,
-    make_sheets,
     read_checks,
     total_score,
 )
-from ..evidence.questionnaire import text_hash
 from cmining.evidence.study import (
-    KEY,
-    README,
     keyed_ratings,
+    new_study,
     read_csv,
     read_key,
-    study_plan,
-    write_json,
-    write_sheets,
-    write_table,
-    write_text,
+    write_study,
 )
 from ..ingest.links import wiki_title
 
@@ -314,9 +306,7 @@ def tail_study(
     """Draw a study of the least popular artifacts; `cmining annotate` goes on with it.
 
     Raises `RunError` when the folder has a study already, or nothing is to be judged."""
-    out = Path(out)
-    if (out / "study.json").exists() or (out / KEY).exists():
-        raise RunError(f"{out} has a study already: choose another folder as `out`")
+    out = new_study(out)
     if n_raters < 1:
         raise RunError(f"n_raters is at least 1, not {n_raters}")
     counts: Counter[str] = Counter()
@@ -330,32 +320,7 @@ def tail_study(
             f" {', '.join(langs)}"
         )
     checked = draw_checks(read_checks(checks), sorted(units["lang"].unique()), seed)
-    sheets = make_sheets(units, checked, n_raters, seed)
-    columns = ["unit", "lang", "title", "text"]
-    shown = sheets.merge(
-        pd.concat([units[columns], checked[columns]]), on="unit", how="left"
-    )
-    digests = [text_hash(*pair) for pair in zip(shown["title"], shown["text"])]
-    manifest = shown[["rater", "item"]].assign(digest=digests)
-    study = f"{hash64(*manifest.to_numpy().ravel()):016x}"
-    plan = study_plan(units, sheets, len(units), n_raters)
-    key = {
-        "study": study,
-        "seed": seed,
-        "runs": [],
-        "units": units.to_dict("records"),
-        "checks": checked[[*columns, *QUESTIONS]].to_dict("records"),
-        "sheets": sheets.to_dict("records"),
-    }
-    write_json(out / KEY, key)
-    write_sheets(out, shown, study)
-    write_table(out / "items.csv", manifest)
-    write_text(out / "README.md", README)
-    (out / "answers").mkdir(exist_ok=True)
-    about = ("items", "raters", "sheets", "repeated", "known")
-    of_langs = units["lang"].value_counts(sort=False).to_dict()
-    record = {"study": study, **{name: plan[name] for name in about}}
-    write_json(out / "study.json", record | {"languages": of_langs})
+    plan = write_study(out, units, checked, len(units), n_raters, seed)
     return plan | {"left_out": dict(counts)}
 
 # %% ../../nbs/84_collect.salience.ipynb #72089340

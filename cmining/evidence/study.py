@@ -128,34 +128,25 @@ def study_plan(
         "detectable": {name: round(value, 3) for name, value in seen.items()},
     }
 
-# %% ../../nbs/49_evidence.study.ipynb #057c3b12
-def sample_study(
-    runs: Sequence[str | Path],  # run folders; ours first, the others to compare with
-    out: str | Path,  # the study folder, new
-    n: int | None = None,  # different items; enough to see half a point when None
-    n_raters: int = 3,  # of each language
-    seed: int = 0,  # keep it to yourself: it decides who sees what
-    checks: str | Path | None = None,  # items with known answers; the sample's when None
-) -> dict[str, Any]:  # counts by arm and language, and what differences can be seen
-    """Draw a study and write a blinded sheet for each rater.
-
-    Raises `RunError` when a run is not finished or was cleaned, when the folder has a
-    study already, or for fewer items or raters than one."""
+# %% ../../nbs/49_evidence.study.ipynb #f2607501
+def new_study(out: str | Path) -> Path:
+    "The folder of a study that is to be drawn. Raises `RunError` when it has one."
     out = Path(out)
     if (out / "study.json").exists() or (out / KEY).exists():
         raise RunError(f"{out} has a study already: choose another folder as `out`")
-    if n_raters < 1 or (n is not None and n < 1):
-        raise RunError(f"n and n_raters are at least 1, not {n} and {n_raters}")
-    members = arm_members(runs)
-    known = read_checks(checks)
-    checked = draw_checks(known, sorted(members["lang"].unique()), seed)
-    is_check = pd.MultiIndex.from_frame(members[["lang", "title"]]).isin(
-        pd.MultiIndex.from_frame(checked[["lang", "title"]])
-    )
-    members = members[~is_check]
-    asked = n or items_needed(DIFFERENCE, n_raters) * members["arm"].nunique()
-    units = read_unit_texts(draw_units(members, asked, seed), runs)
-    checked = checked[checked["lang"].isin(units["lang"])]
+    return out
+
+
+def write_study(
+    out: Path,
+    units: pd.DataFrame,  # what is judged: unit, lang, title, text and more
+    checked: pd.DataFrame,  # items with known answers, from draw_checks
+    asked: int,  # units that were wanted
+    n_raters: int,  # of each language
+    seed: int,
+    runs: Sequence[str | Path] = (),  # that the units come from
+) -> dict[str, Any]:  # from study_plan
+    "Draw the sheets of a study and write its folder."
     sheets = make_sheets(units, checked, n_raters, seed)
     columns = ["unit", "lang", "title", "text"]
     texts = pd.concat([units[columns], checked[columns]])
@@ -185,6 +176,34 @@ def sample_study(
     record = {"study": study, **{name: plan[name] for name in about}, "languages": langs}
     write_json(out / "study.json", record)
     return plan
+
+# %% ../../nbs/49_evidence.study.ipynb #057c3b12
+def sample_study(
+    runs: Sequence[str | Path],  # run folders; ours first, the others to compare with
+    out: str | Path,  # the study folder, new
+    n: int | None = None,  # different items; enough to see half a point when None
+    n_raters: int = 3,  # of each language
+    seed: int = 0,  # keep it to yourself: it decides who sees what
+    checks: str | Path | None = None,  # items with known answers; the sample's when None
+) -> dict[str, Any]:  # counts by arm and language, and what differences can be seen
+    """Draw a study and write a blinded sheet for each rater.
+
+    Raises `RunError` when a run is not finished or was cleaned, when the folder has a
+    study already, or for fewer items or raters than one."""
+    out = new_study(out)
+    if n_raters < 1 or (n is not None and n < 1):
+        raise RunError(f"n and n_raters are at least 1, not {n} and {n_raters}")
+    members = arm_members(runs)
+    known = read_checks(checks)
+    checked = draw_checks(known, sorted(members["lang"].unique()), seed)
+    is_check = pd.MultiIndex.from_frame(members[["lang", "title"]]).isin(
+        pd.MultiIndex.from_frame(checked[["lang", "title"]])
+    )
+    members = members[~is_check]
+    asked = n or items_needed(DIFFERENCE, n_raters) * members["arm"].nunique()
+    units = read_unit_texts(draw_units(members, asked, seed), runs)
+    checked = checked[checked["lang"].isin(units["lang"])]
+    return write_study(out, units, checked, asked, n_raters, seed, runs)
 
 # %% ../../nbs/49_evidence.study.ipynb #b7ca313d
 def plan_text(plan: dict[str, Any]) -> str:

@@ -208,6 +208,7 @@ def run_downstream(
     say = {"chat": study.chat, "quiet": quiet}
     evaluate_model(model, tasks, bench, results / "base", arm="base", **say)
     keep_answers(model, None, questions, results / "base")
+    overlap = measure_overlap(list(datasets.values()), sorted(bench.glob("*.jsonl")))
     # a seed of every arm before the next, so that what is there can be compared
     for seed in range(study.seeds):
         for arm, dataset in datasets.items():
@@ -218,7 +219,6 @@ def run_downstream(
             evaluate_model(model, tasks, bench, folder, adapter=one, arm=arm, **say)
             if arm == "full" and seed == 0:
                 keep_answers(model, one, questions, folder)
-        overlap = measure_overlap(list(datasets.values()), sorted(bench.glob("*.jsonl")))
         summary = summarize_results([results], guards=GUARDS, overlap=overlap)
         summary["study"] = json.loads(json.dumps(asdict(study)))
         write_json(Path(report), summary)
