@@ -16,6 +16,7 @@ from cmining.cli import main
 from cmining.collect.merge import merge_records, read_merged
 from cmining.collect.records import Record, write_records
 from cmining.collect.represent import (
+    NameIndex,
     Protocol,
     Question,
     Respondent,
@@ -55,6 +56,9 @@ def planted() -> list[Record]:
         for aspect in PROTOCOL.aspects
         for i in range(12)
     ]
+
+
+INDEX = NameIndex(merge_records(planted()))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +170,7 @@ def test_pull_and_languages(artifacts, tmp_path):
 def test_runs_are_the_same_to_the_byte(artifacts, tmp_path):
     for name in ("a", "b"):
         run_represent(tmp_path / name, artifacts, PROTOCOL, respondent(best))
-    for name in ("results.json", "answers.jsonl", "countries.csv", "countries.svg"):
+    for name in ("results.json", "answers.jsonl", "countries.csv", "countries.svg", "map.svg"):
         a, b = tmp_path / "a" / name, tmp_path / "b" / name
         assert a.read_bytes() == b.read_bytes(), name
 
@@ -226,9 +230,27 @@ def test_recall_is_a_share(items, n):
 
 @given(st.text(max_size=300), st.integers(1, 9))
 def test_any_answer_is_read(text, n):
-    names = read_answer(text, n)
+    names = read_answer(text, n, INDEX)
     assert len(names) <= n
     assert all(name == name.strip() and "\n" not in name for name in names)
+
+
+@given(st.lists(st.sampled_from(range(12)), min_size=1, max_size=4), st.text(max_size=20))
+def test_names_are_found_in_sentences(chosen, between):
+    said = [name_of("BR", "cuisine", i) for i in chosen]
+    sentence = f" {between} ".join(["They say that there is", *said, "and nothing more"])
+    found = INDEX.names_in(sentence)
+    assert [name for name in found if name in said] == said
+
+
+def test_free_text_counts_as_a_list_does(artifacts, tmp_path):
+    def talk(question):
+        names = best(question)
+        return [f"If you ask me, {name} is what everybody there knows." for name in names]
+
+    lists = run_represent(tmp_path / "a", artifacts, PROTOCOL, respondent(best))
+    sentences = run_represent(tmp_path / "b", artifacts, PROTOCOL, respondent(talk))
+    assert sentences["all"]["score"] == lists["all"]["score"]
 
 
 def served_answer(body: dict) -> str:

@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from cmining.collect.merge import (
 from .records import Record, country_code, country_name, read_records
 from ..core.basics import CorpusError, RunError, digest, hash64
 from ..core.engine import atomic_write, hold_folder, write_json
-from ..core.scripts import fold
+from ..core.scripts import MARKS, UNSPACED, fold
 from ..evidence.agreement import middle, unit_weights
 from ..instruct.seeds import LeftOut, Row, cell, kind_of_file, needed, read_rows
 from cmining.models.llm import (
@@ -43,7 +44,7 @@ from cmining.models.llm import (
 # %% auto #0
 __all__ = ['Protocol', 'Question', 'list_questions', 'is_validated', 'artifact_weights', 'weighted_recall', 'vendi_score',
            'score_answers', 'ask_endpoint', 'ask_weights', 'Respondent', 'served_model', 'local_model', 'results_table',
-           'plot_countries', 'run_represent']
+           'plot_countries', 'zone_places', 'plot_map', 'run_represent']
 
 # %% ../../nbs/88_collect.represent.ipynb #915296c2
 class Protocol(NamedTuple):
@@ -106,26 +107,6 @@ def question_prompt(question: Question, protocol: Protocol) -> Prompt:
         temperature=protocol.temperature,
         seed=draw,
     )
-
-# %% ../../nbs/88_collect.represent.ipynb #e18c54bd
-_AFTER_NAME = re.compile(r"\s+[-–—]\s.*|\s*[:：(（].*")
-_COMMAS = re.compile(r"\s*[,;、，；]\s*")
-_LONGEST = 60  # characters: what is longer is a sentence
-
-
-def read_answer(
-    text: str,
-    n: int,  # names asked for
-) -> list[str]:  # at most n; one may come twice
-    "The names in an answer."
-    lines = [line for line in after_thought(text).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].rstrip().endswith((":", "：")):
-        lines = lines[1:]  # Here are some …:
-    if len(lines) == 1:
-        lines = _COMMAS.split(lines[0])
-    bare = [clean_name(line) for line in lines]  # bullets may end in a colon or bracket
-    names = [clean_name(_AFTER_NAME.sub("", name)) for name in bare]
-    return [name for name in names if name and len(name) <= _LONGEST][:n]
 
 # %% ../../nbs/88_collect.represent.ipynb #197ae6e5
 def is_validated(row: Merged) -> bool:
@@ -198,6 +179,16 @@ def read_validated(
         raise CorpusError(f"{source} has no validated artifact with a country")
     return kept
 
+# %% ../../nbs/88_collect.represent.ipynb #ba61ff71
+_PIECE = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w{MARKS}])+")
+_MOST_PIECES = 12  # of a name: words, or signs of a script without spaces
+
+
+def is_telling(name: str) -> bool:
+    "Whether a name inside a sentence is long enough not to be there by accident."
+    key = fold(name)
+    return len(key) >= (2 if re.search(f"[{UNSPACED}]", key) else 4)
+
 # %% ../../nbs/88_collect.represent.ipynb #7f440d18
 class NameIndex:
     "Artifacts by folded name."
@@ -216,6 +207,22 @@ class NameIndex:
         at_home = self._at_home.get((key, country))
         return tuple(sorted(at_home or self._by_name.get(key, ())))
 
+    def names_in(self, text: str) -> list[str]:
+        "The names of artifacts in a sentence, from left to right, the longest at each place."
+        pieces = [(m.start(), m.end()) for m in _PIECE.finditer(text)]
+        names = []
+        at = 0
+        while at < len(pieces):
+            begin = pieces[at][0]
+            for last in range(min(at + _MOST_PIECES, len(pieces)) - 1, at - 1, -1):
+                name = text[begin : pieces[last][1]]
+                if is_telling(name) and fold(name) in self._by_name:
+                    names.append(name)
+                    at = last
+                    break
+            at += 1
+        return names
+
 
 class Answer(NamedTuple):
     "What a model said to a question."
@@ -228,6 +235,35 @@ class Answer(NamedTuple):
 def link_answer(question: Question, names: Sequence[str], index: NameIndex) -> Answer:
     links = tuple(index.find(name, question.country) for name in names)
     return Answer(question, tuple(names), links)
+
+# %% ../../nbs/88_collect.represent.ipynb #e18c54bd
+_AFTER_NAME = re.compile(r"\s+[-–—]\s.*|\s*[:：(（].*")
+_COMMAS = re.compile(r"\s*[,;、，；]\s*")
+_LONGEST = 60  # characters: what is longer is a sentence
+
+
+def read_answer(
+    text: str,
+    n: int,  # names asked for
+    index: NameIndex,
+) -> list[str]:  # at most n; one may come twice
+    "The names in an answer."
+    lines = [line for line in after_thought(text).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].rstrip().endswith((":", "：")):
+        lines = lines[1:]  # Here are some …:
+    if len(lines) == 1:
+        lines = _COMMAS.split(lines[0])
+    names = []
+    for line in lines:
+        # a bullet may end in a colon or bracket; a whole sentence is no name
+        part = _AFTER_NAME.sub("", clean_name(line) or line)
+        name = clean_name(part)
+        known = [] if index.find(name) else index.names_in(part)
+        if known:
+            names += known
+        elif name and len(name) <= _LONGEST:
+            names.append(name)
+    return names[:n]
 
 # %% ../../nbs/88_collect.represent.ipynb #36a6f8fd
 def artifact_weights(
@@ -775,6 +811,62 @@ def plot_countries(
         axis.set_ylim(len(table) - 0.5, -0.5)
         axis.spines[["top", "right"]].set_visible(False)
 
+# %% ../../nbs/88_collect.represent.ipynb #aae6583e
+# the places by which the time zones of the world are named, with country and coordinates
+_PLACES = files("tzdata") / "zoneinfo" / "zone.tab"
+_COORDINATES = re.compile(r"([+-]\d\d)(\d\d)(?:\d\d)?([+-]\d\d\d)(\d\d)(?:\d\d)?")
+
+
+def zone_places() -> pd.DataFrame:  # country, latitude, longitude, in degrees
+    "A few hundred places all over the world, one at least in every country."
+    rows = []
+    for line in _PLACES.read_text("utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        country, coordinates, *_ = line.split("\t")
+        degrees = _COORDINATES.fullmatch(coordinates).groups()
+        latitude, longitude = (
+            int(whole) + int(whole[0] + minutes) / 60
+            for whole, minutes in (degrees[:2], degrees[2:])
+        )
+        rows.append((country, latitude, longitude))
+    return pd.DataFrame(rows, columns=["country", "latitude", "longitude"])
+
+
+def plot_map(
+    axis: Any,  # of Matplotlib
+    results: Mapping[str, Any],  # as in results.json
+) -> None:
+    "The score of each country at its places; grey where nothing was asked."
+    places = zone_places()
+    places = places[places["latitude"].between(-57, 75)]  # without Antarctica
+    scores = results_table(results).set_index("country")["score"]
+    asked = places[places["country"].isin(scores.index)]
+    axis.scatter(places["longitude"], places["latitude"], s=6, color="0.85")
+    shown = axis.scatter(
+        asked["longitude"],
+        asked["latitude"],
+        s=36,
+        c=scores[asked["country"]],
+        cmap="viridis_r",
+        vmin=0,
+        vmax=max(0.05, scores.max()),
+        edgecolors="0.3",
+        linewidths=0.5,
+    )
+    axis.figure.colorbar(shown, ax=axis, label="representation score", shrink=0.8)
+    first = asked.drop_duplicates("country")
+    for country, latitude, longitude in first.itertuples(index=False):
+        axis.annotate(
+            country,
+            (longitude, latitude),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize="small",
+        )
+    axis.set_aspect(1.2)
+    axis.axis("off")
+
 # %% ../../nbs/88_collect.represent.ipynb #2eb06afa
 def run_represent(
     out: str | Path,  # the results folder
@@ -797,7 +889,7 @@ def run_represent(
         texts = respondent.answer(prompts, work)
         index = NameIndex(rows)
         answers = [
-            link_answer(question, read_answer(text, protocol.n), index)
+            link_answer(question, read_answer(text, protocol.n, index), index)
             for question, text in zip(questions, texts)
         ]
         counts["answer without a name"] += sum(not a.names for a in answers)
@@ -817,7 +909,7 @@ def run_represent(
             "versions": {"cmining": __version__},
         }
         _write_answers(out / "answers.jsonl", answers, rows)
-        _write_figure(out / "countries.svg", results)
+        _write_figures(out, results)
         with atomic_write(out / "countries.csv") as unfinished:
             results_table(results).to_csv(
                 unfinished, index=False, float_format="%.6g", lineterminator="\n"
@@ -837,13 +929,21 @@ def _write_answers(file: Path, answers: Iterable[Answer], rows: Sequence[Merged]
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _write_figure(file: Path, results: Mapping[str, Any]) -> None:
-    from matplotlib import rc_context
+def _write_figures(out: Path, results: Mapping[str, Any]) -> None:
     from matplotlib.figure import Figure
 
     height = 1.2 + 0.28 * min(len(results["countries"]), 30)
     figure = Figure(figsize=(9, height), layout="constrained")
     plot_countries(figure.subplots(1, 2), results)
+    _write_figure(out / "countries.svg", figure)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    plot_map(figure.subplots(), results)
+    _write_figure(out / "map.svg", figure)
+
+
+def _write_figure(file: Path, figure: Any) -> None:
+    from matplotlib import rc_context
+
     metadata = {"Date": None, "Creator": None}
     with atomic_write(file) as unfinished, rc_context({"svg.hashsalt": "cmining"}):
         figure.savefig(unfinished, format="svg", metadata=metadata)

@@ -44,7 +44,8 @@ from .basics import CorpusError, RunError
 
 # %% auto #0
 __all__ = ['BACKENDS', 'as_path', 'scratch_folder', 'fetch_local', 'remove_path', 'atomic_write', 'is_complete', 'Task',
-           'peak_memory', 'run_task', 'RunLog', 'start_engine', 'run_step', 'hold_folder', 'save_array', 'write_json']
+           'peak_memory', 'run_task', 'RunLog', 'start_engine', 'new_workers', 'run_step', 'hold_folder', 'save_array',
+           'write_json']
 
 # %% ../../nbs/02_core.engine.ipynb #eb287315
 def as_path(path: str | Path | UPath) -> Path | UPath:
@@ -381,14 +382,19 @@ def start_engine(
 # %% ../../nbs/02_core.engine.ipynb #1a197a1e
 @contextmanager
 def new_workers() -> Iterator[None]:
-    "While the block lasts loky's processes are new, and nothing is prepared in them."
+    """While the block lasts loky's processes are new, and nothing is prepared in them.
+
+    They end with the block."""
     loky = joblib.parallel.BACKENDS["loky"]
     if not isinstance(joblib.parallel.get_active_backend()[0], loky):
         yield  # the memory of a cluster is the cluster's business
         return
     get_reusable_executor().shutdown()
-    with joblib.parallel_config("loky"):
-        yield
+    try:
+        with joblib.parallel_config("loky"):
+            yield
+    finally:
+        get_reusable_executor().shutdown()
 
 # %% ../../nbs/02_core.engine.ipynb #bc6b04c8
 # By name, since Ray and Dask are not imported just to know their errors.
