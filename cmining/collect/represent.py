@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -788,7 +789,7 @@ def plot_countries(
     left.hlines(at, table["lo"], table["hi"], color="0.6", lw=2)
     left.plot(table["score"], at, "o", color="0.2")
     left.set_xlabel("representation score")
-    left.set_xlim(0, 1.02)
+    left.set_xlim(0, max(0.1, 1.05 * table[["score", "hi"]].max(axis=None)))
     right.hlines(at, table["reference"], table["share"], color="0.8", lw=2)
     right.plot(
         table["reference"], at, "|", color="0.4", ms=12, mew=2, label="artifacts' weight"
@@ -813,14 +814,15 @@ def plot_countries(
 
 # %% ../../nbs/88_collect.represent.ipynb #aae6583e
 # the places by which the time zones of the world are named, with country and coordinates
-_PLACES = files("tzdata") / "zoneinfo" / "zone.tab"
+_PLACES = ("zoneinfo", "zone.tab")  # in tzdata
 _COORDINATES = re.compile(r"([+-]\d\d)(\d\d)(?:\d\d)?([+-]\d\d\d)(\d\d)(?:\d\d)?")
 
 
 def zone_places() -> pd.DataFrame:  # country, latitude, longitude, in degrees
     "A few hundred places all over the world, one at least in every country."
     rows = []
-    for line in _PLACES.read_text("utf-8").splitlines():
+    table = files("tzdata").joinpath(*_PLACES)
+    for line in table.read_text("utf-8").splitlines():
         if line.startswith("#"):
             continue
         country, coordinates, *_ = line.split("\t")
@@ -877,7 +879,12 @@ def run_represent(
     """Ask a model, link its answers, score them, and write all files of the folder.
 
     Raises `CorpusError` when no artifact is validated, `RunError` when there is nothing to
-    ask or a server fails; the same call goes on."""
+    ask or a server fails; the same call goes on. Raises `ImportError` before anything is
+    asked where what draws the figures is not installed."""
+    if not (find_spec("matplotlib") and find_spec("tzdata")):
+        raise ImportError(
+            "the figures need matplotlib and tzdata: pip install 'cmining[notebooks]'"
+        )
     out = Path(out)
     questions = list_questions(protocol)
     counts: Counter[str] = Counter()

@@ -5,6 +5,7 @@
 # %% ../../nbs/02_core.engine.ipynb #bfda12ce
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -35,6 +36,7 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 import psutil
+import pyarrow as pa
 from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -44,8 +46,8 @@ from .basics import CorpusError, RunError
 
 # %% auto #0
 __all__ = ['BACKENDS', 'as_path', 'scratch_folder', 'fetch_local', 'remove_path', 'atomic_write', 'is_complete', 'Task',
-           'peak_memory', 'run_task', 'RunLog', 'start_engine', 'new_workers', 'run_step', 'hold_folder', 'save_array',
-           'write_json']
+           'peak_memory', 'run_task', 'RunLog', 'start_engine', 'new_workers', 'return_memory', 'run_step',
+           'hold_folder', 'save_array', 'write_json']
 
 # %% ../../nbs/02_core.engine.ipynb #eb287315
 def as_path(path: str | Path | UPath) -> Path | UPath:
@@ -395,6 +397,13 @@ def new_workers() -> Iterator[None]:
             yield
     finally:
         get_reusable_executor().shutdown()
+
+# %% ../../nbs/02_core.engine.ipynb #14de0541
+def return_memory() -> None:
+    "Give memory that is free back to the system: Arrow's, and with glibc all other."
+    pa.default_memory_pool().release_unused()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 # %% ../../nbs/02_core.engine.ipynb #bc6b04c8
 # By name, since Ray and Dask are not imported just to know their errors.

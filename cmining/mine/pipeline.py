@@ -43,6 +43,7 @@ from cmining.core.engine import (
     new_workers,
     peak_memory,
     remove_path,
+    return_memory,
     run_step,
     run_task,
     save_array,
@@ -1158,13 +1159,16 @@ def join_entries(
     )
 
 
+POINTS_AT_ONCE = 20_000
+
+
 def write_points(
     path: Path | UPath,
     languages: list[Language],
     entries: pd.DataFrame,  # lang of every entry
     points: pd.DataFrame,  # from settle_series, with the row of each
 ) -> None:
-    "culture_points.parquet, a language at a time."
+    "culture_points.parquet, a language and some of its points at a time."
     columns = TABLES["culture_points"]
     with (
         atomic_write(path) as unfinished,
@@ -1175,14 +1179,16 @@ def write_points(
             if of_lang.empty:
                 continue
             first = (entries["lang"] == language.lang).to_numpy().argmax()
-            texts = read_leads(language.shards, of_lang["row"].to_numpy() - first)
-            texts = add_kinds(texts, language.lang)
-            given = set(texts.column_names)
-            numbers = arrow_table(
-                of_lang, {n: k for n, k in columns.items() if n not in given}
-            )
-            arrays = {n: (texts if n in given else numbers)[n] for n in columns}
-            out.write_table(pa.table(arrays))
+            leads = read_leads(language.shards, of_lang["row"].to_numpy() - first)
+            for start in range(0, len(of_lang), POINTS_AT_ONCE):
+                texts = add_kinds(leads.slice(start, POINTS_AT_ONCE), language.lang)
+                some = of_lang.iloc[start : start + POINTS_AT_ONCE]
+                given = set(texts.column_names)
+                numbers = arrow_table(
+                    some, {n: k for n, k in columns.items() if n not in given}
+                )
+                arrays = {n: (texts if n in given else numbers)[n] for n in columns}
+                out.write_table(pa.table(arrays))
 
 
 def add_foreign_titles(
@@ -1792,8 +1798,11 @@ def mine_corpus(
                     found = discover(run, languages, workers)
             n_langs, comparable = compare_languages(run, languages, found.entries, table)
             write_run(out, languages, join_links(found, n_langs, params))
-            if found.lines:
-                log.say(lines_text(found.lines))
+            lines = found.lines
+            del found  # of a large run, the points take the room when they are read again
+            return_memory()
+            if lines:
+                log.say(lines_text(lines))
             log.finish(
                 "discover", 1, 0, time.perf_counter() - discovering - log.seconds()
             )
@@ -1804,7 +1813,7 @@ def mine_corpus(
             record["params"] = asdict(params)  # as asked: auto stays auto
             record |= {"counterparts_table": table_record}
             record |= {"control": control, "comparability": comparable}
-            record |= {"isolation_lines": found.lines}
+            record |= {"isolation_lines": lines}
             record |= run_record(needs, workers, time.perf_counter() - start)
             record |= work_record(run, out, languages)
             write_json(out / "run.json", record)
