@@ -181,7 +181,7 @@ def read_validated(
     return kept
 
 # %% ../../nbs/88_collect.represent.ipynb #ba61ff71
-_PIECE = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w{MARKS}])+")
+_PIECE = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}_])[\w{MARKS}])+")
 _MOST_PIECES = 12  # of a name: words, or signs of a script without spaces
 
 
