@@ -244,6 +244,33 @@ class Parser(argparse.ArgumentParser):
         line = " ".join(message.split())
         self.exit(2, f"{self.prog}: {line}; {self.prog} --help says what there is\n")
 
+# %% ../nbs/99_cli.ipynb #9bbd1e76
+GOES_ON = "; the same command goes on where a killed one stopped"
+
+
+def add_out(sub: argparse.ArgumentParser, what: str) -> None:
+    "Where a command writes, which has to be said."
+    sub.add_argument("--out", type=Path, required=True, help=what)
+
+
+def add_model(
+    sub: argparse.ArgumentParser,
+    what: str = "a model of the Hugging Face hub, a folder, or a GGUF file",
+) -> None:
+    "Which model of this machine or the hub, which has to be said."
+    sub.add_argument(
+        "--model",
+        required=True,
+        type=path_name,
+        metavar="NAME|PATH|FILE.gguf",
+        help=what,
+    )
+
+
+def add_jobs(sub: argparse.ArgumentParser) -> None:
+    "How many processes."
+    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+
 # %% ../nbs/99_cli.ipynb #4f9a63fd
 def shell_line(*words: Any) -> str:
     "A command line of these words, quoted where a shell would read them otherwise."
@@ -352,7 +379,7 @@ def ingest_options(sub: argparse.ArgumentParser) -> None:
             " index), Parquet or JSONL: a file, or a folder of them"
         ),
     )
-    sub.add_argument("--out", type=Path, required=True, help="the corpus folder")
+    add_out(sub, "the corpus folder")
     sub.add_argument("--lang", help="ISO 639-1 code, when the source does not say it")
     sub.add_argument(
         "--sample",
@@ -508,7 +535,7 @@ def mine_options(sub: argparse.ArgumentParser) -> None:
         required=True,
         help="the run folder; the same command goes on where a killed run stopped",
     )
-    sub.add_argument("--jobs", type=int, help="processes (default: all there are)")
+    add_jobs(sub)
     sub.add_argument(
         "--backend",
         choices=BACKENDS,
@@ -632,11 +659,9 @@ def sweep_command(options: argparse.Namespace) -> None:
 def sweep_options(sub: argparse.ArgumentParser) -> None:
     "A corpus, and values of any parameter."
     sub.add_argument("corpus", type=Path, help="a corpus folder")
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help=(
+    add_out(
+        sub,
+        (
             "gets the table and a run folder for each point; Stage 1 is shared where it"
             " can be"
         ),
@@ -646,7 +671,7 @@ def sweep_options(sub: argparse.ArgumentParser) -> None:
         type=Path,
         help="a table of labels; adds the measures of quality with their intervals",
     )
-    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+    add_jobs(sub)
     for param in fields(Params):
         several = takes_several(PARAM_TYPES[param.name])
         joined = "; several models of one point joined by +" if several else ""
@@ -706,9 +731,7 @@ def report_options(sub: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run folders; several stand side by side",
     )
-    sub.add_argument(
-        "--out", type=Path, required=True, help="the report's folder; open its index.html"
-    )
+    add_out(sub, "the report's folder; open its index.html")
     add_table_options(sub)
     sub.add_argument(
         "-p",
@@ -788,7 +811,7 @@ def atlas_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "run", type=as_path, help="a run folder that was made without --clean"
     )
-    sub.add_argument("--out", type=Path, required=True, help="the page to write, .html")
+    add_out(sub, "the page to write, .html")
     sub.add_argument(
         "--limit",
         type=int,
@@ -972,12 +995,7 @@ def synthesize_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "run", type=Path, help="a run folder, or a folder of seeds from cmining seeds"
     )
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the dataset folder; the same command goes on where a killed one stopped",
-    )
+    add_out(sub, "the dataset folder" + GOES_ON)
     sub.add_argument(
         "--offline",
         action="store_true",
@@ -1142,9 +1160,7 @@ def seeds_options(sub: argparse.ArgumentParser) -> None:
             " folder of such files"
         ),
     )
-    sub.add_argument(
-        "--out", type=Path, required=True, help="the folder of seeds to write"
-    )
+    add_out(sub, "the folder of seeds to write")
     sub.add_argument(
         "--format",
         choices=list(FORMATS),
@@ -1299,12 +1315,7 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
         type=Path,
         help="a folder of benchmark files; what it lacks is asked of the hub",
     )
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the results folder; the same command goes on where a killed one stopped",
-    )
+    add_out(sub, "the results folder" + GOES_ON)
     sub.add_argument(
         "--arm", help="what compare groups by (default: that of the adapter, or base)"
     )
@@ -1450,19 +1461,8 @@ def train_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "dataset", type=Path, help="a folder with items-*.jsonl, from cmining synthesize"
     )
-    sub.add_argument(
-        "--model",
-        required=True,
-        type=path_name,
-        metavar="NAME|PATH|FILE.gguf",
-        help="a model of the Hugging Face hub, a folder, or a GGUF file",
-    )
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the adapter folder; the same command goes on where a killed one stopped",
-    )
+    add_model(sub)
+    add_out(sub, "the adapter folder" + GOES_ON)
     sub.add_argument(
         "--seeds",
         type=int,
@@ -1568,7 +1568,7 @@ def annotate_sample_options(sub: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run folders: ours first, then others to compare it with",
     )
-    sub.add_argument("--out", type=Path, required=True, help="the study folder, new")
+    add_out(sub, "the study folder, new")
     sub.add_argument(
         "--n",
         type=int,
@@ -1719,11 +1719,9 @@ def align_data_options(sub: argparse.ArgumentParser) -> None:
             " response and count"
         ),
     )
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="gets train, validation and test; the same command goes on where it stopped",
+    add_out(
+        sub,
+        "gets train, validation and test; the same command goes on where it stopped",
     )
     sub.add_argument(
         "--lang", default="en", help="language of the norms and prompts (default en)"
@@ -1752,7 +1750,7 @@ def align_data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--seed", type=int, default=42, help="of splits and draws (default 42)"
     )
-    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+    add_jobs(sub)
 
 # %% ../nbs/99_cli.ipynb #47c7857c
 def add_model_options(sub: argparse.ArgumentParser) -> None:
@@ -1927,7 +1925,7 @@ def align_lexical_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "norms", type=Path, help="a folder of cmining align data, or a file of norms"
     )
-    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    add_out(sub, "the folder to write")
     sub.add_argument(
         "--answers",
         type=named_file,
@@ -2072,7 +2070,7 @@ def align_values_options(sub: argparse.ArgumentParser) -> None:
         metavar="SURVEY",
         help="files of survey questions with distributions by country, .jsonl",
     )
-    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    add_out(sub, "the folder to write")
     sub.add_argument(
         "--answers",
         type=named_file,
@@ -2155,13 +2153,7 @@ def align_learn_options(sub: argparse.ArgumentParser) -> None:
         help="a folder of items with rankings: train of cmining align data --tasks"
         " word_ranking",
     )
-    sub.add_argument(
-        "--model",
-        required=True,
-        type=path_name,
-        metavar="NAME|PATH|FILE.gguf",
-        help="a model of the Hugging Face hub, a folder, or a GGUF file",
-    )
+    add_model(sub)
     sub.add_argument(
         "--method",
         choices=["grpo", "dpo"],
@@ -2174,12 +2166,7 @@ def align_learn_options(sub: argparse.ArgumentParser) -> None:
         type=Path,
         help="what cmining train wrote, to begin with: its seed-K for seed K",
     )
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the adapter folder; the same command goes on where a killed one stopped",
-    )
+    add_out(sub, "the adapter folder" + GOES_ON)
     sub.add_argument(
         "--seeds",
         type=int,
@@ -2204,7 +2191,7 @@ def align_export_ppo(options: argparse.Namespace) -> None:
 def align_export_ppo_options(sub: argparse.ArgumentParser) -> None:
     "Which rankings, which reward."
     sub.add_argument("dataset", type=Path, help="a folder of items with rankings")
-    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    add_out(sub, "the folder to write")
     sub.add_argument(
         "--as-released",
         action="store_true",
@@ -2244,19 +2231,8 @@ def align_experiment_command(options: argparse.Namespace) -> None:
 def align_experiment_options(sub: argparse.ArgumentParser) -> None:
     "Which norms, which model, how much."
     sub.add_argument("norms", type=Path, help="a file of norms")
-    sub.add_argument(
-        "--model",
-        required=True,
-        type=path_name,
-        metavar="NAME|PATH|FILE.gguf",
-        help="a small model of the Hugging Face hub, a folder, or a GGUF file",
-    )
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the folder; the same command goes on where it was stopped",
-    )
+    add_model(sub, "a small model of the Hugging Face hub, a folder, or a GGUF file")
+    add_out(sub, "the folder; the same command goes on where it was stopped")
     sub.add_argument("--seeds", type=int, default=3, help="trainings (default 3)")
     sub.add_argument("--lang", default="en", help="of norms and prompts (default en)")
     sub.add_argument(
@@ -2413,7 +2389,7 @@ def collect_graph_options(sub: argparse.ArgumentParser) -> None:
             " address of a SPARQL endpoint such as https://query.wikidata.org/sparql"
         ),
     )
-    sub.add_argument("--out", type=Path, required=True, help="the folder of records")
+    add_out(sub, "the folder of records")
     sub.add_argument(
         "--aspects",
         type=comma_list,
@@ -2447,7 +2423,7 @@ def collect_graph_options(sub: argparse.ArgumentParser) -> None:
         help="cube: the roots, countries and walk of CUBE",
     )
     sub.add_argument("--hops", type=int, help="hops from a root class (default 3)")
-    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+    add_jobs(sub)
 
 # %% ../nbs/99_cli.ipynb #0c1aa63b
 def collect_serve(options: argparse.Namespace) -> None:
@@ -2547,7 +2523,7 @@ def collect_export(options: argparse.Namespace) -> None:
 def collect_export_options(sub: argparse.ArgumentParser) -> None:
     "From where to where."
     sub.add_argument("folder", type=Path, help="the folder of contributions")
-    sub.add_argument("--out", type=Path, required=True, help="the folder of records")
+    add_out(sub, "the folder of records")
 
 # %% ../nbs/99_cli.ipynb #e203c6e8
 def collect_web(options: argparse.Namespace) -> None:
@@ -2595,7 +2571,7 @@ def collect_web_options(sub: argparse.ArgumentParser) -> None:
             " with an address a line, or addresses; addresses are fetched"
         ),
     )
-    sub.add_argument("--out", type=Path, required=True, help="the corpus folder")
+    add_out(sub, "the corpus folder")
     sub.add_argument(
         "--langs",
         type=comma_list,
@@ -2615,7 +2591,7 @@ def collect_web_options(sub: argparse.ArgumentParser) -> None:
         default="",
         help="an address or mailbox of yours, told to the servers that are asked",
     )
-    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+    add_jobs(sub)
 
 # %% ../nbs/99_cli.ipynb #8eee0c24
 def collect_merge(options: argparse.Namespace) -> None:
@@ -2646,7 +2622,7 @@ def collect_merge_options(sub: argparse.ArgumentParser) -> None:
         metavar="RECORDS",
         help="folders of records; a run folder gives its culture points",
     )
-    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    add_out(sub, "the folder to write")
     sub.add_argument(
         "--licence",
         default="NOASSERTION",
@@ -2724,12 +2700,7 @@ def collect_elicit_options(sub: argparse.ArgumentParser) -> None:
         help="as the endpoint names it; its key is read from OPENAI_API_KEY",
     )
     add_asked_options(sub)
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the folder of records; the same command goes on where a killed one stopped",
-    )
+    add_out(sub, "the folder of records" + GOES_ON)
     sub.add_argument(
         "--graph",
         type=Path,
@@ -2803,12 +2774,7 @@ def collect_represent_options(sub: argparse.ArgumentParser) -> None:
         " with name, country and aspect",
     )
     add_asked_options(sub)
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the results folder; the same command goes on where a killed one stopped",
-    )
+    add_out(sub, "the results folder" + GOES_ON)
     sub.add_argument(
         "--adapter", type=Path, help="ADAPTER/seed-0, as cmining train wrote it"
     )
@@ -2869,7 +2835,7 @@ def collect_tail_options(sub: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="what cmining collect merge wrote, or a folder of records",
     )
-    sub.add_argument("--out", type=Path, required=True, help="the study folder, new")
+    add_out(sub, "the study folder, new")
     sub.add_argument(
         "--langs",
         type=comma_list,
@@ -2924,9 +2890,7 @@ def collect_reviews_options(sub: argparse.ArgumentParser) -> None:
         help="what the study was drawn from",
     )
     sub.add_argument("--key", type=Path, help="key.json, where it is not in the study")
-    sub.add_argument(
-        "--out", type=Path, required=True, help="a folder of records, to merge"
-    )
+    add_out(sub, "a folder of records, to merge")
 
 # %% ../nbs/99_cli.ipynb #6d6840d1
 def collect_everything(options: argparse.Namespace) -> None:
@@ -2948,13 +2912,8 @@ def collect_everything_options(sub: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a TOML file: [graph], [mined], [model], [community], [people]",
     )
-    sub.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="the folder; the same command goes on where a killed one stopped",
-    )
-    sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
+    add_out(sub, "the folder" + GOES_ON)
+    add_jobs(sub)
 
 # %% ../nbs/99_cli.ipynb #70378c33
 COLLECT: dict[str, Command] = {

@@ -48,9 +48,9 @@ __all__ = ['SMALL_SFT', 'SMALL_PREFERENCE', 'AlignSettings', 'lexical_results', 
            'training_record', 'experiment_text']
 
 # %% ../../nbs/78_align.experiment.ipynb #a130aec6
-# for a processor and the whole EAT: 1,150 of its lists and 290 of its rankings a seed
+# for a processor and the whole EAT: 1,150 of its lists and 144 of its rankings a seed
 SMALL_SFT = replace(ALIGN_SFT, rate=2e-4, batch=16, epochs=0.2)
-SMALL_PREFERENCE = LearnParams(rate=2e-5, batch=8, device_batch=2, epochs=0.05)
+SMALL_PREFERENCE = LearnParams(rate=2e-5, batch=8, device_batch=2, epochs=0.025)
 
 
 class AlignSettings(NamedTuple):

@@ -34,6 +34,7 @@ __all__ = ['Study', 'run_downstream']
 
 # %% ../../nbs/69_train.downstream.ipynb #b366b3e4
 TASKS = ("held_out_text", "shared_text")
+BENCHMARKS = ("blend_mc_text", "cmmlu_china_text", "jmmlu_japan_text")
 GUARDS = ("global_mmlu", "shared")  # tasks on which nothing should be lost
 
 
@@ -102,7 +103,7 @@ class Study:
     langs: tuple[str, ...] = ("en",)  # of items and concepts; all when empty
     share: float = 0.2  # of the culture points that are held out
     questions: int | None = 200  # of each public benchmark; all when None
-    tasks: tuple[str, ...] = (*TASKS, "blend_mc_text")
+    tasks: tuple[str, ...] = (*TASKS, *BENCHMARKS)
     item_tasks: tuple[str, ...] = ("short_answer",)
     training: TuneParams = TuneParams(rate=1e-3, batch=8, epochs=1.0, rank=16, warmup=0.1)
     chat: bool = True  # questions in the chat template, as items are
