@@ -40,7 +40,6 @@ from cmining.train.tune import (
     add_lora,
     chat_texts,
     check_out,
-    checkpoint_step,
     device_name,
     finish_seeds,
     finished_seeds,
@@ -51,6 +50,7 @@ from cmining.train.tune import (
     minutes_text,
     model_folder,
     quiet_libraries,
+    resume_point,
     save_adapter,
 )
 
@@ -474,15 +474,11 @@ def learn_seed(
     save_seconds: float,
 ) -> None:
     "Train one adapter from where it stopped, and write it with its run.json."
-    checkpoint = last_checkpoint(checkpoints)
-    before = 0.0
-    if checkpoint:
-        before = parse_json((checkpoint / WHOLE).read_bytes())["seconds"]
-        say(f"seed {seed}   goes on after step {checkpoint_step(checkpoint):,}")
+    checkpoint, before = resume_point(checkpoints, seed, say)
     watch = learning_watch(say, f"seed {seed}", save_seconds, before)
     with quiet_libraries():
         trainer = make_learner(plan, checkpoints, seed, watch)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     if "ref" in trainer.model.peft_config:
         trainer.model.delete_adapter("ref")

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 
 from .. import __version__
 from cmining.collect.records import (
+    MAPS,
+    RECORDS,
     SOURCES,
     Record,
     country_name,
@@ -447,35 +449,18 @@ def counterpart_rows(
             yield row.id, lang, " ".join(title.split())
 
 # %% ../../nbs/87_collect.merge.ipynb #cc785611
-_TEXTS = pa.map_(pa.string(), pa.string())
 _SAID = pa.struct({"field": pa.string(), "said": pa.list_(pa.string())})
-MERGED = pa.schema(
-    {
-        "id": pa.string(),
-        "artifact": pa.string(),
-        "qid": pa.string(),
-        "countries": pa.list_(pa.string()),
-        "aspect": pa.string(),
-        "labels": _TEXTS,
-        "titles": _TEXTS,
-        "description": _TEXTS,
-        "sources": pa.list_(pa.string()),
-        "evidence": pa.list_(pa.string()),
-        "popularity": pa.float64(),
-        "salience": pa.float64(),
-        "licence": pa.string(),
-        "review": pa.string(),
-        "conflicts": pa.list_(_SAID),
-    }
+_SOURCES = pa.field("sources", pa.list_(pa.string()))
+MERGED = RECORDS.set(RECORDS.names.index("source"), _SOURCES).append(
+    pa.field("conflicts", pa.list_(_SAID))
 )
-_MAPS = ("labels", "titles", "description")
 
 
 def _merged_table(merged: Sequence[Merged]) -> pa.Table:
     rows = []
     for row in merged:
         record = row._asdict() | {"conflicts": [c._asdict() for c in row.conflicts]}
-        rows.append(record | {name: sorted(record[name].items()) for name in _MAPS})
+        rows.append(record | {name: sorted(record[name].items()) for name in MAPS})
     return pa.Table.from_pylist(rows, MERGED)
 
 # %% ../../nbs/87_collect.merge.ipynb #d4eaf852
@@ -491,7 +476,7 @@ def read_merged(folder: str | Path) -> list[Merged]:
         ) from e
     merged = []
     for row in rows:
-        row |= {name: dict(row[name]) for name in _MAPS}
+        row |= {name: dict(row[name]) for name in MAPS}
         row |= {name: tuple(row[name]) for name in ("countries", "sources", "evidence")}
         said = (Conflict(c["field"], tuple(c["said"])) for c in row["conflicts"])
         merged.append(Merged(**row | {"conflicts": tuple(said)}))

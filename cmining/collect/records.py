@@ -191,18 +191,18 @@ RECORDS = pa.schema(
 )
 
 # %% ../../nbs/80_collect.records.ipynb #3fb3df16
-_MAPS = ("labels", "titles", "description")
+MAPS = ("labels", "titles", "description")
 
 
 def _row(record: Record) -> dict[str, Any]:
     "A row of the table: maps as lists of pairs, sorted, so that equal records are equal bytes."
     row = record._asdict()
-    return row | {"id": record.id} | {name: sorted(row[name].items()) for name in _MAPS}
+    return row | {"id": record.id} | {name: sorted(row[name].items()) for name in MAPS}
 
 
 def _record(row: dict[str, Any]) -> Record:
     values = {name: row[name] for name in Record._fields}
-    values |= {name: dict(row[name] or ()) for name in _MAPS}
+    values |= {name: dict(row[name] or ()) for name in MAPS}
     values |= {name: tuple(row[name] or ()) for name in ("countries", "evidence")}
     values |= {name: row[name] or "" for name in ("artifact", "aspect", "licence")}
     return Record(**values)

@@ -861,6 +861,19 @@ def example_lengths(examples: list[Example]) -> np.ndarray:
     return np.array([len(example.input_ids) for example in examples])
 
 
+def resume_point(
+    checkpoints: Path,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[str | None, float]:
+    "The checkpoint that a training goes on from, if there is one, and the seconds before it."
+    checkpoint = last_checkpoint(checkpoints)
+    if checkpoint is None:
+        return None, 0.0
+    say(f"seed {seed}   goes on after step {checkpoint_step(checkpoint):,}")
+    return str(checkpoint), parse_json((checkpoint / WHOLE).read_bytes())["seconds"]
+
+
 def train_seed(
     plan: Plan,
     seed: int,
@@ -874,15 +887,11 @@ def train_seed(
     lengths = example_lengths(plan.examples)
     parts = training_parts(lengths, plan.params, seed)
     tokens_after = np.cumsum([lengths[part].sum() for part in parts])
-    checkpoint = last_checkpoint(checkpoints)
-    before = 0.0
-    if checkpoint:
-        before = parse_json((checkpoint / WHOLE).read_bytes())["seconds"]
-        say(f"seed {seed}   goes on after step {checkpoint_step(checkpoint):,}")
+    checkpoint, before = resume_point(checkpoints, seed, say)
     watch = make_watch(say, f"seed {seed}", tokens_after, save_seconds, before)
     with quiet_libraries():
         trainer = make_trainer(plan, parts, checkpoints, seed, watch)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     tokens = int(tokens_after[-1])
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     with atomic_write(folder) as unfinished:
