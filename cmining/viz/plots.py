@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import cycle
@@ -226,8 +226,9 @@ def write_title(
 SAMPLE = Path(str(files("cmining"))).parent / "data" / "sample"
 
 # %% ../../nbs/91_viz.plots.ipynb #603eee48
+@cache
 def sample_run(select: str = "isolation") -> str:  # the run folder
-    """Mine the bundled sample into a folder that is removed when the process ends.
+    """Mine the bundled sample, once, into a folder that is removed when the process ends.
 
     Needs the checkout, whose data/ it reads; a RunError without.
     """
