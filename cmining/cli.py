@@ -2236,7 +2236,7 @@ def align_experiment_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seeds", type=int, default=3, help="trainings (default 3)")
     sub.add_argument("--lang", default="en", help="of norms and prompts (default en)")
     sub.add_argument(
-        "--cues", type=int, default=300, help="held-out cues asked (default 300)"
+        "--cues", type=int, default=100, help="held-out cues asked (default 100)"
     )
     sub.add_argument(
         "--method",

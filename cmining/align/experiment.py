@@ -59,9 +59,9 @@ class AlignSettings(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
     lang: str = "en"
     draws: int = 1  # items of each task from a cue
-    cues: int | None = 300  # held-out cues that are asked, drawn by hash; all when None
+    cues: int | None = 100  # held-out cues that are asked, drawn by hash; all when None
     length: int = 50  # associations asked for
-    max_tokens: int = 256  # of an answer
+    max_tokens: int = 160  # of an answer
     method: str = "dpo"  # of the second stage, or grpo
     countries: tuple[str, ...] = ("USA", "CHN")
     tension: int = 50  # questions on which two countries differ most
