@@ -5,7 +5,7 @@
 # make bench  measure speed and memory into reports/bench
 # make report regenerate reports/sample, the example report
 # make downstream  train a small language model on culture points and judge it (hours; it goes on)
-# make align  train a small model on word associations, before and after, into reports/align (hours)
+# make align  train a small model on word associations, before and after, into reports/align (an hour or two)
 # make lab    open the notebooks in JupyterLab
 # make format notebooks and tests in one style, the library exported from them
 
