@@ -170,7 +170,13 @@ def test_pull_and_languages(artifacts, tmp_path):
 def test_runs_are_the_same_to_the_byte(artifacts, tmp_path):
     for name in ("a", "b"):
         run_represent(tmp_path / name, artifacts, PROTOCOL, respondent(best))
-    for name in ("results.json", "answers.jsonl", "countries.csv", "countries.svg", "map.svg"):
+    for name in (
+        "results.json",
+        "answers.jsonl",
+        "countries.csv",
+        "countries.svg",
+        "map.svg",
+    ):
         a, b = tmp_path / "a" / name, tmp_path / "b" / name
         assert a.read_bytes() == b.read_bytes(), name
 
