@@ -661,10 +661,8 @@ def sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("corpus", type=Path, help="a corpus folder")
     add_out(
         sub,
-        (
-            "gets the table and a run folder for each point; Stage 1 is shared where it"
-            " can be"
-        ),
+        "gets the table and a run folder for each point; Stage 1 is shared where it"
+        " can be",
     )
     sub.add_argument(
         "--labels",

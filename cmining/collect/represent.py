@@ -185,9 +185,8 @@ _PIECE = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}_])[\w{MARKS}])+")
 _MOST_PIECES = 12  # of a name: words, or signs of a script without spaces
 
 
-def is_telling(name: str) -> bool:
+def is_telling(key: str) -> bool:  # a folded name
     "Whether a name inside a sentence is long enough not to be there by accident."
-    key = fold(name)
     return len(key) >= (2 if re.search(f"[{UNSPACED}]", key) else 4)
 
 # %% ../../nbs/88_collect.represent.ipynb #7f440d18
@@ -217,7 +216,8 @@ class NameIndex:
             begin = pieces[at][0]
             for last in range(min(at + _MOST_PIECES, len(pieces)) - 1, at - 1, -1):
                 name = text[begin : pieces[last][1]]
-                if is_telling(name) and fold(name) in self._by_name:
+                key = fold(name)
+                if key in self._by_name and is_telling(key):
                     names.append(name)
                     at = last
                     break
