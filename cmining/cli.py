@@ -271,6 +271,16 @@ def add_jobs(sub: argparse.ArgumentParser) -> None:
     "How many processes."
     sub.add_argument("--jobs", type=int, help="processes (default: all cores)")
 
+
+def add_temperature(sub: argparse.ArgumentParser) -> None:
+    "How freely a model writes."
+    sub.add_argument(
+        "--temperature",
+        type=finite_number,
+        default=0.7,
+        help="0: the likeliest answer (default 0.7)",
+    )
+
 # %% ../nbs/99_cli.ipynb #4f9a63fd
 def shell_line(*words: Any) -> str:
     "A command line of these words, quoted where a shell would read them otherwise."
@@ -1859,6 +1869,7 @@ def model_lists(
             prices,
             options.budget,
             example_turns(examples, lang),
+            options.temperature,
         )
         lists[options.model] = ask_lists(cues, answer, lang, options.length)
     else:
@@ -1871,6 +1882,7 @@ def model_lists(
                 options.length,
                 options.max_tokens,
                 examples,
+                options.temperature,
                 quiet=not sys.stderr.isatty(),
             )
     for name, answers in lists.items():
@@ -1908,6 +1920,7 @@ def align_lexical(options: argparse.Namespace) -> None:
         lang=lang,
         length=options.length,
         max_tokens=options.max_tokens,
+        temperature=options.temperature,
         examples=options.examples,
     )
     about = {**about, **asked}
@@ -1963,6 +1976,7 @@ def align_lexical_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--max-tokens", type=int, default=1024, help="of an answer (default 1,024)"
     )
+    add_temperature(sub)
 
 # %% ../nbs/99_cli.ipynb #87293125
 def cues_of(norms: Path) -> dict[str, dict[str, int]]:
@@ -2783,12 +2797,7 @@ def collect_represent_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--max-tokens", type=int, default=400, help="of an answer (default 400)"
     )
-    sub.add_argument(
-        "--temperature",
-        type=finite_number,
-        default=0.7,
-        help="0: the likeliest answer (default 0.7)",
-    )
+    add_temperature(sub)
     add_budget_options(sub)
     add_limit_options(sub)
 

@@ -62,6 +62,7 @@ class AlignSettings(NamedTuple):
     cues: int | None = 100  # held-out cues that are asked, drawn by hash; all when None
     length: int = 50  # associations asked for
     max_tokens: int = 160  # of an answer
+    temperature: float = 0.7  # of the lists
     method: str = "dpo"  # of the second stage, or grpo
     countries: tuple[str, ...] = ("USA", "CHN")
     tension: int = 50  # questions on which two countries differ most
@@ -238,6 +239,7 @@ def ask_all(
                 settings.length,
                 settings.max_tokens,
                 examples if arm == "examples" else None,
+                settings.temperature,
                 quiet,
             )
             name = variant_name(arm, number, settings.seeds)

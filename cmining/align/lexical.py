@@ -24,21 +24,15 @@ from ..core.basics import RunError, digest, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, write_json
 from ..evidence.quality import bootstrap_weights
 from ..models.llm import Endpoint, Prompt, ask
-from ..train.score import cut_batches, encode, pad_tokens, run_batches
-from cmining.train.tune import (
-    chat_texts,
-    folder_digest,
-    load_model,
-    model_folder,
-    quiet_libraries,
-)
+from ..train.generate import write_texts
+from ..train.tune import chat_texts, folder_digest, load_model, model_folder
 
 # %% auto #0
-__all__ = ['KS', 'Answer', 'Before', 'precision_at', 'rank_correlation', 'frequency_recall', 'score_answers', 'macro_scores',
-           'holm', 'compare_scores', 'released_parse', 'released_scores', 'read_ratings', 'affect_by_cue',
-           'compare_affect', 'nearer_to_people', 'rating_coverage', 'ask_lists', 'example_turns', 'as_messages',
-           'endpoint_answers', 'weights_answers', 'Variant', 'model_variants', 'variant_lists', 'write_answers',
-           'read_answers', 'evaluate_lexical', 'run_lexical', 'lexical_text']
+__all__ = ['KS', 'Answer', 'TEMPERATURE', 'Before', 'precision_at', 'rank_correlation', 'frequency_recall', 'score_answers',
+           'macro_scores', 'holm', 'compare_scores', 'released_parse', 'released_scores', 'read_ratings',
+           'affect_by_cue', 'compare_affect', 'nearer_to_people', 'rating_coverage', 'ask_lists', 'example_turns',
+           'as_messages', 'endpoint_answers', 'weights_answers', 'Variant', 'model_variants', 'variant_lists',
+           'write_answers', 'read_answers', 'evaluate_lexical', 'run_lexical', 'lexical_text']
 
 # %% ../../nbs/73_align.lexical.ipynb #7300f999
 def precision_at(
@@ -477,6 +471,8 @@ def ask_lists(
     return dict(zip(cues, texts))
 
 # %% ../../nbs/73_align.lexical.ipynb #1db8a6c9
+TEMPERATURE = 0.7
+
 # earlier turns of a conversation: what was asked, and what was answered
 Before = Sequence[tuple[str, str]]
 
@@ -508,16 +504,17 @@ def endpoint_answers(
     prices: dict[str, dict[str, float]] | None = None,
     budget: float | None = None,  # USD
     before: Before = (),  # each prompt, from example_turns
+    temperature: float = TEMPERATURE,
 ) -> Answer:
-    "A function that answers prompts by an endpoint, at temperature 0."
+    "A function that answers prompts by an endpoint."
 
     def answer(prompts: Sequence[str]) -> Iterable[str | None]:
         requests = [
             Prompt(
-                f"list-{hash64(prompt, max_tokens, *map(str, before)):016x}",
+                f"list-{hash64(prompt, max_tokens, temperature, *map(str, before)):016x}",
                 tuple(as_messages(before, prompt)),
                 max_tokens=max_tokens,
-                temperature=0.0,
+                temperature=temperature,
                 seed=0,
             )
             for prompt in prompts
@@ -546,38 +543,6 @@ def asked_text(tokenizer: Any, before: Before, prompt: str) -> str:
         enable_thinking=False,  # other templates ignore it
     )
 
-
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    "The tokens with which a model ends."
-    own = model.generation_config.eos_token_id
-    known = own if isinstance(own, list) else [own]
-    ends = {tokenizer.eos_token_id, *known} - {None}
-    return sorted(ends)
-
-
-def write_texts(
-    model: Any,
-    tokenizer: Any,
-    batch: Sequence[tuple[int, list[int]]],  # numbers and tokens of prompts
-    max_tokens: int,  # of an answer
-) -> list[list[Any]]:  # of each prompt: its number, and the text
-    "What a model writes to prompts, greedily."
-    import torch
-
-    rows, seen = pad_tokens([tokens for _, tokens in batch], model.device, in_front=True)
-    ends = end_tokens(model, tokenizer)
-    with torch.inference_mode(), quiet_libraries():
-        written = model.generate(
-            input_ids=rows,
-            attention_mask=seen,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            eos_token_id=ends or None,
-            pad_token_id=ends[0] if ends else 0,
-        )
-    texts = tokenizer.batch_decode(written[:, rows.shape[1] :], skip_special_tokens=True)
-    return [[number, text] for (number, _), text in zip(batch, texts)]
-
 # %% ../../nbs/73_align.lexical.ipynb #073c287d
 def weights_answers(
     model: Any,  # of transformers, with an adapter or without
@@ -585,27 +550,27 @@ def weights_answers(
     folder: str | Path,  # keeps what the model wrote; one for each model
     max_tokens: int = 1024,  # of an answer
     before: Before = (),  # each prompt, from example_turns
+    temperature: float = TEMPERATURE,  # greedy at 0
     quiet: bool = True,  # no bar
 ) -> Answer:
-    "A function that answers prompts by a model's weights, greedily; goes on where it was."
+    "A function that answers prompts by a model's weights; goes on where it was."
 
     def answer(prompts: Sequence[str]) -> Iterable[str | None]:
         unique = list(dict.fromkeys(prompts))
         texts = [asked_text(tokenizer, before, prompt) for prompt in unique]
-        numbered = list(enumerate(encode(tokenizer, text) for text in texts))
-        numbered.sort(key=lambda one: (-len(one[1]), one[0]))
-        lengths = [len(tokens) + max_tokens for _, tokens in numbered]
-        spans = cut_batches(lengths, LIST_TOKENS)
-        journal = Path(folder) / f"lists-{digest(texts, max_tokens)}.jsonl"
-        found, _ = run_batches(
-            [numbered[span.start : span.stop] for span in spans],
-            lambda batch: write_texts(model, tokenizer, batch, max_tokens),
-            journal,
-            lambda one: len(one[1]),
-            "lists",
-            quiet,
+        name = f"lists-{digest(texts, max_tokens, temperature)}.jsonl"
+        written, _ = write_texts(
+            model,
+            tokenizer,
+            texts,
+            Path(folder) / name,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            batch_tokens=LIST_TOKENS,
+            label="lists",
+            quiet=quiet,
         )
-        by_prompt = {unique[number]: text for number, text in found}
+        by_prompt = dict(zip(unique, written))
         return [by_prompt[prompt] for prompt in prompts]
 
     return answer
@@ -654,13 +619,16 @@ def variant_lists(
     length: int = 50,  # associates asked for
     max_tokens: int = 1024,  # of an answer
     examples: Mapping[str, Sequence[str]] | None = None,  # cue -> associates, to show
+    temperature: float = TEMPERATURE,  # greedy at 0
     quiet: bool = True,
 ) -> dict[str, str | None]:  # cue -> text
     "What a model with weights here associates with each cue; goes on where it was."
     model, tokenizer = load_model(*variant)
     folder = Path(work) / variant.key()
     before = example_turns(examples or {}, lang)
-    answer = weights_answers(model, tokenizer, folder, max_tokens, before, quiet)
+    answer = weights_answers(
+        model, tokenizer, folder, max_tokens, before, temperature, quiet
+    )
     return ask_lists(cues, answer, lang, length)
 
 # %% ../../nbs/73_align.lexical.ipynb #61666ad9

@@ -636,73 +636,27 @@ def ask_weights(
     quiet: bool = True,
 ) -> list[str]:
     "The answer to each prompt by a model in memory, by its chat template if it has one."
-    from cmining.train.score import (
-        chat_text,
-        cut_batches,
-        encode,
-        longest_input,
-        run_batches,
-    )
+    from cmining.train.generate import write_texts
+    from cmining.train.score import chat_text
 
     texts = [prompt.messages[-1]["content"] for prompt in prompts]
     if tokenizer.chat_template:
         asked = [chat_text(tokenizer, text) for text in texts]
     else:
         asked = [f"{text}\n\n" for text in texts]
-    tokens = [encode(tokenizer, text) for text in asked]
-    longest = longest_input(model)
-    numbered = []
-    for i, (prompt, of_prompt) in enumerate(zip(prompts, tokens)):
-        room = longest - prompt.max_tokens
-        if len(of_prompt) > room:
-            raise RunError(
-                f"the model reads {longest} tokens, which is too few for a prompt of"
-                f" {len(of_prompt)} and an answer of {prompt.max_tokens}: allow fewer"
-            )
-        numbered.append((i, of_prompt))
-    numbered.sort(key=lambda one: (-len(one[1]), one[0]))
-    sizes = [len(one) + prompts[i].max_tokens for i, one in numbered]
-    batches = [numbered[s.start : s.stop] for s in cut_batches(sizes, max_tokens)]
-    found, _ = run_batches(
-        batches,
-        lambda batch: _generate(model, tokenizer, batch, prompts),
-        Path(journal),
-        lambda one: len(one[1]),
-        "answers",
-        quiet,
+    (settings,) = {(prompt.max_tokens, prompt.temperature) for prompt in prompts}
+    written, _ = write_texts(
+        model,
+        tokenizer,
+        asked,
+        journal,
+        max_tokens=settings[0],
+        temperature=settings[1],
+        keys=[prompt.key for prompt in prompts],
+        batch_tokens=max_tokens,
+        quiet=quiet,
     )
-    said = {int(number): text for number, text in found}
-    return [said[i] for i in range(len(prompts))]
-
-# %% ../../nbs/88_collect.represent.ipynb #c94dcc11
-def _generate(
-    model: Any,
-    tokenizer: Any,
-    batch: Sequence[tuple[int, list[int]]],
-    prompts: Sequence[Prompt],
-) -> list[list[Any]]:  # number of the prompt, answer
-    "Let a model answer a batch; drawn by a seed that the batch's prompts decide."
-    import torch
-
-    first = prompts[batch[0][0]]
-    width = max(len(tokens) for _, tokens in batch)
-    rows = [[*[0] * (width - len(tokens)), *tokens] for _, tokens in batch]
-    seen = [[0] * (width - len(tokens)) + [1] * len(tokens) for _, tokens in batch]
-    drawn = {"do_sample": False}
-    if first.temperature > 0:
-        drawn = {"do_sample": True, "temperature": first.temperature, "top_k": 0}
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.inference_mode(), torch.random.fork_rng(devices):
-        torch.manual_seed(hash64(*(prompts[i].key for i, _ in batch)) % 2**63)
-        written = model.generate(
-            input_ids=torch.tensor(rows, device=model.device),
-            attention_mask=torch.tensor(seen, device=model.device),
-            max_new_tokens=first.max_tokens,
-            pad_token_id=tokenizer.eos_token_id,
-            **drawn,
-        )
-    texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
-    return [[number, text] for (number, _), text in zip(batch, texts)]
+    return written
 
 # %% ../../nbs/88_collect.represent.ipynb #b8ef84ad
 class Respondent(NamedTuple):

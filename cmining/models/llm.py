@@ -1476,14 +1476,18 @@ def give_up(session: Session, error: BaseException) -> None:
 async def fill_future(
     session: Session, in_flight: InFlight, prompt: Prompt, future: Future[Reply]
 ) -> None:
-    "Answer a prompt into its future. An error is fatal for the whole call."
+    """Answer a prompt into its future.
+
+    An error is fatal for the whole call. The first is told, also by the prompts that
+    fail beside it.
+    """
     try:
         future.set_result(await answer_prompt(session, prompt))
     except Cancelled as cancelled:
         future.set_exception(session.fatal or cancelled)
     except BaseException as error:
         give_up(session, error)
-        future.set_exception(error)
+        future.set_exception(session.fatal)
     finally:
         in_flight.slots.release()
         del in_flight.futures[prompt.key]

@@ -23,7 +23,7 @@ from .tasks import BenchmarkTask
 from .tune import logits_at, takes_positions
 
 # %% auto #0
-__all__ = ['score_options', 'generate_answers', 'reply_row', 'ask_questions']
+__all__ = ['score_options', 'reply_row', 'ask_questions']
 
 # %% ../../nbs/63_train.score.ipynb #c081f7ac
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -355,66 +355,6 @@ def score_options(
     for question, option, value in found:
         scores[question][option] = value
     results = [[(value, False) for value in of_question] for of_question in scores]
-    return results, pace | {"truncated": truncated}
-
-# %% ../../nbs/63_train.score.ipynb #39fd4b70
-ANSWER_TOKENS = 32
-
-
-def write_answers(
-    model: Any, tokenizer: Any, batch: Sequence[tuple[int, list[int]]]
-) -> list[list[Any]]:
-    "Of each question: its number, and the first line that the model writes."
-    import torch
-
-    longest = max(len(tokens) for _, tokens in batch)
-    rows = [[*[0] * (longest - len(tokens)), *tokens] for _, tokens in batch]
-    seen = [[0] * (longest - len(tokens)) + [1] * len(tokens) for _, tokens in batch]
-    with torch.inference_mode():
-        written = model.generate(
-            input_ids=torch.tensor(rows, device=model.device),
-            attention_mask=torch.tensor(seen, device=model.device),
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-    texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
-    lines = [text.strip().partition("\n")[0] for text in texts]
-    return [[number, line] for (number, _), line in zip(batch, lines)]
-
-# %% ../../nbs/63_train.score.ipynb #c6b42475
-def generate_answers(
-    model: Any,
-    tokenizer: Any,
-    task: BenchmarkTask,
-    questions: Sequence[Mapping[str, Any]],
-    journal: str | Path,
-    *,
-    chat: bool = False,
-    max_tokens: int = BATCH_TOKENS,
-    quiet: bool = True,
-) -> tuple[list[list[str]], dict[str, Any]]:
-    "The short answer to each question; returns and raises as `score_options` does."
-    room = longest_input(model) - ANSWER_TOKENS
-    texts = [context_of(task, question, tokenizer, chat) for question in questions]
-    tokens = [encode(tokenizer, text) for text in texts]
-    truncated = sum(len(one) > room for one in tokens)
-    numbered = [(i, one[-room:]) for i, one in enumerate(tokens)]
-    numbered.sort(key=lambda one: (-len(one[1]), one[0]))
-    lengths = [len(one) + ANSWER_TOKENS for _, one in numbered]
-    batches = [
-        numbered[span.start : span.stop] for span in cut_batches(lengths, max_tokens)
-    ]
-    found, pace = run_batches(
-        batches,
-        lambda batch: write_answers(model, tokenizer, batch),
-        Path(journal),
-        lambda one: len(one[1]),
-        task.name,
-        quiet,
-    )
-    answers = dict(found)
-    results = [[answers[i]] for i in range(len(questions))]
     return results, pace | {"truncated": truncated}
 
 # %% ../../nbs/63_train.score.ipynb #6986b719
