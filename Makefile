@@ -50,8 +50,9 @@ mine: $(VENV)/.base
 	@echo; echo "The figures of this run: open reports/sample/index.html (make report redraws them). Next: $(BIN)/cmining --help"
 
 # Two processes, which take tests from each other at the end: most tests leave one of two cores idle.
+# One thread each: the threads of two processes that share two cores wait for each other.
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: $(VENV)/.test
 	@command -v quarto >/dev/null || { echo "The site is rendered by Quarto, which is not installed: get it from https://quarto.org/docs/get-started/ and run make docs again"; exit 1; }

@@ -15,6 +15,7 @@ import cmining
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "cmining"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+ALL_NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 FLOORS = [
     "core",
     "models",
@@ -141,6 +142,19 @@ def test_lines_fit_a_page():
     wide = [line for line in lines if line[0] > 120]
     assert not wide, wide
     assert sum(length < 90 for length, *_ in lines) > 0.9 * len(lines)
+
+
+# a table's row, a formula, a picture, an address; a page's description is one line
+CANNOT_BREAK = re.compile(r"\||\$\$|!\[|\[[^\]]+\]\(\S+\)$|> |\s*\\")
+
+
+@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+def test_prose_fits_a_page(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    prose = re.sub(r"^```.*?^```", "", "\n".join(texts), flags=re.M | re.S)
+    wide = [line for line in prose.splitlines() if len(line) > 120]
+    assert not [line for line in wide if not CANNOT_BREAK.match(line)]
 
 
 @pytest.mark.parametrize("command", [("check",), ("format", "--check")], ids=" ".join)

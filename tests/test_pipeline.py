@@ -74,21 +74,21 @@ def test_renamed_files_and_shuffled_rows(reference, tmp_path):
     assert points_of(tmp_path / "run") == points_of(reference)
 
 
-@pytest.mark.parametrize("step", ["entries", "vectors", "refined"])
-def test_killed_and_resumed(reference, tmp_path, step):
+def test_killed_three_times_and_resumed(reference, tmp_path):
     run = tmp_path / "run"
     command = [COMMAND, "mine", str(SAMPLE), "--out", str(run), "--jobs", "2"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while process.poll() is None and not (run / "work" / step).is_dir():
-        time.sleep(0.0005)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (run / "culture_points.parquet").exists()
+    for step in ("entries", "vectors", "refined"):
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while process.poll() is None and not (run / "work" / step).is_dir():
+            time.sleep(0.0005)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (run / "culture_points.parquet").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert points_of(run) == points_of(reference)

@@ -45,6 +45,7 @@ from cmining.collect.records import (
 from ..core.basics import CorpusError, RunError, parse_json
 from ..core.scripts import clean_text, fold, is_lang_code
 
+# %% ../../nbs/85_collect.community.ipynb #782e3a2b
 if TYPE_CHECKING:
     from fastapi import APIRouter
 

@@ -44,12 +44,13 @@ from ..mine.kinds import kinds_of
 from ..models.encode import entry_text
 from ..models.encoders import cached_encoder
 
-log = logging.getLogger(__name__)
-
 # %% auto #0
 __all__ = ['log', 'COLUMNS', 'SURVEY', 'FORMATS', 'ARMS', 'AnswerOption', 'split_options', 'Seed', 'LeftOut', 'Format',
            'guess_format', 'collect_seeds', 'count_by', 'is_seeds', 'read_seeds', 'seeds_record', 'seed_points',
            'draw_arm']
+
+# %% ../../nbs/50_instruct.seeds.ipynb #a6be2f9b
+log = logging.getLogger(__name__)
 
 # %% ../../nbs/50_instruct.seeds.ipynb #94576296
 class Row(NamedTuple):

@@ -38,8 +38,11 @@ FIGURES = Path(str(files("cmining"))).parent / "nbs" / "figures"
 def figure_notebooks(
     folder: str | Path | None = None,  # the checkout's when None
 ) -> list[Path]:
-    "The figure notebooks of a folder, by name. A RunError when there are none."
-    notebooks = sorted(Path(folder or FIGURES).glob("*.ipynb"))
+    "The figure notebooks of a folder, numbered ones first. A RunError when there are none."
+    notebooks = sorted(
+        Path(folder or FIGURES).glob("*.ipynb"),
+        key=lambda path: (re.search(r"\d", path.stem) is None, path.stem),
+    )
     if not notebooks and folder is None:
         raise RunError(
             "the figure notebooks are part of the checkout, not of the installed package:"
