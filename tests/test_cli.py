@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cmining.cli import COMMANDS, build_parser, explain_line, main
+from cmining.cli import COMMANDS, build_parser, main
+from cmining.commands.mine import explain_line
 from cmining.instruct.synthesize import synthesize_offline
 from cmining.mine.pipeline import mine_corpus
 

@@ -373,7 +373,7 @@ def test_train_takes_the_preset(monkeypatch):
         loss = {"mean": 1.0, "sd": None}
         return {"items": 1, "left_out": {}, "seeds": [0], "final_loss": loss}
 
-    monkeypatch.setattr("cmining.cli.tune", tune)
+    monkeypatch.setattr("cmining.commands.train.tune", tune)
     line = ["train", "items", "--model", "m", "--out", "o", "--preset", "align"]
     assert main(line) == 0
     assert seen["params"] == ALIGN_SFT

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from textwrap import fill
 
 import pandas as pd
 import pytest
@@ -292,23 +293,25 @@ def examples(run: str | Path) -> str:
     lines = read_record(run)["isolation_lines"]
     titles = entries["title"] + " (" + entries["lang"].astype(str) + ")"
     gloss = labels.set_index("id")["gloss_en"]
-    return f"""\
-In goes a folder with a file for each language: {len(labels):,} entries in the sample, a \
-title and paragraphs each.
-
-```json
-{example_entry()}
-```
-
-{counts_sentence(labels)}
-
-{isolated_table(points, lines, gloss)}
-
-*Isolation* is how much nearer an entry lies to its own language than to any other; here \
-that of the first title. The *line* is what one entry in a hundred would reach if the \
-languages were shuffled. Five entries that were chosen beforehand, and what became of them:
-
-{verdicts_table(labels, titles, lines)}"""
+    what_goes_in = (
+        f"In goes a folder with a file for each language: {len(labels):,} entries in the"
+        " sample, a title and paragraphs each."
+    )
+    what_isolation_is = (
+        "*Isolation* is how much nearer an entry lies to its own language than to any"
+        " other; here that of the first title. The *line* is what one entry in a hundred"
+        " would reach if the languages were shuffled. Five entries that were chosen"
+        " beforehand, and what became of them:"
+    )
+    parts = [
+        fill(what_goes_in, 100),
+        f"```json\n{example_entry()}\n```",
+        fill(counts_sentence(labels), 100),
+        isolated_table(points, lines, gloss),
+        fill(what_isolation_is, 100),
+        verdicts_table(labels, titles, lines),
+    ]
+    return "\n\n".join(parts)
 
 
 def test_landing_page_shows_a_real_run(tmp_path):
