@@ -16,7 +16,7 @@ _HOME = {
     "read_record": "core.runs",
     "read_run": "core.runs",
     "load_encoder": "models.encoders",
-    "Endpoint": "models.llm",
+    "Endpoint": "models.prompts",
     "download_wikipedia": "ingest.download",
     "ingest_source": "ingest.dumps",
     "mine_corpus": "mine.pipeline",

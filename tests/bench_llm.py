@@ -13,7 +13,14 @@ from pathlib import Path
 import fault_server
 
 from cmining.core.engine import peak_memory
-from cmining.models.llm import Endpoint, Prompt, ask, make_client
+from cmining.models.llm import (
+    ask,
+    make_client,
+)
+from cmining.models.prompts import (
+    Endpoint,
+    Prompt,
+)
 
 SCHEMA = {
     "type": "object",

@@ -125,6 +125,8 @@ class State:
 
     def stats(self) -> dict[str, Any]:
         return {
+            "requests": 0,
+            "batch_answers": 0,
             **self.counts,
             "prompts": len(self.seen),
             "answered": sum(self.sent.values()),

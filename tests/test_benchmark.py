@@ -21,7 +21,10 @@ import pytest
 
 import cmining
 from cmining.core.basics import CorpusError, RunError
-from cmining.models.llm import Endpoint, Reply
+from cmining.models.prompts import (
+    Endpoint,
+    Reply,
+)
 from cmining.tasks import utils
 from cmining.train.tasks import (
     TASK_FOLDER,
@@ -499,10 +502,9 @@ def test_replies_are_read_strictly(data, tmp_path, monkeypatch):
 
 
 def test_an_endpoint_that_is_not_there_is_one_line(data, tmp_path, monkeypatch):
-    from cmining.models import llm
     from cmining.train.benchmark import evaluate_model
 
-    monkeypatch.setattr(llm, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr("cmining.models.budget.FIRST_WAIT", 0.01)
     endpoint = Endpoint("m", "http://127.0.0.1:9/v1", max_attempts=2)
     with pytest.raises(RunError, match="no answer"):
         evaluate_model("m", ["blend_mc"], data, tmp_path, endpoint=endpoint)

@@ -30,9 +30,10 @@ from cmining.collect.records import (
     read_records,
     write_records,
 )
-from cmining.core.basics import RunError
-from cmining.models import llm
-from cmining.models.llm import Endpoint
+from cmining.core.basics import RunError, hash64
+from cmining.models.prompts import (
+    Endpoint,
+)
 
 pytest.importorskip("openai")
 
@@ -67,7 +68,7 @@ def model_answer(body: dict) -> str:
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     "Short waits, and no key and no proxy of whoever runs the tests."
-    monkeypatch.setattr(llm, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr("cmining.models.budget.FIRST_WAIT", 0.02)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -213,7 +214,7 @@ def test_any_names_are_taken_as_text(names, others):
         return replies
 
     claims = elicit_claims([Cell("BR", "dance", "en")], answer, Elicitation(draws=2))
-    folded = [llm.hash64(clean_name(claim.name)) for claim in claims]
+    folded = [hash64(clean_name(claim.name)) for claim in claims]
     assert len(folded) == len(set(folded))
     for claim in claims:
         assert claim.name == clean_name(claim.name) and 0 < len(claim.name) <= 100

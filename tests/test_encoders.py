@@ -23,7 +23,6 @@ from cmining.core.basics import RunError
 from cmining.core.runs import Params, read_record
 from cmining.mine import pipeline
 from cmining.mine.pipeline import mine_corpus
-from cmining.models import llm
 from cmining.models.encoders import (
     PACKAGED,
     _kept_encoder,
@@ -158,7 +157,7 @@ class Hashing(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(llm, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr("cmining.models.budget.FIRST_WAIT", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hashing)
     server.state = {
         "lock": threading.Lock(),
@@ -243,7 +242,7 @@ def test_no_endpoint(monkeypatch):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    monkeypatch.setattr(llm, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr("cmining.models.budget.FIRST_WAIT", 0.001)
     with pytest.raises(RunError, match="gives no vectors: the connection failed"):
         load_encoder("openai:m", f"http://127.0.0.1:{port}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "")

@@ -23,15 +23,24 @@ from hypothesis import strategies as st
 
 from cmining.core.basics import RunError
 from cmining.models import llm
-from cmining.models.llm import (
-    BUDGET_SPENT,
-    Endpoint,
-    Journal,
-    Prompt,
-    ask,
-    ask_batch,
+from cmining.models.budget import (
     estimate,
     load_prices,
+)
+from cmining.models.journal import (
+    Journal,
+)
+from cmining.models.llm import (
+    BUDGET_SPENT,
+    ask,
+    ask_batch,
+)
+from cmining.models.prompts import (
+    Endpoint,
+    Prompt,
+    extract_reply,
+    find_json,
+    matches_schema,
 )
 
 pytest.importorskip("openai")
@@ -77,7 +86,7 @@ def lines(journal: Path) -> list[dict]:
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     "Short waits, and no key and no proxy of whoever runs the tests."
-    monkeypatch.setattr(llm, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr("cmining.models.budget.FIRST_WAIT", 0.02)
     for name in (
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
@@ -510,7 +519,7 @@ def test_content_in_parts(content, text):
     ],
 )
 def test_which_object_is_the_answer(text, answer):
-    value = llm.find_json(text, SCHEMA)
+    value = find_json(text, SCHEMA)
     assert (value or {}).get("answer") == answer
 
 
@@ -589,12 +598,12 @@ def test_any_completion_gives_a_reply(content, usage, finish, refusal):
 
 @given(pieces)
 def test_any_text_has_an_object_of_the_schema_or_stays(text):
-    extracted = llm.extract_reply(text, SCHEMA)
+    extracted = extract_reply(text, SCHEMA)
     if extracted != text:
         assert isinstance(json.loads(extracted), dict)
-    value = llm.find_json(text, SCHEMA)
+    value = find_json(text, SCHEMA)
     assert value is None or isinstance(value, dict)
-    thought = llm.find_json(f"<think>{text.replace('</think>', '')}", SCHEMA)
+    thought = find_json(f"<think>{text.replace('</think>', '')}", SCHEMA)
     assert thought is None or text.lstrip().startswith("{")
 
 
@@ -658,7 +667,7 @@ def test_the_probe_decides_once(server, endpoint, tmp_path, supports, status, mo
     asked = prompts(20, schema=SCHEMA)
     replies = list(ask(asked[:12], endpoint(), tmp_path / "j.jsonl"))
     assert {r.mode for r in replies} == {mode}
-    assert all(llm.matches_schema(json.loads(r.text), SCHEMA) for r in replies)
+    assert all(matches_schema(json.loads(r.text), SCHEMA) for r in replies)
     before = server.stats()["requests"]
     replies = list(ask(asked, endpoint(), tmp_path / "j.jsonl"))
     assert {r.mode for r in replies} == {mode}
@@ -934,7 +943,7 @@ def test_batch_files(server, endpoint, tmp_path):
     replies = batch(asked, endpoint(), tmp_path / "j.jsonl", max_requests=8)
     assert [r.key for r in replies] == [p.key for p in asked] and replies[:5] == live
     assert all(
-        r.mode == "json_schema" and llm.matches_schema(json.loads(r.text), SCHEMA)
+        r.mode == "json_schema" and matches_schema(json.loads(r.text), SCHEMA)
         for r in replies
     )
     assert len(server.stats()["batches"]) - before == 3  # 8 + 8 + 4

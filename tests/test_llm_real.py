@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 
 from cmining.models import llm
-from cmining.models.llm import Endpoint, Prompt, ask
+from cmining.models.llm import (
+    ask,
+)
+from cmining.models.prompts import (
+    Endpoint,
+    Prompt,
+)
 
 SHORT = {"type": "string", "pattern": "^[a-z ]{3,20}$"}
 FREE = {"type": "string"}
@@ -167,7 +173,7 @@ def prompts(n: int, text: dict) -> list[Prompt]:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
-    monkeypatch.setattr(llm, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr("cmining.models.budget.FIRST_WAIT", 0.02)
     for name in (
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",

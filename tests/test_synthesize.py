@@ -45,7 +45,10 @@ from cmining.instruct.synthesize import (
     write_prompt,
 )
 from cmining.mine.pipeline import mine_corpus
-from cmining.models.llm import Endpoint, Reply
+from cmining.models.prompts import (
+    Endpoint,
+    Reply,
+)
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"

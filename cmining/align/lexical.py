@@ -23,7 +23,13 @@ from .reward import parse_list, spearman
 from ..core.basics import RunError, digest, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, write_json
 from ..evidence.quality import bootstrap_weights
-from ..models.llm import Endpoint, Prompt, ask
+from cmining.models.llm import (
+    ask,
+)
+from cmining.models.prompts import (
+    Endpoint,
+    Prompt,
+)
 from ..train.generate import write_texts
 from ..train.tune import chat_texts, folder_digest, load_model, model_folder
 

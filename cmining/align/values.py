@@ -33,7 +33,17 @@ from cmining.align.survey import (
 )
 from ..core.basics import RunError, digest, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, write_json
-from ..models.llm import Endpoint, Price, Prompt, ask, error_line
+from cmining.models.budget import (
+    Price,
+)
+from cmining.models.llm import (
+    ask,
+    error_line,
+)
+from cmining.models.prompts import (
+    Endpoint,
+    Prompt,
+)
 from cmining.train.score import (
     BATCH_TOKENS,
     batch_inputs,

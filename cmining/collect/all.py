@@ -29,7 +29,12 @@ from cmining.collect.records import (
 from .salience import tail_study
 from ..core.basics import RunError, digest, parse_json
 from ..core.engine import remove_path, write_json
-from ..models.llm import Endpoint, load_prices
+from cmining.models.budget import (
+    load_prices,
+)
+from cmining.models.prompts import (
+    Endpoint,
+)
 
 # %% auto #0
 __all__ = ['read_config', 'collect_all']

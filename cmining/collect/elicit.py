@@ -18,15 +18,19 @@ from .records import Record, Request, country_name
 from ..core.basics import RunError, hash64, parse_json
 from ..core.engine import atomic_write
 from ..core.scripts import clean_text, count_scripts, fold, scripts_of
-from cmining.models.llm import (
-    Endpoint,
+from cmining.models.budget import (
     Price,
-    Prompt,
+)
+from cmining.models.llm import (
     ask,
     error_line,
+    public_url,
+)
+from cmining.models.prompts import (
+    Endpoint,
+    Prompt,
     find_json,
     matches_schema,
-    public_url,
 )
 
 # %% auto #0

@@ -32,14 +32,18 @@ from ..core.engine import atomic_write, hold_folder, write_json
 from ..core.scripts import MARKS, UNSPACED, fold
 from ..evidence.agreement import middle, unit_weights
 from ..instruct.seeds import LeftOut, Row, cell, kind_of_file, needed, read_rows
-from cmining.models.llm import (
-    Endpoint,
+from cmining.models.budget import (
     Price,
-    Prompt,
-    after_thought,
+)
+from cmining.models.llm import (
     ask,
     error_line,
     public_url,
+)
+from cmining.models.prompts import (
+    Endpoint,
+    Prompt,
+    after_thought,
 )
 
 # %% auto #0

@@ -30,7 +30,9 @@ from cmining.commands.options import (
 )
 from .train import given_params, train_text
 from ..core.basics import RunError
-from ..models.llm import load_prices
+from cmining.models.budget import (
+    load_prices,
+)
 
 # %% auto #0
 __all__ = []

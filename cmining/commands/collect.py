@@ -30,7 +30,9 @@ from cmining.commands.options import (
     web_source,
 )
 from ..core.basics import CorpusError, RunError
-from ..models.llm import load_prices
+from cmining.models.budget import (
+    load_prices,
+)
 
 # %% auto #0
 __all__ = []

@@ -24,7 +24,9 @@ from upath import UPath
 
 from ..core.engine import as_path
 from ..core.runs import Params
-from ..models.llm import Endpoint
+from cmining.models.prompts import (
+    Endpoint,
+)
 
 # %% auto #0
 __all__ = []

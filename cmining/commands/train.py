@@ -36,7 +36,9 @@ from cmining.instruct.synthesize import (
     synthesize_offline,
 )
 from ..mine.kinds import KINDS
-from ..models.llm import load_prices
+from cmining.models.budget import (
+    load_prices,
+)
 from ..train.tune import TuneParams, tune
 
 # %% auto #0

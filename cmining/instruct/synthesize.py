@@ -63,19 +63,25 @@ from cmining.instruct.seeds import (
     seeds_record,
 )
 from ..mine.kinds import KINDS
+from cmining.models.budget import (
+    estimate,
+)
+from cmining.models.journal import (
+    was_cut,
+)
 from cmining.models.llm import (
     BUDGET_SPENT,
+    ask,
+    ask_batch,
+    estimate_rest,
+    possible_probes,
+    public_url,
+)
+from cmining.models.prompts import (
     Endpoint,
     Prompt,
     Reply,
     after_thought,
-    ask,
-    ask_batch,
-    estimate,
-    estimate_rest,
-    possible_probes,
-    public_url,
-    was_cut,
 )
 
 # %% auto #0

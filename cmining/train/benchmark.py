@@ -17,7 +17,15 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..core.basics import RunError, digest, file_digest, parse_json
 from ..core.engine import atomic_write, hold_folder, write_json
-from ..models.llm import Endpoint, Price, public_url
+from cmining.models.budget import (
+    Price,
+)
+from cmining.models.llm import (
+    public_url,
+)
+from cmining.models.prompts import (
+    Endpoint,
+)
 from ..tasks.utils import question_accuracy  # noqa: F401
 from .generate import generate_answers
 from cmining.train.score import (
