@@ -24,6 +24,7 @@ from cmining.collect.represent import (
     is_validated,
     list_questions,
     read_answer,
+    read_validated,
     results_table,
     run_represent,
     vendi_score,
@@ -200,6 +201,12 @@ def test_who_may_count(tmp_path):
         run_represent(tmp_path / "a", tmp_path / "claims", PROTOCOL, respondent(best))
     with pytest.raises(RunError, match="at least one country"):
         list_questions(Protocol((), ("dance",)))
+
+
+def test_a_file_that_is_no_list_is_refused(tmp_path):
+    (tmp_path / "dishes.txt").write_text("Paella\n")
+    with pytest.raises(CorpusError, match="give .json, .jsonl, .csv or .tsv"):
+        read_validated(tmp_path / "dishes.txt", Counter())
 
 
 unit = st.floats(0, 1, allow_nan=False)

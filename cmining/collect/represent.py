@@ -162,7 +162,13 @@ def read_artifacts(source: Path, counts: Counter) -> list[Merged]:
     "Artifacts of a merged table, of records, or of a list."
     if (source / "merged.parquet").is_file():
         return read_merged(source)
-    is_list = source.is_file() and kind_of_file(source) not in ("", ".parquet")
+    kind = kind_of_file(source) if source.is_file() else ".parquet"
+    if not kind:
+        raise CorpusError(
+            f"{source} is no list of artifacts: give .json, .jsonl, .csv or .tsv with name,"
+            " country and aspect, or a folder of records"
+        )
+    is_list = kind != ".parquet"
     records = read_list(source, counts) if is_list else read_records(source, counts)
     return merge_records(records, counts)
 
