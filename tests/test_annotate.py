@@ -475,6 +475,14 @@ def test_two_tabs_do_not_undo_each_other(opened):
     assert kept[ITEMS["item"][0]] == [1, None, None, None, None]
 
 
+def reload_with_local_storage(browser):
+    "Chromium sometimes shows a new page none of the local storage; the next page has it."
+    for _ in range(5):
+        browser.reload(READY)
+        if browser.js("localStorage.length"):
+            return
+
+
 def test_one_of_two_stores_is_enough(opened):
     browser = opened
     browser.js("document.querySelector('#agree').click()")
@@ -484,10 +492,10 @@ def test_one_of_two_stores_is_enough(opened):
     assert browser.answers() == "yn---"
     broken = "indexedDB.open = () => { throw new Error('private window') }"
     browser("Page.addScriptToEvaluateOnNewDocument", source=broken)
-    browser.reload(READY)
+    reload_with_local_storage(browser)
     browser.press("1")
     assert browser.answers() == "yny--"
-    browser.reload(READY)
+    reload_with_local_storage(browser)
     assert browser.answers() == "yny--"
     assert browser.text("#storage") is None
 

@@ -15,10 +15,9 @@ from typing import Any
 from cmining.commands.options import (
     GOES_ON,
     Command,
-    add_budget_options,
     add_commands,
+    add_endpoint_options,
     add_jobs,
-    add_limit_options,
     add_model,
     add_out,
     add_param_options,
@@ -147,13 +146,7 @@ def add_model_options(sub: argparse.ArgumentParser) -> None:
             " model itself unless there are --answers"
         ),
     )
-    sub.add_argument(
-        "--base-url",
-        help="an OpenAI-compatible endpoint that has the model; the key is read from"
-        " OPENAI_API_KEY",
-    )
-    add_budget_options(sub)
-    add_limit_options(sub)
+    add_endpoint_options(sub)
 
 
 def asks_endpoint(options: argparse.Namespace) -> bool:

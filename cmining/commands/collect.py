@@ -15,10 +15,9 @@ from typing import Any
 from cmining.commands.options import (
     GOES_ON,
     Command,
-    add_budget_options,
     add_commands,
+    add_endpoint_options,
     add_jobs,
-    add_limit_options,
     add_out,
     add_temperature,
     comma_list,
@@ -371,7 +370,6 @@ def add_asked_options(sub: argparse.ArgumentParser) -> None:
         default=("en",),
         help="languages to ask in, with commas between them (default en)",
     )
-    sub.add_argument("--base-url", help="an OpenAI-compatible endpoint")
 
 
 def collect_elicit(options: argparse.Namespace) -> None:
@@ -432,8 +430,7 @@ def collect_elicit_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--max-tokens", type=int, default=3000, help="of an answer (default 3,000)"
     )
-    add_budget_options(sub)
-    add_limit_options(sub)
+    add_endpoint_options(sub)
 
 # %% ../../nbs/98_commands.collect.ipynb #5d56fc7d
 def collect_represent(options: argparse.Namespace) -> None:
@@ -501,8 +498,7 @@ def collect_represent_options(sub: argparse.ArgumentParser) -> None:
         "--max-tokens", type=int, default=400, help="of an answer (default 400)"
     )
     add_temperature(sub)
-    add_budget_options(sub)
-    add_limit_options(sub)
+    add_endpoint_options(sub)
 
 # %% ../../nbs/98_commands.collect.ipynb #f2194f1d
 def artifact_rows(source: Path) -> list[Any]:

@@ -280,6 +280,17 @@ def add_limit_options(sub: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=120, help="seconds for an answer (default 120)"
     )
 
+
+def add_endpoint_options(sub: argparse.ArgumentParser) -> None:
+    "Which server, what it may cost, and how fast it is asked."
+    sub.add_argument(
+        "--base-url",
+        help="an OpenAI-compatible endpoint that has the model; the key is read from"
+        " OPENAI_API_KEY",
+    )
+    add_budget_options(sub)
+    add_limit_options(sub)
+
 # %% ../../nbs/94_commands.options.ipynb #c3a209f1
 def comma_list(text: str) -> tuple[str, ...]:
     "Values with commas between them."

@@ -15,6 +15,7 @@ from cmining.commands.options import (
     GOES_ON,
     Command,
     add_budget_options,
+    add_endpoint_options,
     add_limit_options,
     add_model,
     add_out,
@@ -514,13 +515,7 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--revision", help="of the benchmark on the hub (default: the latest)"
     )
-    sub.add_argument(
-        "--base-url",
-        help="an OpenAI-compatible endpoint that has the model; the key is read from"
-        " OPENAI_API_KEY",
-    )
-    add_budget_options(sub)
-    add_limit_options(sub)
+    add_endpoint_options(sub)
 
 # %% ../../nbs/96_commands.train.ipynb #bca5f55d
 def compare_command(options: argparse.Namespace) -> None:
