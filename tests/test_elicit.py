@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fault_server
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cmining.cli import main
@@ -196,6 +196,7 @@ anything = st.text(max_size=130)
 
 
 @given(st.lists(anything, max_size=8), st.lists(anything, max_size=4))
+@example([], [".0.0"])
 def test_any_names_are_taken_as_text(names, others):
     "Whatever a model writes: every prompt and record can be made of it."
 

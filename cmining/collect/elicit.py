@@ -340,7 +340,9 @@ _AROUND = " \t\"'“”„«»「」『』`*_.,;:、。"
 
 def clean_name(text: str) -> str:
     "A name as one line, without bullet, number, quotes and stops; empty where there is none."
-    name = _BULLET.sub("", clean_text(text)).strip(_AROUND)
+    before, name = None, clean_text(text)
+    while name != before:  # a clean name stays as it is, so that verdicts find it
+        before, name = name, _BULLET.sub("", name).strip(_AROUND)
     return name if fold(name) and len(name) <= LONGEST_NAME else ""
 
 
