@@ -13,14 +13,8 @@ from pathlib import Path
 import fault_server
 
 from cmining.core.engine import peak_memory
-from cmining.models.llm import (
-    ask,
-    make_client,
-)
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-)
+from cmining.models.llm import ask, make_client
+from cmining.models.prompts import Endpoint, Prompt
 
 SCHEMA = {
     "type": "object",

@@ -21,10 +21,7 @@ import pytest
 
 import cmining
 from cmining.core.basics import CorpusError, RunError
-from cmining.models.prompts import (
-    Endpoint,
-    Reply,
-)
+from cmining.models.prompts import Endpoint, Reply
 from cmining.tasks import utils
 from cmining.train.tasks import (
     TASK_FOLDER,

@@ -605,7 +605,7 @@ def test_a_kill_loses_nothing_that_was_answered(server):
         stop.set()
         for future in acts:
             future.result()
-    assert len(answered) >= 36 and len(decided) >= 6
+    assert len(answered) > 36 and len(decided) > 5
     with closing(open_contributions(server.folder)) as db:
         names = [row[0] for row in db.execute("SELECT name FROM contribution")]
         assert len(names) == len(set(names)) and answered <= set(names)

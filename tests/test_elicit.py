@@ -31,9 +31,7 @@ from cmining.collect.records import (
     write_records,
 )
 from cmining.core.basics import RunError, hash64
-from cmining.models.prompts import (
-    Endpoint,
-)
+from cmining.models.prompts import Endpoint
 
 pytest.importorskip("openai")
 

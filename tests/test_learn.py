@@ -40,10 +40,7 @@ from cmining.align.survey import SurveyQuestion, survey_prompt
 from cmining.align.values import ask_survey, option_shares, weights_scores
 from cmining.cli import main
 from cmining.core.basics import RunError
-from cmining.models.prompts import (
-    Endpoint,
-    Reply,
-)
+from cmining.models.prompts import Endpoint, Reply
 from cmining.train.tune import load_model
 
 EAT = Path(__file__).parent.parent / "data" / "norms" / "eat.tsv"

@@ -23,18 +23,9 @@ from hypothesis import strategies as st
 
 from cmining.core.basics import RunError
 from cmining.models import llm
-from cmining.models.budget import (
-    estimate,
-    load_prices,
-)
-from cmining.models.journal import (
-    Journal,
-)
-from cmining.models.llm import (
-    BUDGET_SPENT,
-    ask,
-    ask_batch,
-)
+from cmining.models.budget import estimate, load_prices
+from cmining.models.journal import Journal
+from cmining.models.llm import BUDGET_SPENT, ask, ask_batch
 from cmining.models.prompts import (
     Endpoint,
     Prompt,

@@ -15,13 +15,8 @@ import numpy as np
 import pytest
 
 from cmining.models import llm
-from cmining.models.llm import (
-    ask,
-)
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-)
+from cmining.models.llm import ask
+from cmining.models.prompts import Endpoint, Prompt
 
 SHORT = {"type": "string", "pattern": "^[a-z ]{3,20}$"}
 FREE = {"type": "string"}

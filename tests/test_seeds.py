@@ -34,9 +34,7 @@ from cmining.instruct.synthesize import (
     synthesize_offline,
 )
 from cmining.mine.pipeline import mine_corpus
-from cmining.models.prompts import (
-    Endpoint,
-)
+from cmining.models.prompts import Endpoint
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

@@ -45,10 +45,7 @@ from cmining.instruct.synthesize import (
     write_prompt,
 )
 from cmining.mine.pipeline import mine_corpus
-from cmining.models.prompts import (
-    Endpoint,
-    Reply,
-)
+from cmining.models.prompts import Endpoint, Reply
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"

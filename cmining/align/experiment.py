@@ -21,6 +21,7 @@ from .items import WordSettings, make_word_items, read_gold
 from .learn import ALIGN_SFT, LearnParams, learn
 from cmining.align.lexical import (
     KS,
+    TEMPERATURE,
     Variant,
     compare_scores,
     macro_scores,
@@ -62,7 +63,7 @@ class AlignSettings(NamedTuple):
     cues: int | None = 100  # held-out cues that are asked, drawn by hash; all when None
     length: int = 50  # associations asked for
     max_tokens: int = 160  # of an answer
-    temperature: float = 0.7  # of the lists
+    temperature: float = TEMPERATURE  # of the lists
     method: str = "dpo"  # of the second stage, or grpo
     countries: tuple[str, ...] = ("USA", "CHN")
     tension: int = 50  # questions on which two countries differ most

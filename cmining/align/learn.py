@@ -22,12 +22,7 @@ from .. import __version__
 from .items import RANK_LINES, ranking_answer
 from .reward import released_reward, score_ranking, spearman
 from ..core.basics import RunError, digest, file_digest, hash64, parse_json
-from cmining.core.engine import (
-    RunLog,
-    atomic_write,
-    remove_path,
-    write_json,
-)
+from ..core.engine import RunLog, atomic_write, remove_path, write_json
 from ..core.runs import COUNT, SHARE, check_kind, check_limits, param
 from ..instruct.export import trainable_items
 from ..train.score import longest_input

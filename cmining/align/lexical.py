@@ -23,13 +23,8 @@ from .reward import parse_list, spearman
 from ..core.basics import RunError, digest, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, write_json
 from ..evidence.quality import bootstrap_weights
-from cmining.models.llm import (
-    ask,
-)
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-)
+from ..models.llm import ask
+from ..models.prompts import Endpoint, Prompt
 from ..train.generate import write_texts
 from ..train.tune import chat_texts, folder_digest, load_model, model_folder
 

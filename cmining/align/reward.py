@@ -14,9 +14,7 @@ from scipy.stats import rankdata
 
 from .norms import fold_word
 from ..core.scripts import UNSPACED
-from cmining.models.prompts import (
-    after_thought,
-)
+from ..models.prompts import after_thought
 
 # %% auto #0
 __all__ = ['parse_list', 'Ranking', 'read_ranking', 'RankingScore', 'score_ranking', 'released_reward']

@@ -15,13 +15,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from .. import __version__
-from cmining.align.lexical import (
-    Variant,
-    holm,
-    interval_table,
-    signed_rank_p,
-    table_rows,
-)
+from .lexical import Variant, holm, interval_table, signed_rank_p, table_rows
 from .norms import open_text, refuse
 from cmining.align.survey import (
     Survey,
@@ -33,17 +27,9 @@ from cmining.align.survey import (
 )
 from ..core.basics import RunError, digest, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, write_json
-from cmining.models.budget import (
-    Price,
-)
-from cmining.models.llm import (
-    ask,
-    error_line,
-)
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-)
+from ..models.budget import Price
+from ..models.llm import ask, error_line
+from ..models.prompts import Endpoint, Prompt
 from cmining.train.score import (
     BATCH_TOKENS,
     batch_inputs,

@@ -20,21 +20,12 @@ from cmining.collect.graph import (
     extract_graph,
 )
 from .merge import merge_folders, read_merged
-from cmining.collect.records import (
-    Request,
-    collect_records,
-    country_code,
-    read_records,
-)
+from .records import Request, collect_records, country_code, read_records
 from .salience import tail_study
 from ..core.basics import RunError, digest, parse_json
 from ..core.engine import remove_path, write_json
-from cmining.models.budget import (
-    load_prices,
-)
-from cmining.models.prompts import (
-    Endpoint,
-)
+from ..models.budget import load_prices
+from ..models.prompts import Endpoint
 
 # %% auto #0
 __all__ = ['read_config', 'collect_all']

@@ -18,20 +18,9 @@ from .records import Record, Request, country_name
 from ..core.basics import RunError, hash64, parse_json
 from ..core.engine import atomic_write
 from ..core.scripts import clean_text, count_scripts, fold, scripts_of
-from cmining.models.budget import (
-    Price,
-)
-from cmining.models.llm import (
-    ask,
-    error_line,
-    public_url,
-)
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-    find_json,
-    matches_schema,
-)
+from ..models.budget import Price
+from ..models.llm import ask, error_line, public_url
+from ..models.prompts import Endpoint, Prompt, find_json, matches_schema
 
 # %% auto #0
 __all__ = ['Cell', 'Elicitation', 'Claim', 'elicit_claims', 'claim_records', 'link_records', 'join_records', 'ModelSource']

@@ -20,31 +20,16 @@ import pandas as pd
 
 from .. import __version__
 from .elicit import FRAMINGS, WORDINGS, clean_name, naming_text
-from cmining.collect.merge import (
-    Merged,
-    merge_records,
-    name_keys,
-    read_merged,
-)
+from .merge import Merged, merge_records, name_keys, read_merged
 from .records import Record, country_code, country_name, read_records
 from ..core.basics import CorpusError, RunError, digest, hash64
 from ..core.engine import atomic_write, hold_folder, write_json
 from ..core.scripts import MARKS, UNSPACED, fold
 from ..evidence.agreement import middle, unit_weights
 from ..instruct.seeds import LeftOut, Row, cell, kind_of_file, needed, read_rows
-from cmining.models.budget import (
-    Price,
-)
-from cmining.models.llm import (
-    ask,
-    error_line,
-    public_url,
-)
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-    after_thought,
-)
+from ..models.budget import Price
+from ..models.llm import ask, error_line, public_url
+from ..models.prompts import Endpoint, Prompt, after_thought
 
 # %% auto #0
 __all__ = ['Protocol', 'Question', 'list_questions', 'is_validated', 'artifact_weights', 'weighted_recall', 'vendi_score',
@@ -654,14 +639,15 @@ def ask_weights(
         asked = [chat_text(tokenizer, text) for text in texts]
     else:
         asked = [f"{text}\n\n" for text in texts]
-    (settings,) = {(prompt.max_tokens, prompt.temperature) for prompt in prompts}
+    # all prompts are of one protocol
+    ((answer_tokens, temperature),) = {(p.max_tokens, p.temperature) for p in prompts}
     written, _ = write_texts(
         model,
         tokenizer,
         asked,
         journal,
-        max_tokens=settings[0],
-        temperature=settings[1],
+        max_tokens=answer_tokens,
+        temperature=temperature,
         keys=[prompt.key for prompt in prompts],
         batch_tokens=max_tokens,
         quiet=quiet,

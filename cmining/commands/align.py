@@ -29,9 +29,7 @@ from cmining.commands.options import (
 )
 from .train import given_params, train_text
 from ..core.basics import RunError
-from cmining.models.budget import (
-    load_prices,
-)
+from ..models.budget import load_prices
 
 # %% auto #0
 __all__ = []
@@ -573,11 +571,7 @@ def align_export_ppo_options(sub: argparse.ArgumentParser) -> None:
 
 def align_experiment_command(options: argparse.Namespace) -> None:
     "cmining align experiment"
-    from cmining.align.experiment import (
-        AlignSettings,
-        align_experiment,
-        experiment_text,
-    )
+    from cmining.align.experiment import AlignSettings, align_experiment, experiment_text
 
     if options.seeds < 1:
         raise RunError(f"--seeds is at least 1, not {options.seeds}")

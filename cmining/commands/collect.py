@@ -29,9 +29,7 @@ from cmining.commands.options import (
     web_source,
 )
 from ..core.basics import CorpusError, RunError
-from cmining.models.budget import (
-    load_prices,
-)
+from ..models.budget import load_prices
 
 # %% auto #0
 __all__ = []

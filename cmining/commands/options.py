@@ -24,9 +24,7 @@ from upath import UPath
 
 from ..core.engine import as_path
 from ..core.runs import Params
-from cmining.models.prompts import (
-    Endpoint,
-)
+from ..models.prompts import Endpoint
 
 # %% auto #0
 __all__ = []

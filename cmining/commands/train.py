@@ -37,9 +37,7 @@ from cmining.instruct.synthesize import (
     synthesize_offline,
 )
 from ..mine.kinds import KINDS
-from cmining.models.budget import (
-    load_prices,
-)
+from ..models.budget import load_prices
 from ..train.tune import TuneParams, tune
 
 # %% auto #0

@@ -22,9 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..core.basics import RunError
-from cmining.core.scripts import (
-    clean_text,
-)
+from ..core.scripts import clean_text
 
 # %% auto #0
 __all__ = ['MAX_PAGE', 'clean_address', 'host_of', 'Member', 'members', 'Found', 'is_html', 'is_reserved', 'record_page',

@@ -24,13 +24,7 @@ import pyarrow.parquet as pq
 from .. import __version__
 from ..core.basics import CorpusError, RunError, file_digest, hash64, parse_json
 from ..core.engine import atomic_write, fetch_local, scratch_folder, write_json
-from cmining.core.runs import (
-    CANDIDATE,
-    read_params,
-    read_run,
-    read_texts,
-    work_shards,
-)
+from ..core.runs import CANDIDATE, read_params, read_run, read_texts, work_shards
 from cmining.core.scripts import (
     check_lang,
     clean_text,

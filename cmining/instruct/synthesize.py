@@ -63,12 +63,8 @@ from cmining.instruct.seeds import (
     seeds_record,
 )
 from ..mine.kinds import KINDS
-from cmining.models.budget import (
-    estimate,
-)
-from cmining.models.journal import (
-    was_cut,
-)
+from ..models.budget import estimate
+from ..models.journal import was_cut
 from cmining.models.llm import (
     BUDGET_SPENT,
     ask,
@@ -77,12 +73,7 @@ from cmining.models.llm import (
     possible_probes,
     public_url,
 )
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-    Reply,
-    after_thought,
-)
+from ..models.prompts import Endpoint, Prompt, Reply, after_thought
 
 # %% auto #0
 __all__ = ['Request', 'Constellation', 'constellations', 'plan_requests', 'write_prompt', 'read_reply', 'Settings',

@@ -111,13 +111,7 @@ from cmining.mine.select import (
     select_points,
 )
 from .series import HEAD_PARAGRAPHS, find_series, settle_series
-from cmining.mine.vectors import (
-    Cells,
-    cell_centers,
-    kmeans,
-    nearest_center,
-    take_rows,
-)
+from .vectors import Cells, cell_centers, kmeans, nearest_center, take_rows
 from ..models.encode import StaticEncoder, entry_text
 from ..models.encoders import cached_encoder
 

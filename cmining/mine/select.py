@@ -12,12 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.runs import REASONS, STAGES, Rule
-from cmining.mine.discover import (
-    centrality,
-    describe_groups,
-    find_themes,
-    rank_in_group,
-)
+from .discover import centrality, describe_groups, find_themes, rank_in_group
 from cmining.mine.vectors import (
     Cells,
     make_cells,

@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.basics import RunError, parse_json
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-)
+from .prompts import Endpoint, Prompt
 
 # %% auto #0
 __all__ = ['load_prices', 'token_cost', 'estimate']

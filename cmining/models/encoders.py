@@ -21,10 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.basics import RunError, digest
-from cmining.models.budget import (
-    PATIENCE,
-    backoff,
-)
+from .budget import PATIENCE, backoff
 from cmining.models.encode import (
     BUNDLED,
     Encoder,
@@ -41,9 +38,7 @@ from cmining.models.llm import (
     redact,
     request_failure,
 )
-from cmining.models.prompts import (
-    Endpoint,
-)
+from .prompts import Endpoint
 
 # %% auto #0
 __all__ = ['PACKAGED', 'ENDPOINT_PREFIX', 'PackagedEncoder', 'load_packaged', 'EndpointEncoder', 'load_encoder']

@@ -17,14 +17,8 @@ from typing import Any
 
 from ..core.basics import RunError, hash64, parse_json
 from ..core.engine import lock_file
-from cmining.models.budget import (
-    Price,
-    token_cost,
-)
-from cmining.models.prompts import (
-    Prompt,
-    Reply,
-)
+from .budget import Price, token_cost
+from .prompts import Prompt, Reply
 
 # %% auto #0
 __all__ = ['Journal']

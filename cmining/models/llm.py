@@ -39,12 +39,7 @@ from cmining.models.budget import (
     run_in_thread,
     token_cost,
 )
-from cmining.models.journal import (
-    Journal,
-    json_digest,
-    prompt_digest,
-    reply_of_record,
-)
+from .journal import Journal, json_digest, prompt_digest, reply_of_record
 from cmining.models.prompts import (
     Endpoint,
     Prompt,

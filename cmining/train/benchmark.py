@@ -17,22 +17,12 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..core.basics import RunError, digest, file_digest, parse_json
 from ..core.engine import atomic_write, hold_folder, write_json
-from cmining.models.budget import (
-    Price,
-)
-from cmining.models.llm import (
-    public_url,
-)
-from cmining.models.prompts import (
-    Endpoint,
-)
+from ..models.budget import Price
+from ..models.llm import public_url
+from ..models.prompts import Endpoint
 from ..tasks.utils import question_accuracy  # noqa: F401
 from .generate import generate_answers
-from cmining.train.score import (
-    BATCH_TOKENS,
-    ask_questions,
-    score_options,
-)
+from .score import BATCH_TOKENS, ask_questions, score_options
 from .tasks import BenchmarkTask, read_task, task_questions
 from .tune import folder_digest, load_model, model_folder
 

@@ -17,18 +17,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ..core.basics import RunError, hash64, parse_json
-from cmining.models.budget import (
-    Price,
-)
-from cmining.models.llm import (
-    ask,
-    error_line,
-)
-from cmining.models.prompts import (
-    Endpoint,
-    Prompt,
-    Reply,
-)
+from ..models.budget import Price
+from ..models.llm import ask, error_line
+from ..models.prompts import Endpoint, Prompt, Reply
 from ..tasks.utils import LETTERS, read_choice
 from .tasks import BenchmarkTask
 from .tune import logits_at, takes_positions

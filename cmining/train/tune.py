@@ -25,13 +25,7 @@ import psutil
 
 from .. import __version__
 from ..core.basics import RunError, digest, file_digest, parse_json
-from cmining.core.engine import (
-    RunLog,
-    atomic_write,
-    hold_folder,
-    remove_path,
-    write_json,
-)
+from ..core.engine import RunLog, atomic_write, hold_folder, remove_path, write_json
 from ..core.runs import COUNT, SHARE, check_kind, check_limits, param
 from ..instruct.export import to_pair, trainable_items
 
